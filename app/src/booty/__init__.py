@@ -1,0 +1,3 @@
+"""The FastAPI service that Booty deploys."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,73 @@
+"""The way in: `python -m booty`."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from booty import __version__, logs
+from booty.config import Settings, explain
+
+log = logging.getLogger("booty")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the service with these command-line arguments, by default the process's.
+
+    Returns:
+        The exit status: 0 after a stop, 1 when the service could not start or failed.
+    """
+    args = _parser().parse_args(argv)
+    logs.configure()
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        log.error(explain(error))
+        return 1
+    logs.configure(settings.booty_log_format, settings.booty_log_level)
+
+    from booty import server  # noqa: PLC0415 - half a second that --help and a bad setting need not wait for
+
+    try:
+        sockets = server.systemd_sockets() or server.open_sockets(args.host, args.port, args.internal_socket)
+    except OSError as error:
+        log.error(error)
+        return 1
+    try:
+        server.run(settings, sockets)
+    except Exception:
+        log.exception("the service failed")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    settings = "\n".join(
+        f"  {name.upper():<20} {field.description}" for name, field in Settings.model_fields.items()
+    )
+    parser = argparse.ArgumentParser(
+        prog="booty",
+        description="Serve the app, on the sockets that systemd passes or else on these.",
+        epilog=f"settings, taken from the environment:\n{settings}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", default=8000, type=_port, help="TCP port to listen on (%(default)s)")
+    parser.add_argument(
+        "--internal-socket", type=Path, metavar="PATH", help="Unix socket of the internal app"
+    )
+    parser.add_argument("--version", action="version", version=f"booty {__version__}")
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError("must be a number from 0 to 65535")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Settings: read once from the environment, checked, and frozen."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sentry_sdk.utils import Dsn
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """The service's settings; each field is the environment variable of that name in capitals.
+
+    Surrounding blanks are stripped and an empty value counts as not set. A description says what is
+    accepted, and is what `explain` prints when a value is not.
+
+    Raises:
+        pydantic.ValidationError: a value is not accepted; pass it to `explain`.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, hide_input_in_errors=True)
+
+    sentry_dsn: SecretStr | None = Field(default=None, description="a Sentry DSN: https://KEY@HOST/PROJECT")
+    # Sentry refuses other names: docs.sentry.io, "Releases" and "Environments".
+    sentry_release: Annotated[str, StringConstraints(pattern=r"^[^\s/\\]{1,200}$")] | None = Field(
+        default=None, description="at most 200 characters, without blanks and slashes"
+    )
+    sentry_environment: Annotated[str, StringConstraints(pattern=r"^[^\s/]{1,64}$")] = Field(
+        default="development", description="at most 64 characters, without blanks and slashes, and not None"
+    )
+    sentry_sample_rate: float = Field(
+        default=1.0, ge=0, le=1, description="the share of errors to send, from 0 to 1"
+    )
+    booty_release_dir: Path | None = Field(
+        default=None, description="the directory that holds the running code, named as SENTRY_RELEASE says"
+    )
+    booty_log_format: Literal["text", "json"] = Field(default="text", description="text or json")
+    booty_log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="debug, info, warning or error"
+    )
+    booty_drain_seconds: Seconds = Field(
+        default=30.0, description="the seconds that requests in flight may take after SIGTERM"
+    )
+    booty_idle_seconds: Seconds = Field(
+        default=1.0, description="the seconds that an idle connection is kept after SIGTERM"
+    )
+    state_directory: Path | None = Field(default=None, description="a writable directory, given by systemd")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blank_is_unset(cls, values: dict[str, object]) -> dict[str, object]:
+        stripped = {name: v.strip() if isinstance(v, str) else v for name, v in values.items()}
+        return {name: v for name, v in stripped.items() if v != ""}
+
+    @field_validator("booty_log_level", mode="before")
+    @classmethod
+    def _any_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("sentry_environment")
+    @classmethod
+    def _not_none(cls, value: str) -> str:
+        if value == "None":
+            raise ValueError("is the word None")
+        return value
+
+    @field_validator("sentry_dsn")
+    @classmethod
+    def _usable_dsn(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and (flaw := _dsn_flaw(value.get_secret_value())):
+            raise ValueError(flaw)
+        return value
+
+    @field_validator("booty_release_dir")
+    @classmethod
+    def _label_fits_code(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        # A SENTRY_RELEASE that is itself refused is not in the data; its own error says enough.
+        if "sentry_release" in info.data and (flaw := _label_flaw(value, info.data["sentry_release"])):
+            raise ValueError(flaw)
+        return value
+
+    @property
+    def is_production(self) -> bool:
+        """Whether the environment is `production` or `prod`, in any case."""
+        return self.sentry_environment.lower() in {"production", "prod"}
+
+    @property
+    def label_flaw(self) -> str | None:
+        """Why the running code is not the release it is labelled as, or None; asked anew each time."""
+        return _label_flaw(self.booty_release_dir, self.sentry_release)
+
+
+def _dsn_flaw(dsn: str) -> str | None:
+    """Say what is wrong with a DSN, in words that hold nothing of it, or None."""
+    # urlsplit drops tabs and newlines in silence, so this comes first.
+    if any(char.isspace() for char in dsn):
+        return "has a blank inside"
+    try:
+        parsed = Dsn(dsn)
+    except ValueError:  # BadDsn is one
+        return "has no scheme, key, host or project number"
+    if ":" in parsed.host:
+        return "has an IPv6 address for a host, which the SDK does not support"
+    return None
+
+
+def _label_flaw(release_dir: Path | None, release: str | None) -> str | None:
+    if release_dir is None:
+        return None
+    directory, code = release_dir.resolve(), Path(__file__).resolve()
+    if not code.is_relative_to(directory):
+        return f"the running code is not in {directory} but in {code.parent}"
+    if directory.name != release:
+        return f"the directory is named {directory.name}, the release {release}"
+    if not code.exists():
+        return f"the running code is gone from {code.parent}"
+    return None
+
+
+def explain(error: ValidationError) -> str:
+    """Turn what `Settings()` raised into one line that names the variables and shows no value of a secret."""
+
+    def line(name: str, reason: str | None) -> str:
+        accepted = f"{name.upper()} must be {Settings.model_fields[name].description}"
+        return f"{accepted} ({reason})" if reason else accepted
+
+    return "; ".join(
+        line(str(flaw["loc"][0]), str(flaw["ctx"]["error"]) if flaw["type"] == "value_error" else None)
+        for flaw in error.errors()
+    )

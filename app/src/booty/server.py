@@ -1,0 +1,268 @@
+"""Serve the app: on sockets from systemd or our own, ready when it says so, losing no request at the stop."""
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+import termios
+from collections.abc import Mapping, MutableMapping, Sequence
+from email.utils import formatdate
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from fastapi import FastAPI
+from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from booty.config import Settings
+from booty.internal import create_internal_app
+from booty.main import create_app
+
+log = logging.getLogger(__name__)
+
+# Longer than the 60 s for which common proxies pool connections: the side that reuses them should be
+# the one that closes them, or a request meets a connection that is just being closed.
+KEEP_ALIVE_SECONDS = 75
+# The kernel caps it at net.core.somaxconn, 4096 on today's Linux. listen(2) is repeated on a socket
+# that systemd passes, so this overrides the unit's Backlog=.
+BACKLOG = 4096
+
+
+def systemd_sockets() -> list[socket.socket]:
+    """Take the sockets that systemd passed to this process, none if it passed none; see sd_listen_fds(3).
+
+    The variables that announce them are removed, so that no child takes them for its own.
+    """
+    pid, count = os.environ.pop("LISTEN_PID", None), os.environ.pop("LISTEN_FDS", "0")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()):
+        return []
+    # Built from the descriptor, each has its true family; uvicorn's --fd takes TCP for AF_UNIX.
+    sockets = [socket.socket(fileno=fd) for fd in range(3, 3 + int(count))]
+    for sock in sockets:
+        sock.set_inheritable(False)
+    return sockets
+
+
+def open_sockets(host: str, port: int, internal: Path | None) -> list[socket.socket]:
+    """Open a TCP socket and, if a path is given, the internal Unix socket, for its owner only.
+
+    Raises:
+        OSError: an address can't be had; its message names the address.
+    """
+    tcp = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not refused by what is left of an earlier run
+    sockets = [_listening(tcp, (host, port))]
+    if internal:
+        if internal.is_socket():  # the same for a path
+            internal.unlink()
+        mask = os.umask(0o177)
+        try:
+            sockets.append(_listening(socket.socket(socket.AF_UNIX), str(internal)))
+        finally:
+            os.umask(mask)
+    return sockets
+
+
+def _listening(sock: socket.socket, address: tuple[str, int] | str) -> socket.socket:
+    try:
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        raise OSError(f"cannot listen on {_name(address)}: {error.strerror}") from error
+    return sock
+
+
+def _name(address: Any) -> str:
+    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
+
+
+def notify(*lines: str) -> None:
+    """Tell systemd the state of the service, if it asked; see sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            # A leading @ stands for the zero byte of an abstract address.
+            sock.sendto("\n".join(lines).encode(), f"\0{address[1:]}" if address[0] == "@" else address)
+    except OSError as error:
+        log.warning("cannot notify systemd: %s", error)
+
+
+def run(settings: Settings, sockets: list[socket.socket]) -> None:
+    """Serve until SIGTERM or SIGINT and return once stopped: the app over TCP, the internal app over Unix.
+
+    Raises:
+        SystemExit: with status 1, when the service refuses to start; it has logged why.
+        Exception: what the lifespan raises.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, sockets))
+
+
+async def _serve(settings: Settings, sockets: list[socket.socket]) -> None:
+    app, internal_app = create_app(settings), create_internal_app(settings)
+    # Entered here and not by uvicorn, which would log a traceback for a refusal and exit with status 3.
+    async with app.router.lifespan_context(app) as yielded:
+        state = dict(yielded or {})
+        if flaw := await _health_flaw(app, state):
+            log.error("refusing to serve: %s", flaw)
+            raise SystemExit(1)
+        names = ", ".join(_name(sock.getsockname()) for sock in sockets)
+        log.info("serving release %s on %s", settings.sentry_release or "(unknown)", names)
+        # Told apart by family: which app answers depends on nothing that a client sends.
+        listeners = [(sock, internal_app if sock.family == socket.AF_UNIX else app) for sock in sockets]
+        finished = await Server(settings).run(listeners, state)
+    if not finished:
+        # A thread can't be cut, and an ordinary end would wait for it beyond the bound.
+        logging.shutdown()
+        os._exit(0)
+
+
+async def _health_flaw(app: FastAPI, state: Mapping[str, Any]) -> str | None:
+    """Ask the app's own /health, without a connection, and return what it says when that is not 200."""
+    status, body = 0, b""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        nonlocal status, body
+        status = message.get("status", status)
+        body += message.get("body", b"")
+
+    scope = {"type": "http", "method": "GET", "path": "/health", "query_string": b"", "headers": []}
+    await app({**scope, "state": dict(state)}, receive, send)
+    return None if status == 200 else f"/health answers {status} {body.decode()}"
+
+
+class Server:
+    """uvicorn's HTTP protocol on several listeners, with a stop that answers all who are connected.
+
+    uvicorn's own server closes idle connections at once when it stops, also those with a request on the
+    way. This one, on SIGTERM or SIGINT,
+
+    - stops accepting: a connection that waits in the queue of a socket shared with another process, or
+      held by systemd, is theirs to take;
+    - finishes the requests in flight and answers new ones on open connections, all with
+      `Connection: close`;
+    - closes a connection that is idle for `booty_idle_seconds`;
+    - cuts what is left after `booty_drain_seconds`, or at a second signal.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._idle_seconds = settings.booty_idle_seconds
+        self._drain_seconds = settings.booty_drain_seconds
+        self._state = ServerState()  # shared by all listeners: the drain waits for the connections of each
+        self._servers: list[asyncio.Server] = []
+        self._stop = asyncio.Event()
+        self._cut = asyncio.Event()
+
+    async def run(self, listeners: Sequence[tuple[socket.socket, FastAPI]], state: dict[str, Any]) -> bool:
+        """Serve each app on its socket, and on that only, until a signal; then drain.
+
+        Args:
+            listeners: listening sockets, TCP or Unix, each with its app; they are closed at the stop.
+            state: what the lifespan yielded, handed to each request.
+
+        Returns:
+            Whether all requests could finish.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        clock = loop.create_task(self._keep_date())
+        for sock, app in listeners:
+            await self._listen(sock, app, state)
+        notify("READY=1", "STATUS=serving")
+        await self._stop.wait()
+        finished = await self._drain()
+        clock.cancel()
+        return finished
+
+    async def _listen(self, sock: socket.socket, app: FastAPI, state: dict[str, Any]) -> None:
+        config = Config(
+            app,
+            http=HttpToolsProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        )
+        config.load()
+        protocol = partial(HttpToolsProtocol, config, self._state, state)
+        loop = asyncio.get_running_loop()
+        if sock.family == socket.AF_UNIX:
+            # Unless told not to, Python 3.13 unlinks the path at the stop: systemd's, that others still use.
+            keep: dict[str, Any] = {"cleanup_socket": False}
+            server = await loop.create_unix_server(protocol, sock=sock, backlog=BACKLOG, **keep)
+        else:
+            server = await loop.create_server(protocol, sock=sock, backlog=BACKLOG)
+        self._servers.append(server)
+
+    def _on_signal(self, number: int) -> None:
+        if not self._stop.is_set():
+            self._stop.set()
+        else:
+            self._cut.set()
+            # Should the cut hang as well, a third signal ends the process the kernel's way.
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+    async def _keep_date(self) -> None:
+        while True:
+            # In place: also a response that is still being prepared takes its headers from this list.
+            self._state.default_headers[:1] = [(b"date", formatdate(usegmt=True).encode())]
+            await asyncio.sleep(1)
+
+    async def _drain(self) -> bool:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        notify("STOPPING=1", f"STATUS=draining {len(self._state.connections)} connections")
+        log.info("stopping: draining %d connections", len(self._state.connections))
+        for server in self._servers:
+            server.close()
+        self._state.default_headers.append((b"connection", b"close"))
+        await asyncio.sleep(0)  # what was accepted in this turn of the loop is connected in the next
+        idle_since: dict[HttpToolsProtocol, float] = {}
+        while self._state.connections or self._state.tasks:
+            now = loop.time()
+            if self._cut.is_set() or now - began >= self._drain_seconds:
+                await self._cut_off(now - began)
+                return False
+            for connection in list(self._state.connections):
+                assert isinstance(connection, HttpToolsProtocol)
+                if _is_busy(connection):
+                    idle_since.pop(connection, None)
+                elif now - idle_since.setdefault(connection, now) >= self._idle_seconds:
+                    connection.transport.close()
+            await asyncio.sleep(0.01)
+        return True
+
+    async def _cut_off(self, seconds: float) -> None:
+        connections, tasks = self._state.connections, set(self._state.tasks)
+        log.warning("cutting %d requests, %d connections after %.1f s", len(tasks), len(connections), seconds)
+        for task in tasks:
+            task.cancel()  # uvicorn then answers 500 if nothing was sent yet
+        if tasks:
+            await asyncio.wait(tasks, timeout=1)
+        for connection in list(connections):
+            connection.transport.close()
+
+
+def _is_busy(connection: HttpToolsProtocol) -> bool:
+    """Whether the connection has a request: in flight, half received, or still in the kernel's buffer."""
+    cycle, transport = connection.cycle, connection.transport
+    # The parser makes a scope at a request's first byte, and a cycle with it once the head is complete.
+    if connection.scope is not None and (cycle is None or cycle.scope is not connection.scope):
+        return True
+    if transport.is_closing() or (cycle is not None and not cycle.response_complete):
+        return True
+    return any(fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4)))

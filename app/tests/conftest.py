@@ -1,0 +1,164 @@
+"""What the app's tests share: a recording tracker, and the service as a process."""
+
+import gzip
+import http.server
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from sentry_sdk.envelope import Envelope
+
+from booty.config import Settings
+
+SRC = Path(__file__).parents[1] / "src"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    """Keep the settings of whoever runs the tests out of them."""
+    for name in [*Settings.model_fields, "listen_pid", "listen_fds", "notify_socket", "journal_stream"]:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+class Tracker:
+    """Records what the SDK sends: a stand-in for the protocol; the end-to-end tests use a real tracker."""
+
+    def __init__(self):
+        self.events = []
+        self.requests = []
+        tracker = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["content-length"]))
+                if re.fullmatch(r"/api/\d+/envelope/", self.path):
+                    if self.headers["content-encoding"] == "gzip":
+                        body = gzip.decompress(body)
+                    for item in Envelope.deserialize(body).items:
+                        if item.type == "event":
+                            tracker.events.append(item.payload.json)
+                self.answer()
+
+            def do_GET(self):
+                tracker.requests.append(self)
+                self.answer()
+
+            def answer(self):
+                self.send_response(200)
+                self.send_header("content-length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+            def log_message(self, *args):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.dsn = self.url.replace("//", "//0123456789abcdef@") + "/1"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def tracker():
+    tracker = Tracker()
+    yield tracker
+    tracker.close()
+
+
+class Notifications:
+    """A real NOTIFY_SOCKET."""
+
+    def __init__(self, path):
+        self.path = path
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sock.bind(str(path))
+        self.sock.settimeout(20)
+
+    def expect(self, line):
+        while line not in self.sock.recv(4096).decode().splitlines():
+            pass
+
+
+class Service:
+    """The service as a process, on sockets passed the way systemd does, with the routes of service.py."""
+
+    def __init__(self, directory, sockets=(), args=(), **settings):
+        self.notifications = Notifications(directory / f"n{time.monotonic_ns()}")
+        fds = [sock.fileno() for sock in sockets]
+        self.stderr_path = self.notifications.path.with_suffix(".err")
+        self.began = time.monotonic()
+        with self.stderr_path.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, Path(__file__).with_name("service.py"), *args],
+                pass_fds=fds,
+                stderr=stderr,
+                cwd=directory,
+                env={
+                    "PATH": os.environ["PATH"],
+                    "PYTHONPATH": str(SRC),
+                    "NOTIFY_SOCKET": str(self.notifications.path),
+                    "TEST_FDS": json.dumps(fds),
+                    **settings,
+                },
+            )
+
+    def ready(self):
+        self.notifications.expect("READY=1")
+        return self
+
+    def stop(self, number=signal.SIGTERM):
+        """Send the signal and return once the drain has begun."""
+        self.process.send_signal(number)
+        self.notifications.expect("STOPPING=1")
+
+    def wait(self, timeout=20):
+        """Return the exit status and what the service wrote to stderr."""
+        status = self.process.wait(timeout)
+        return status, self.stderr_path.read_text()
+
+    def close(self):
+        self.notifications.sock.close()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def start(tmp_path):
+    services = []
+
+    def start(**kwargs):
+        services.append(Service(tmp_path, **kwargs))
+        return services[-1]
+
+    yield start
+    for service in services:
+        service.close()
+
+
+@pytest.fixture
+def tcp():
+    """Make listening TCP sockets as systemd holds them."""
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as sock:
+        yield sock
+
+
+@pytest.fixture
+def unix(tmp_path):
+    """The internal socket as systemd holds it."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "internal.sock"))
+        sock.listen()
+        yield sock

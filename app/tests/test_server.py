@@ -1,0 +1,368 @@
+"""The service as a process: its sockets, its readiness, its refusals and its stop."""
+
+import http.client
+import json
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import booty
+from booty import __version__
+
+CODE = Path(booty.__file__).parent
+
+
+class Connection:
+    """A raw keep-alive connection: nothing is retried, and an answer counts only if it is whole."""
+
+    def __init__(self, listener):
+        self.sock = socket.socket(listener.family)
+        self.sock.settimeout(10)
+        self.sock.connect(listener.getsockname())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.sock.close()
+
+    def send(self, path, method="GET", **headers):
+        lines = [f"{method} {path} HTTP/1.1", "host: test", *(f"{k}: {v}" for k, v in headers.items())]
+        self.sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+
+    def receive(self):
+        """Return status, headers and body."""
+        response = http.client.HTTPResponse(self.sock)
+        response.begin()
+        return response.status, response.headers, response.read()
+
+    def ask(self, path, method="GET", **headers):
+        self.send(path, method, **headers)
+        return self.receive()
+
+    def ended(self):
+        """Wait until the server closed the connection; return whether it did so in order."""
+        return self.sock.recv(1) == b""
+
+
+def ask(listener, path, method="GET", **headers):
+    with Connection(listener) as connection:
+        return connection.ask(path, method, **headers)
+
+
+def run(*args, **env):
+    return subprocess.run(
+        [sys.executable, "-m", "booty", *args],
+        env={"PYTHONPATH": str(CODE.parent), **env},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+# --- the command line -----------------------------------------------------------------------------------
+
+
+def test_version_and_help_need_no_settings():
+    assert run("--version", SENTRY_DSN="bad").stdout == f"booty {__version__}\n"
+    assert "SENTRY_DSN" in run("--help", SENTRY_DSN="bad").stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            {"SENTRY_ENVIRONMENT": "production"},
+            "SENTRY_DSN is not set, and production does not run without it",
+        ),
+        ({"SENTRY_SAMPLE_RATE": "2"}, "SENTRY_SAMPLE_RATE must be the share of errors to send, from 0 to 1"),
+        ({"BOOTY_RELEASE_DIR": str(CODE), "SENTRY_RELEASE": "other"}, "named booty, the release other"),
+    ],
+)
+def test_refusal_is_one_line_and_status_1(settings, line):
+    result = run("--port=0", **settings)
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert line in result.stderr
+
+
+def test_unhealthy_from_the_start_is_never_ready():
+    result = run("--port=0", STATE_DIRECTORY="/nowhere")
+    assert result.returncode == 1
+    line = result.stderr.splitlines()[-1]
+    assert "refusing to serve: /health answers 503" in line
+    assert "/nowhere is not writable: No such file or directory" in line
+    assert "serving release" not in result.stderr
+
+
+def test_port_that_is_taken(tcp):
+    port = tcp.getsockname()[1]
+    result = run(f"--port={port}")
+    assert result.returncode == 1
+    assert result.stderr.endswith(f"cannot listen on 127.0.0.1:{port}: Address already in use\n")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_own_sockets(start, tmp_path):
+    path = tmp_path / "i.sock"
+    with socket.socket(socket.AF_UNIX) as left_by_a_run_that_was_killed:
+        left_by_a_run_that_was_killed.bind(str(path))
+    service = start(args=["--port=0", f"--internal-socket={path}"]).ready()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    service.stop()
+    status, stderr = service.wait()
+    assert status == 0
+    assert re.search(r"serving release \(unknown\) on 127\.0\.0\.1:\d+, ", stderr)
+
+
+# --- what is served where -------------------------------------------------------------------------------
+
+
+def test_health_and_greeting_on_the_tcp_socket(start, tcp):
+    start(sockets=[tcp], SENTRY_RELEASE="abc", SENTRY_ENVIRONMENT="staging").ready()
+    status, headers, body = ask(tcp, "/health")
+    assert (status, json.loads(body)) == (200, {"status": "ok", "release": "abc", "environment": "staging"})
+    assert "server" not in headers
+    assert json.loads(ask(tcp, "/")[2])["release"] == "abc"
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_internal_app_is_on_the_unix_socket_only(start, tcp, unix, order):
+    service = start(sockets=[tcp, unix][:: -1 if order else 1], SENTRY_RELEASE="abc").ready()
+    assert json.loads(ask(unix, "/status")[2]) == {
+        "release": "abc",
+        "environment": "development",
+        "pid": service.process.pid,
+    }
+    assert ask(unix, "/raise", "POST")[0] == 500
+    assert ask(unix, "/openapi.json")[0] == 404
+    forged = {"host": "/run/booty/internal.sock", "x-forwarded-for": "unix:", "forwarded": "for=unix"}
+    for target in ("/raise", "//raise", "http://localhost/raise", "/%72aise"):
+        assert ask(tcp, target, "POST", **forged)[0] == 404
+    assert ask(tcp, "/status", **forged)[0] == 404
+
+
+def test_sockets_meant_for_another_process_are_left_alone(tcp):
+    port = tcp.getsockname()[1]
+    result = run(f"--port={port}", LISTEN_PID="1", LISTEN_FDS="1")
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+
+
+def test_footprint(start, tcp):
+    """The promise is 75 MB; readiness within 0.7 s is measured on a host, where nothing else runs."""
+    service = start(sockets=[tcp]).ready()
+    assert ask(tcp, "/")[0] == 200
+    memory = Path(f"/proc/{service.process.pid}/status").read_text()
+    assert int(re.search(r"VmRSS:\s+(\d+) kB", memory)[1]) < 75_000
+
+
+# --- telemetry ------------------------------------------------------------------------------------------
+
+
+def test_errors_arrive_once_also_those_queued_at_sigterm(start, tcp, unix, tracker):
+    service = start(sockets=[tcp, unix], SENTRY_DSN=tracker.dsn, SENTRY_RELEASE="abc").ready()
+    assert ask(tcp, "/unavailable")[0] == 503
+    assert ask(unix, "/raise", "POST")[0] == 500
+    for number in range(10):
+        assert ask(tcp, f"/fail/{number}")[0] == 500
+    service.stop()
+    assert service.wait()[0] == 0
+    seen = [(event["transaction"], event["exception"]["values"][-1]["type"]) for event in tracker.events]
+    assert sorted(seen) == [
+        *[("/fail/{reason}", "LookupError")] * 10,
+        ("/raise", "DeliberateError"),
+        ("/unavailable", "HTTPException"),
+    ]
+    assert {event["release"] for event in tracker.events} == {"abc"}
+
+
+def test_startup_that_fails_is_reported_once_and_ends_with_status_1(start, tcp, tracker):
+    service = start(sockets=[tcp], SENTRY_DSN=tracker.dsn, TEST_BROKEN_STARTUP="1")
+    status, stderr = service.wait()
+    assert status == 1
+    assert "ERROR   booty: the service failed\nTraceback" in stderr
+    (event,) = tracker.events
+    assert event["exception"]["values"][-1]["type"] == "ConnectionError"
+
+
+# --- the stop -------------------------------------------------------------------------------------------
+
+
+def test_nobody_connected_stops_at_once_and_leaves_the_sockets(start, tcp, unix):
+    service = start(sockets=[tcp, unix]).ready()
+    began = time.monotonic()
+    service.stop()
+    status, stderr = service.wait()
+    assert time.monotonic() - began < 0.5
+    assert status == 0
+    assert "Traceback" not in stderr
+    start(sockets=[tcp, unix]).ready()
+    assert ask(unix, "/status")[0] == 200
+
+
+def test_request_in_flight_finishes(start, tcp, unix):
+    service = start(sockets=[tcp, unix]).ready()
+    with Connection(tcp) as connection:
+        connection.send("/slow?seconds=1")
+        time.sleep(0.2)
+        service.stop()
+        status, headers, body = connection.receive()
+        assert (status, headers["connection"], body) == (200, "close", b'"done"')
+        assert connection.ended()
+    assert service.wait()[0] == 0
+
+
+def test_open_connections_get_one_more_answer(start, tcp, unix):
+    service = start(sockets=[tcp, unix]).ready()
+    with (
+        Connection(tcp) as used,
+        Connection(unix) as internal,
+        Connection(tcp) as fresh,
+        Connection(tcp) as half,
+    ):
+        assert used.ask("/")[1]["connection"] is None
+        assert internal.ask("/status")[0] == 200
+        half.sock.sendall(b"GET / HTTP/1.1\r\nho")
+        time.sleep(0.1)
+        service.stop()
+        time.sleep(0.2)
+        half.sock.sendall(b"st: test\r\n\r\n")
+        for connection in (used, fresh):
+            connection.send("/")
+        internal.send("/status")
+        for connection in (used, fresh, half, internal):
+            status, headers, _ = connection.receive()
+            assert (status, headers["connection"]) == (200, "close")
+            assert connection.ended()
+    assert service.wait()[0] == 0
+
+
+def test_idle_connections_are_let_go_after_their_bound(start, tcp):
+    service = start(sockets=[tcp], BOOTY_IDLE_SECONDS="0.4").ready()
+    with Connection(tcp) as used, Connection(tcp) as fresh:
+        assert used.ask("/")[0] == 200
+        began = time.monotonic()
+        service.stop()
+        assert used.ended()
+        assert fresh.ended()
+        assert 0.35 < time.monotonic() - began < 0.9
+    assert service.wait()[0] == 0
+
+
+def test_connection_accepted_in_the_instant_of_the_stop_is_answered(start, tcp):
+    """Stop the process, connect and send, let SIGTERM be the first thing that it sees when it goes on."""
+    service = start(sockets=[tcp], BOOTY_IDLE_SECONDS="0").ready()
+    with Connection(tcp) as known, Connection(tcp) as new:
+        assert known.ask("/")[0] == 200
+        service.process.send_signal(signal.SIGSTOP)
+        service.process.send_signal(signal.SIGTERM)
+        known.send("/")
+        new.send("/")
+        service.process.send_signal(signal.SIGCONT)
+        assert known.receive()[0] == 200
+        # Not accepted is as good: then it waits on the socket for the next process.
+        start(sockets=[tcp]).ready()
+        assert new.receive()[0] == 200
+    assert service.wait()[0] == 0
+
+
+@pytest.mark.parametrize("path", ["/slow?seconds=30", "/blocked?seconds=30"])
+def test_request_beyond_the_bound_is_cut_there(start, tcp, path):
+    service = start(sockets=[tcp], BOOTY_DRAIN_SECONDS="0.5").ready()
+    with Connection(tcp) as connection:
+        connection.send(path)
+        time.sleep(0.2)
+        began = time.monotonic()
+        service.stop()
+        assert connection.receive()[0] == 500
+        status, stderr = service.wait()
+    assert 0.4 < time.monotonic() - began < 2
+    assert status == 0
+    assert "cutting 1 requests, 1 connections after 0.5 s" in stderr
+
+
+def test_second_signal_cuts(start, tcp):
+    service = start(sockets=[tcp]).ready()
+    with Connection(tcp) as connection:
+        connection.send("/slow?seconds=30")
+        time.sleep(0.2)
+        service.stop(signal.SIGINT)
+        service.process.send_signal(signal.SIGINT)
+        assert service.wait(3)[0] == 0
+
+
+class Load:
+    """Clients that each ask without a pause until told to end, and count what failed."""
+
+    def __init__(self, listener, keep_alive, fresh, slow):
+        self.listener = listener
+        self.ending = threading.Event()
+        self.answers = 0
+        self.failures = []
+        kinds = [(self.keep_alive, keep_alive), (self.fresh, fresh), (self.slow, slow)]
+        self.threads = [
+            threading.Thread(target=self.record, args=(kind,)) for kind, n in kinds for _ in range(n)
+        ]
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ending.set()
+        for thread in self.threads:
+            thread.join()
+
+    def record(self, kind):
+        try:
+            while not self.ending.is_set():
+                kind()
+        except Exception as error:
+            self.failures.append(f"{kind.__name__}: {error!r}")
+
+    def keep_alive(self):
+        with Connection(self.listener) as connection:
+            while not self.ending.is_set():
+                if self.check(connection.ask("/")) == "close":
+                    return
+                time.sleep(0.005)
+
+    def fresh(self):
+        with Connection(self.listener) as connection:
+            self.check(connection.ask("/", connection="close"))
+
+    def slow(self):
+        with Connection(self.listener) as connection:
+            self.check(connection.ask("/slow?seconds=0.5"))
+
+    def check(self, answer):
+        status, headers, _ = answer
+        assert status == 200
+        self.answers += 1
+        return headers["connection"]
+
+
+def test_handing_over_under_load_loses_nothing(start, tcp, unix):
+    """As a deploy does it: a second process on the same sockets, ready, then the first one stops; thrice."""
+    serving = start(sockets=[tcp, unix]).ready()
+    with Load(tcp, keep_alive=10, fresh=6, slow=4) as load:
+        for _ in range(3):
+            successor = start(sockets=[tcp, unix]).ready()
+            time.sleep(0.3)
+            serving.stop()
+            status, stderr = serving.wait()
+            assert status == 0
+            assert "cutting" not in stderr
+            serving = successor
+    assert load.failures == []
+    assert load.answers > 200

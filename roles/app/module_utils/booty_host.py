@@ -1,0 +1,223 @@
+"""What Booty's modules ask of a host: its release pointer, its units, its secrets file, its service's answer."""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import json
+import os
+import stat
+import subprocess
+import tempfile
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+ETC = Path("/etc/booty")
+OPT = Path("/opt/booty")
+RELEASES = OPT / "releases"
+LAYERS = OPT / "layers"
+POINTER = ETC / "release.env"
+SECRETS = ETC / "secrets.env"
+UNITS = Path("/etc/systemd/system")
+SERVICE = "booty.service"
+SOCKET = "booty.socket"
+
+# The only variables that are ever read out of a process or a file; the rest may be a secret.
+LABELS = ("SENTRY_RELEASE", "SENTRY_ENVIRONMENT", "BOOTY_RELEASE_DIR", "BOOTY_UNIT")
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and return its status, output and errors as text."""
+    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
+
+
+def parse_assignments(text: str) -> dict[str, str]:
+    """Read `NAME=value` lines: `release.env`, or what `systemctl show` prints. Comments and other lines are passed over."""
+    lines = (line.strip() for line in text.splitlines())
+    pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith(("#", ";")))
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def parse_environ(environ: bytes) -> dict[str, str]:
+    """Return the labels, and nothing else, of a process's `/proc/<pid>/environ`."""
+    pairs = (entry.partition("=") for entry in environ.decode(errors="replace").split("\0"))
+    return {name: value for name, _, value in pairs if name in LABELS}
+
+
+def unit(name: str) -> dict[str, str]:
+    """Return what systemd says of a unit's state, by systemd's own property names."""
+    properties = "ActiveState,SubState,Result,MainPID,NeedDaemonReload,UnitFileState,NRestarts,InvocationID"
+    return parse_assignments(run("systemctl", "show", name, f"--property={properties}").stdout)
+
+
+def labels(pid: int) -> dict[str, str]:
+    """Return the labels that a running process was started with; none when it is gone."""
+    try:
+        return parse_environ(Path(f"/proc/{pid}/environ").read_bytes())
+    except OSError:
+        return {}
+
+
+def pointer() -> dict[str, str]:
+    """Return what `/etc/booty/release.env` says; nothing when it is not there."""
+    try:
+        return parse_assignments(POINTER.read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def reachable(address: str) -> str:
+    """Return an address that a socket listening on `address` answers on from the host itself."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+
+
+def parse_listeners(table: str) -> set[tuple[str, int]]:
+    """Return the addresses and ports that listen, from the text of `/proc/net/tcp` or `tcp6`."""
+    listening = "0A"  # TCP_LISTEN in the kernel's include/net/tcp_states.h
+    found = set()
+    for fields in (line.split() for line in table.splitlines()[1:]):
+        if fields[3] == listening:
+            raw, port = fields[1].split(":")
+            # Each 32-bit word is in the machine's own order: little-endian on what Booty supports.
+            packed = b"".join(bytes.fromhex(raw[at : at + 8])[::-1] for at in range(0, len(raw), 8))
+            found.add((str(ipaddress.ip_address(packed)), int(port, 16)))
+    return found
+
+
+def listens(address: str, port: int) -> bool:
+    """Tell whether something on this host listens on exactly that address and port."""
+    table = Path("/proc/net/tcp6" if ":" in address else "/proc/net/tcp")
+    return (str(ipaddress.ip_address(address)), port) in parse_listeners(table.read_text())
+
+
+def health(address: str, port: int, timeout: float = 5.0) -> dict[str, Any]:
+    """Ask `GET /health` on the real socket.
+
+    Args:
+        address: what `booty.socket` listens on.
+        port: likewise.
+        timeout: seconds.
+
+    Returns:
+        the HTTP `status` (0 when there was no answer) and the answer's own fields; `reason` says what went wrong.
+    """
+    connection = http.client.HTTPConnection(reachable(address), port, timeout=timeout)
+    try:
+        connection.request("GET", "/health", headers={"Connection": "close"})
+        response = connection.getresponse()
+        body = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        return {"status": 0, "reason": f"no answer on {address}:{port}: {error or type(error).__name__}"}
+    finally:
+        connection.close()
+    try:
+        fields = json.loads(body)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        fields = {"reason": f"status {response.status}, but the answer is not a JSON object"}
+    return {**fields, "status": response.status}
+
+
+def journal(name: str, invocation: str = "", lines: int = 20) -> list[str]:
+    """Return the last lines that a unit, or one start of it, left in the journal."""
+    match = [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"INVOCATION_ID={invocation}"] if invocation else ["-u", name]
+    output = run("journalctl", "--no-pager", "--quiet", "--output=cat", f"--lines={lines}", *match).stdout
+    return output.splitlines()
+
+
+def judge_dsn(dsn: str) -> str | None:
+    """Say what is wrong with a Sentry DSN, without showing it; None when it can be used.
+
+    The form is Sentry's own: `{scheme}://{public key}@{host}{path}/{project id}`.
+    """
+    try:
+        parts = urllib.parse.urlsplit(dsn)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return "SENTRY_DSN is not a URL"
+    if parts.scheme not in {"http", "https"}:
+        return "SENTRY_DSN does not begin with http:// or https://"
+    if not parts.username:
+        return "SENTRY_DSN has no public key"
+    if not host or any(character.isspace() for character in dsn):
+        return "SENTRY_DSN has no usable host"
+    if not parts.path.rpartition("/")[2]:
+        return "SENTRY_DSN has no project id"
+    return None
+
+
+def judge_secrets(text: str) -> str | None:
+    """Say what is wrong with the text of `secrets.env`, without showing any of it; None when it can be used.
+
+    Systemd reads the file: a line that it would misread or pass over in silence is a fault here.
+    """
+    dsn = ""
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = raw.strip()
+        if not line or line.startswith(("#", ";")):
+            continue
+        name, equals, value = line.partition("=")
+        if not equals or not name.isidentifier():
+            return f"line {number} is not NAME=value, so systemd would pass over it"
+        if value[:1] in {"'", '"'}:
+            if len(value) < 2 or value[-1] != value[0]:
+                return f"line {number} has an unbalanced quote"
+            value = value[1:-1]
+        if name == "SENTRY_DSN":
+            dsn = value.strip()
+    return judge_dsn(dsn) if dsn else "SENTRY_DSN is not set"
+
+
+def secrets() -> dict[str, Any]:
+    """Judge `/etc/booty/secrets.env` on the host; no value of it leaves this function.
+
+    Returns:
+        `present`; `closed`, which says what is wrong with its owner or mode (None when nothing is); and `usable`, which
+        says what is wrong with what it holds.
+    """
+    try:
+        status = SECRETS.lstat()
+    except FileNotFoundError:
+        return {"present": False, "closed": None, "usable": f"{SECRETS} is missing"}
+    closed = None
+    if not stat.S_ISREG(status.st_mode):
+        closed = f"{SECRETS} is not a regular file"
+    elif status.st_uid != 0:
+        closed = f"{SECRETS} is not owned by root"
+    elif status.st_mode & 0o077:
+        closed = f"{SECRETS} is open to others (mode {stat.S_IMODE(status.st_mode):04o}; make it 0600)"
+    if closed:
+        return {"present": True, "closed": closed, "usable": closed}
+    try:
+        fault = judge_secrets(SECRETS.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        fault = "it is not UTF-8 text"
+    return {"present": True, "closed": None, "usable": fault and f"{SECRETS}: {fault}"}
+
+
+def write_atomically(path: Path, content: str, mode: int = 0o644) -> None:
+    """Replace a file in one rename, on disk before the call returns, so that a crash leaves the old or the new one."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(content)
+            os.fchmod(descriptor, mode)
+            file.flush()
+            os.fsync(descriptor)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink()
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Put a directory's own entries on disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,74 @@
+"""The sandbox's command line: `python -m sandbox --help`."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from sandbox import base, hosts, tracker
+from sandbox.machine import SandboxError
+
+
+def main() -> int:
+    """Run a command; the exit status is 1 after an error, which is one line on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m sandbox", description=hosts.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    up = commands.add_parser("up", help="have exactly this many hosts running, and their tracker")
+    up.add_argument("--name", default="default", help="the instance (default)")
+    up.add_argument("--hosts", type=int, default=1, metavar="N", help="how many (1)")
+    up.add_argument(
+        "--suite", choices=base.SUITES, default=base.SUITES[0], help="Debian's release (bookworm)"
+    )
+    up.add_argument("--no-tracker", action="store_true", help="hosts only")
+    up.add_argument("--inventory", type=Path, help="where to write Ansible's inventory")
+
+    down = commands.add_parser("down", help="remove an instance, and all that belongs to it")
+    which = down.add_mutually_exclusive_group()
+    which.add_argument("--name", default="default", help="the instance (default)")
+    which.add_argument("--all", action="store_true", help="every instance of this checkout")
+
+    commands.add_parser("status", help="show instances, hosts and trackers")
+    for name, text in (
+        ("stop", "cut a host's power"),
+        ("start", "boot a stopped host from its disk"),
+        ("reboot", "shut a host down properly and boot it again"),
+    ):
+        commands.add_parser(name, help=text).add_argument("host", metavar="INSTANCE/HOST")
+
+    args = parser.parse_args()
+    try:
+        if args.command == "up":
+            hosts.up(args.name, args.hosts, args.suite, not args.no_tracker, args.inventory)
+            _status([args.name])
+        elif args.command == "down":
+            for name in hosts.instances() if args.all else [args.name]:
+                if args.all and not hosts.is_ours(name):
+                    print(f"{name} stays: it belongs to another checkout", file=sys.stderr)
+                else:
+                    hosts.down(name)
+        elif args.command == "status":
+            _status(hosts.instances())
+        else:
+            act: Callable[[str, str], None] = getattr(hosts, args.command)
+            instance, _, host = args.host.rpartition("/")
+            act(instance or "default", host)
+    except SandboxError as error:
+        print(f"sandbox: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _status(names: list[str]) -> None:
+    row = "{:<24} {:<16} {:<9} {}".format
+    print(row("HOST", "ADDRESS", "SUITE", "STATE"))
+    for name in names:
+        for host in hosts.hosts(name):
+            state = "running" if host.running else f"stopped: python -m sandbox start {name}/{host.name}"
+            print(row(f"{name}/{host.name}", host.address, hosts.suite(name), state))
+        if found := tracker.find(hosts.INSTANCES / name / "tracker"):
+            print(f"tracker: {found.url} (user {found.user}, password {found.password})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

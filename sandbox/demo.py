@@ -1,0 +1,97 @@
+"""`make demo`: from nothing to deployed sandbox hosts, and one error of theirs in the local tracker."""
+
+import argparse
+import json
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+from sandbox import base, hosts, tracker
+from sandbox.machine import CHECKOUT, SandboxError
+
+PORT = 8000
+# Asks as an operator's curl would: a minimal host has none.
+RAISE = r"""python3 - <<'END'
+import socket
+with socket.socket(socket.AF_UNIX) as internal:
+    internal.connect("/run/booty/internal.sock")
+    internal.sendall(b"POST /raise HTTP/1.0\r\n\r\n")
+    print(internal.recv(4096).decode().partition("\r\n")[0])
+END"""
+
+
+def main() -> int:
+    """Run the demo; the exit status is 1 after an error, which is one line on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m sandbox.demo", description=__doc__)
+    parser.add_argument("--hosts", type=int, default=1, metavar="N")
+    parser.add_argument("--suite", choices=base.SUITES, default=base.SUITES[0])
+    args = parser.parse_args()
+    try:
+        demo(args.hosts, args.suite)
+    except (SandboxError, TimeoutError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def demo(count: int, suite: str) -> None:
+    """Boot, bootstrap, place the secrets, deploy HEAD, raise an error and find it in the tracker.
+
+    Raises:
+        SandboxError: a step failed; it has said why.
+        TimeoutError: the event did not arrive.
+    """
+    found = hosts.up(count=count, suite=suite)
+    local = tracker.find(hosts.INSTANCES / "default" / "tracker")
+    assert local, "up() starts the tracker"
+    play("bootstrap.yml")
+    for host in found:
+        place_secrets(host, f"SENTRY_DSN={local.dsn}\n")
+    play("deploy.yml")
+    known = {event["id"] for event in local.events()}
+    status = found[0].ssh(RAISE).stdout.strip()
+    if "500" not in status:
+        raise SandboxError(f"the route that raises answered {status!r}, not 500")
+    answer = health(found[0])
+    event = local.wait_for_event(lambda data: data.get("release") == answer["release"], unless=known)
+    print()
+    for host in found:
+        print(f"url: http://{host.address}:{PORT}/")
+    print(f"release: {answer['release']}")
+    print(f"tracker: {local.url} (user {local.user}, password {local.password})")
+    print(f"event: {event.url}")
+    print(
+        f"  {event.data['exception']['values'][-1]['type']} in {event.data['environment']}, "
+        f"transaction {event.data['transaction']}, release {event.data['release']}"
+    )
+
+
+def play(playbook: str, *arguments: str) -> None:
+    """Run a playbook against the sandbox, as a user would.
+
+    Raises:
+        SandboxError: it failed.
+    """
+    command = [str(Path(sys.executable).parent / "ansible-playbook"), playbook, *arguments]
+    if subprocess.run(command, cwd=CHECKOUT, check=False).returncode:
+        raise SandboxError(f"{' '.join(['ansible-playbook', playbook, *arguments])} failed")
+
+
+def place_secrets(host: hosts.Host, text: str) -> None:
+    """Put `secrets.env` on a host as an operator does: over SSH, without Ansible."""
+    command = "umask 077; cat > /etc/booty/secrets.new && mv /etc/booty/secrets.new /etc/booty/secrets.env"
+    if host.ssh(command, input=text).returncode:
+        raise SandboxError(f"secrets.env could not be placed on {host.name}")
+
+
+def health(host: hosts.Host) -> dict[str, str | None]:
+    """Ask a host's service for its health, from this machine."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://{host.address}:{PORT}/health", timeout=10) as response:
+        answer: dict[str, str | None] = json.load(response)
+    return answer
+
+
+if __name__ == "__main__":
+    sys.exit(main())

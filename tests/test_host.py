@@ -1,0 +1,214 @@
+"""The pure core of what the modules ask of a host."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils import booty_host as host
+
+DSN = "https://0123456789abcdef@sentry.example.com/42"
+PLANTED = "hunter2hunter2"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("SENTRY_RELEASE=abc\nBOOTY_RELEASE_DIR=/x\n", {"SENTRY_RELEASE": "abc", "BOOTY_RELEASE_DIR": "/x"}),
+        ("# A=1\n; B=2\n\nno assignment\nC=3=4\n", {"C": "3=4"}),
+        ("MainPID=12\nResult=\n", {"MainPID": "12", "Result": ""}),
+        ("", {}),
+    ],
+)
+def test_parse_assignments(text: str, expected: dict[str, str]) -> None:
+    assert host.parse_assignments(text) == expected
+
+
+def test_parse_environ_returns_labels_alone() -> None:
+    environ = f"SENTRY_DSN={PLANTED}\0SENTRY_RELEASE=abc\0PATH=/bin\0SENTRY_ENVIRONMENT=a=b\0".encode()
+    assert host.parse_environ(environ) == {"SENTRY_RELEASE": "abc", "SENTRY_ENVIRONMENT": "a=b"}
+
+
+TCP = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1
+   1: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 2 1
+   2: 0100007F:1F91 0100007F:C350 01 00000000:00000000 00:00000000 00000000     0        0 3 1
+"""
+TCP6 = """\
+  sl  local_address                         remote_address                        st
+   0: 00000000000000000000000001000000:1F90 00000000000000000000000000000000:0000 0A
+"""
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"), [(TCP, {("127.0.0.1", 8080), ("0.0.0.0", 22)}), (TCP6, {("::1", 8080)}), ("header\n", set())]
+)
+def test_parse_listeners(table: str, expected: set[tuple[str, int]]) -> None:
+    assert host.parse_listeners(table) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (f"SENTRY_DSN={DSN}\n", None),
+        (f"# a comment\n\nOTHER={PLANTED}\nSENTRY_DSN='{DSN}'\n", None),
+        (f'SENTRY_DSN="{DSN}"', None),
+        ("SENTRY_DSN=http://key@10.0.0.1:8000/1", None),
+        ("", "SENTRY_DSN is not set"),
+        ("SENTRY_DSN=\n", "SENTRY_DSN is not set"),
+        ("SENTRY_DSN=''\n", "SENTRY_DSN is not set"),
+        (f"#SENTRY_DSN={DSN}\n", "SENTRY_DSN is not set"),
+        (f"OTHER={PLANTED}\n", "SENTRY_DSN is not set"),
+        (f"SENTRY_DSN={DSN}\nSENTRY_DSN=\n", "SENTRY_DSN is not set"),
+        (f"{PLANTED}\nSENTRY_DSN={DSN}\n", "line 1 is not NAME=value"),
+        (f"export SENTRY_DSN={DSN}\n", "line 1 is not NAME=value"),
+        (f"SENTRY_DSN = {DSN}\n", "line 1 is not NAME=value"),
+        (f"SENTRY_DSN='{DSN}\n", "line 1 has an unbalanced quote"),
+        ("SENTRY_DSN='\n", "line 1 has an unbalanced quote"),
+        (f"SENTRY_DSN={PLANTED}", "does not begin with http"),
+        ("SENTRY_DSN=https://sentry.example.com/42", "has no public key"),
+        ("SENTRY_DSN=https://key@/42", "has no usable host"),
+        ("SENTRY_DSN=https://key@sentry example.com/42", "has no usable host"),
+        ("SENTRY_DSN=https://key@sentry.example.com/", "has no project id"),
+        ("SENTRY_DSN=https://key@sentry.example.com", "has no project id"),
+        ("SENTRY_DSN=https://key@[sentry/42", "is not a URL"),
+        ("SENTRY_DSN=https://key@sentry.example.com:port/42", "is not a URL"),
+    ],
+)
+def test_judge_secrets(text: str, fault: str | None) -> None:
+    found = host.judge_secrets(text)
+    if fault is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert fault in found
+        assert PLANTED not in found
+        assert "key@" not in found
+
+
+@pytest.mark.parametrize(
+    ("mode", "text", "closed", "usable"),
+    [
+        (0o600, f"SENTRY_DSN={DSN}", None, None),
+        (0o400, f"SENTRY_DSN={DSN}", None, None),
+        (0o640, f"SENTRY_DSN={DSN}", "is open to others (mode 0640", "is open to others"),
+        (0o604, f"SENTRY_DSN={DSN}", "is open to others (mode 0604", "is open to others"),
+        (0o600, "", None, "SENTRY_DSN is not set"),
+        (None, "", None, "is missing"),
+    ],
+)
+def test_secrets_are_judged_where_they_lie(  # noqa: PLR0917
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int | None, text: str, closed: str | None, usable: str | None
+) -> None:
+    path = tmp_path / "secrets.env"
+    monkeypatch.setattr(host, "SECRETS", path)
+    if mode is not None:
+        path.write_text(text)
+        path.chmod(mode)
+        if path.stat().st_uid:
+            closed = usable = "is not owned by root"
+    verdict = host.secrets()
+    for found, expected in ((verdict["closed"], closed), (verdict["usable"], usable)):
+        assert (expected in found) if expected else found is None
+
+
+def test_secrets_that_are_a_link_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").write_text(f"SENTRY_DSN={DSN}")
+    monkeypatch.setattr(host, "SECRETS", tmp_path / "secrets.env")
+    host.SECRETS.symlink_to(tmp_path / "elsewhere")
+    assert "is not a regular file" in host.secrets()["closed"]
+
+
+def test_write_atomically_replaces_and_keeps_the_mode(tmp_path: Path) -> None:
+    path = tmp_path / "release.env"
+    for text in ("one\n", "two\n"):
+        host.write_atomically(path, text)
+        assert path.read_text() == text
+        assert path.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_write_atomically_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "release.env"
+    path.write_text("old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(host.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        host.write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    """Answers what the server was told to."""
+
+    def do_GET(self) -> None:
+        status, body = self.server.answer  # type: ignore[attr-defined]
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[http.server.HTTPServer]:
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        yield serving
+        serving.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (200, b'{"status": "ok", "release": "abc"}', {"status": 200, "release": "abc"}),
+        (503, b'{"reason": "no disk"}', {"status": 503, "reason": "no disk"}),
+        (404, b"nginx", {"status": 404, "reason": "status 404, but the answer is not a JSON object"}),
+        (200, b"[]", {"status": 200, "reason": "status 200, but the answer is not a JSON object"}),
+    ],
+)
+def test_health(server: Any, status: int, body: bytes, expected: dict[str, Any]) -> None:
+    server.answer = (status, body)
+    assert host.health("0.0.0.0", server.server_address[1]) == expected
+
+
+def test_health_of_nobody() -> None:
+    answer = host.health("127.0.0.1", 1)
+    assert answer["status"] == 0
+    assert "no answer on 127.0.0.1:1: " in answer["reason"]
+
+
+WANTED = {"SENTRY_RELEASE": "a" * 40, "SENTRY_ENVIRONMENT": "staging", "BOOTY_RELEASE_DIR": "/opt/booty/releases/a"}
+HEALTHY = {"status": 200, "release": "a" * 40, "environment": "staging"}
+
+
+@pytest.mark.parametrize(
+    ("running", "health", "expected"),
+    [
+        (WANTED, HEALTHY, None),
+        ({}, HEALTHY, "has SENTRY_RELEASE=None"),
+        ({**WANTED, "SENTRY_RELEASE": "b"}, HEALTHY, "has SENTRY_RELEASE=b, not aaaa"),
+        ({**WANTED, "BOOTY_RELEASE_DIR": "/b"}, HEALTHY, "has BOOTY_RELEASE_DIR=/b"),
+        (WANTED, {"status": 0, "reason": "refused"}, "/health says 0: refused"),
+        (WANTED, {"status": 503}, "/health says 503: no reason given"),
+        (WANTED, {**HEALTHY, "release": None}, "/health answers None for SENTRY_RELEASE"),
+        (WANTED, {**HEALTHY, "environment": "production"}, "/health answers production for SENTRY_ENVIRONMENT"),
+    ],
+)
+def test_fault_names_what_differs(
+    plugin: Any, running: dict[str, str], health: dict[str, Any], expected: str | None
+) -> None:
+    found = plugin("library/booty_cutover.py").fault(WANTED, running, health)
+    assert (expected in found) if expected else found is None

@@ -55,4 +55,7 @@ $(VENV)/.ready: requirements/dev.txt
 	sed -n '/^uv==/,/[^\\]$$/p' $< > $(VENV)/uv.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r $<
+	@# molecule looks for Ansible on PATH, also when it is called as .venv/bin/molecule by somebody who did not activate.
+	@echo 'import os, sys; os.environ["PATH"] = os.pathsep.join((sys.prefix + "/bin", os.environ.get("PATH", os.defpath)))' \
+		> $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/path.pth
 	@touch $@

@@ -47,8 +47,8 @@ def run(*argv: str | Path, check: bool = True, **environment: str) -> subprocess
         result = subprocess.run(
             argv, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
-    except FileNotFoundError as error:
-        raise SandboxError(f"{argv[0]} is not installed: apt-get install it and run this again") from error
+    except OSError as error:
+        raise SandboxError(f"{argv[0]} can't be run ({error.strerror}): install it and try again") from error
     if check and result.returncode:
         lines = [line.strip() for line in (result.stderr or result.stdout).splitlines()]
         # The cause is what apt and its like mark with E:, else what was said last.
@@ -74,7 +74,7 @@ def as_root(*arguments: str) -> None:
     """Run `python -m sandbox` with these arguments through sudo; it asks for a password only at a terminal.
 
     Raises:
-        SandboxError: there is no sudo, or the run failed (which then has said why).
+        SandboxError: there is no sudo, or the run failed; it has said why.
     """
     if not shutil.which("sudo"):
         raise SandboxError("the sandbox needs root and there is no sudo: run this as root")
@@ -82,9 +82,10 @@ def as_root(*arguments: str) -> None:
     command = ["sudo", *([] if sys.stdin.isatty() else ["-n"]), "env", f"XDG_CACHE_HOME={cache().parent}"]
     # sudo forgets most of the environment, and -E is not allowed everywhere: name what matters instead.
     command += [*passed, sys.executable, "-m", "sandbox", *arguments]
-    status = subprocess.run(command, cwd=CHECKOUT, check=False).returncode
+    # What it did is told once, by us.
+    status = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, check=False).returncode
     if status:
-        raise SandboxError(f"`sudo … -m sandbox {' '.join(arguments)}` failed: exit status {status}")
+        raise SandboxError(f"`sudo … -m sandbox {' '.join(arguments)}` failed, as said above")
 
 
 def give(*paths: Path) -> None:

@@ -16,7 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox.machine import CHECKOUT, SandboxError, build_once, cache, kill, processes, run, say, spawn
+from sandbox.machine import (
+    CHECKOUT,
+    SandboxError,
+    build_once,
+    cache,
+    kill,
+    locked,
+    processes,
+    run,
+    say,
+    spawn,
+)
 
 _LOCK = CHECKOUT / "requirements/tracker.txt"
 _SERVER = CHECKOUT / "sandbox/tracker_server.py"
@@ -115,12 +126,36 @@ def start(directory: Path, address: str = "127.0.0.1", preferred_port: int = 0) 
         address: where it listens; nothing but this address reaches it.
         preferred_port: taken if it is free; 0 is any.
     """
+    environment = build_once(cache() / "tracker" / _environment_key(), _build)
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory / ".lock"):
+        return _start(directory, address, preferred_port, environment)
+
+
+def find(directory: Path) -> Tracker | None:
+    """Give the running tracker of a directory, or None."""
+    try:
+        told = json.loads((directory / "tracker.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return Tracker(directory, **told) if processes(_mark(directory)) else None
+
+
+def stop(directory: Path) -> None:
+    """Stop a directory's tracker, if it runs. Its events stay."""
+    kill(_mark(directory))
+
+
+def _mark(directory: Path) -> str:
+    """Give the argument by which a directory's tracker is told from all other processes."""
+    return f"--directory={directory.absolute()}"
+
+
+def _start(directory: Path, address: str, preferred_port: int, environment: Path) -> Tracker:
     before = find(directory)
     if before and before.url.startswith(f"http://{address}:"):
         return before
     stop(directory)
-    environment = build_once(cache() / "tracker" / _environment_key(), _build)
-    directory.mkdir(parents=True, exist_ok=True)
     if not (directory / "db.sqlite3").exists():
         for database in (environment / "template").iterdir():
             shutil.copy(database, directory)
@@ -129,34 +164,15 @@ def start(directory: Path, address: str = "127.0.0.1", preferred_port: int = 0) 
         preferred_port = int(json.loads(ready.read_text())["url"].rpartition(":")[2])
         ready.unlink()
     log = directory / "tracker.log"
-    command = [str(environment / "venv/bin/python"), "-P", str(_SERVER), str(directory), address]
-    spawn([*command, str(preferred_port)], log, PYTHONDONTWRITEBYTECODE="")
+    python = str(environment / "venv/bin/python")
+    spawn([python, "-P", str(_SERVER), _mark(directory), address, str(preferred_port)], log)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if ready.exists() and (found := find(directory)):
             return found
         time.sleep(0.02)
-    lines = log.read_text(errors="replace").strip().splitlines()[-1:]
-    raise SandboxError(f"the tracker did not start: {lines} ({log} has more)")
-
-
-def find(directory: Path) -> Tracker | None:
-    """Give the running tracker of a directory, or None."""
-    try:
-        told = json.loads((directory / "tracker.json").read_text())
-        tracker = Tracker(directory=directory, **told)
-        return tracker if _pids(directory) else None
-    except (OSError, ValueError):
-        return None
-
-
-def stop(directory: Path) -> None:
-    """Stop a directory's tracker, if it runs. Its events stay."""
-    kill(str(directory))
-
-
-def _pids(directory: Path) -> list[int]:
-    return processes(str(directory))
+    said = log.read_text(errors="replace").strip().rpartition("\n")[2]
+    raise SandboxError(f"the tracker did not start, {log} says: {said}")
 
 
 def _environment_key() -> str:
@@ -176,4 +192,5 @@ def _build(work: Path) -> None:
         run(python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", _LOCK)
     # Migrating takes seconds, copying what was migrated none.
     (work / "template").mkdir()
-    run(python, "-P", _SERVER, work / "template", PYTHONDONTWRITEBYTECODE="")
+    # This first run also leaves the bytecode behind, which the environment might tell Python not to write.
+    run(python, "-P", _SERVER, _mark(work / "template"), PYTHONDONTWRITEBYTECODE="")

@@ -1,6 +1,6 @@
-"""Bugsink in one process, run by the tracker's own Python: `tracker_server.py DIRECTORY [ADDRESS PORT]`.
+"""Bugsink in one process, run by the tracker's own Python.
 
-Without an address it only makes the databases.
+`tracker_server.py --directory=DIR [ADDRESS PORT]`; without an address it only makes the databases.
 """
 
 # ruff: noqa: PLC0415 - Bugsink's modules can only be imported once Django is configured.
@@ -93,7 +93,7 @@ def bind(address: str, port: int) -> Server:
 
 def main() -> None:
     """Serve until killed; `tracker.json` in the directory appears once it answers."""
-    directory = Path(sys.argv[1])
+    directory = Path(sys.argv[1].removeprefix("--directory="))
     if len(sys.argv) == 2:
         configure(directory, "http://localhost", "unused")
         from django.core.management import call_command  # type: ignore[import-not-found]

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import ansible.module_utils
 import pytest
+
+from sandbox import demo
+from sandbox import hosts as sandbox
+from sandbox.hosts import Host
+from sandbox.tracker import Tracker, find
 
 ROOT = Path(__file__).parent.parent
 ROLE = ROOT / "roles" / "app"
@@ -26,13 +37,11 @@ def load(path: Path, name: str) -> ModuleType:
 
 
 # Ansible ships the role's module_utils to the host as ansible.module_utils.*; modules import it from there.
-import ansible.module_utils  # noqa: E402
-
 ansible.module_utils.booty_host = load(ROLE / "module_utils" / "booty_host.py", "ansible.module_utils.booty_host")
 
 
 @pytest.fixture(scope="session")
-def plugin() -> object:
+def plugin() -> Callable[[str], ModuleType]:
     """Return a function that imports a plugin of the role: `plugin("library/booty_info.py")`."""
     return lambda path: load(ROLE / path, Path(path).stem)
 
@@ -43,7 +52,9 @@ class Repository:
     def __init__(self, path: Path) -> None:
         self.path = path
         subprocess.run(["git", "init", "--quiet", "--initial-branch=main", path], check=True)
-        tracked = self.git("-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "app").splitlines()
+        tracked = self.git(
+            "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "app"
+        ).splitlines()
         for name in tracked:
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).write_bytes((ROOT / name).read_bytes())
@@ -72,3 +83,86 @@ class Repository:
 def repository(tmp_path: Path) -> Repository:
     """Return a repository of its own to the test."""
     return Repository(tmp_path / "repository")
+
+
+@dataclass
+class Play:
+    """How a playbook ended."""
+
+    status: int
+    output: str
+
+    def recap(self, host: str) -> dict[str, int]:
+        """Return the host's line of the recap."""
+        line = re.search(rf"^{re.escape(host)}\s*: (.+)$", self.output, re.MULTILINE)
+        assert line, self.output
+        return {name: int(count) for name, _, count in (pair.partition("=") for pair in line[1].split())}
+
+
+class Site:
+    """A sandbox host with a tracker, a repository to deploy to it, and the playbooks as a user runs them."""
+
+    def __init__(self, hosts: list[Host], tracker: Tracker, repository: Repository, directory: Path) -> None:
+        self.host, self.bare = hosts
+        self.tracker = tracker
+        self.repository = repository
+        self.inventory = directory / "inventory"
+        self.variables = {
+            "app_environment": "staging",
+            "app_repository": str(repository.path),
+            "app_cache": str(directory / "artifacts"),
+        }
+
+    def play(self, playbook: str, *arguments: str, on: Host | None = None, **variables: str) -> Play:
+        """Run a playbook on one host, by default the one that is deployed to."""
+        extra = json.dumps({**self.variables, **variables})
+        command = [str(Path(sys.executable).parent / "ansible-playbook"), playbook, "-i", str(self.inventory)]
+        command += ["--limit", (on or self.host).name, "-e", extra, *arguments]
+        environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0", "COLUMNS": "200"}
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        return Play(done.returncode, done.stdout + done.stderr)
+
+    def deploy(self, *arguments: str, **variables: str) -> Play:
+        """Deploy, and fail the test unless that went well."""
+        played = self.play("deploy.yml", *arguments, on=None, **variables)
+        assert played.status == 0, played.output
+        return played
+
+    def run(self, command: str, input: str | None = None) -> str:
+        """Run a shell command on the host as root and return its output; fail the test when it fails."""
+        done = self.host.ssh(command, input=input)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.strip()
+
+    def place_secrets(self, text: str) -> None:
+        """Put `secrets.env` on the host as an operator does."""
+        demo.place_secrets(self.host, text)
+
+    def health(self) -> dict[str, str | None]:
+        """Ask the service, from outside the host."""
+        return demo.health(self.host)
+
+    def pid(self) -> str:
+        """Return the main PID of the service."""
+        return self.run("systemctl show booty.service --property=MainPID --value")
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Return the one host that all tests of deploys share: bootstrapped, with secrets, and a bare one beside it."""
+    directory = tmp_path_factory.mktemp("site")
+    repository = Repository(directory / "repository")
+    inventory = directory / "inventory" / "hosts.yml"
+    try:
+        found = sandbox.up("test", 2, with_tracker=True, inventory=inventory)
+        tracker = find(sandbox.INSTANCES / "test" / "tracker")
+        assert tracker
+        made = Site(found, tracker, repository, directory)
+        played = made.play("bootstrap.yml")
+        assert played.status == 0, played.output
+        made.place_secrets(f"SENTRY_DSN={tracker.dsn}\n")
+        yield made
+    finally:
+        sandbox.down("test")

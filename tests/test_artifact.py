@@ -106,9 +106,7 @@ def test_no_repository_is_said(artifact: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["requirements.txt", "pyproject.toml"])
-def test_what_a_release_needs_is_said(
-    artifact: ModuleType, repository: Repository, cache: Path, missing: str
-) -> None:
+def test_what_a_release_needs_is_said(artifact: ModuleType, repository: Repository, cache: Path, missing: str) -> None:
     repository.git("rm", "--quiet", f"app/{missing}")
     sha = repository.commit("Break it")
     with pytest.raises(artifact.BuildError, match=f"has no app/{missing}: a release needs"):

@@ -46,7 +46,8 @@ TCP6 = """\
 
 
 @pytest.mark.parametrize(
-    ("table", "expected"), [(TCP, {("127.0.0.1", 8080), ("0.0.0.0", 22)}), (TCP6, {("::1", 8080)}), ("header\n", set())]
+    ("table", "expected"),
+    [(TCP, {("127.0.0.1", 8080), ("0.0.0.0", 22)}), (TCP6, {("::1", 8080)}), ("header\n", set())],
 )
 def test_parse_listeners(table: str, expected: set[tuple[str, int]]) -> None:
     assert host.parse_listeners(table) == expected
@@ -102,8 +103,13 @@ def test_judge_secrets(text: str, fault: str | None) -> None:
         (None, "", None, "is missing"),
     ],
 )
-def test_secrets_are_judged_where_they_lie(  # noqa: PLR0917
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int | None, text: str, closed: str | None, usable: str | None
+def test_secrets_are_judged_where_they_lie(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: int | None,
+    text: str,
+    closed: str | None,
+    usable: str | None,
 ) -> None:
     path = tmp_path / "secrets.env"
     monkeypatch.setattr(host, "SECRETS", path)
@@ -190,7 +196,11 @@ def test_health_of_nobody() -> None:
     assert "no answer on 127.0.0.1:1: " in answer["reason"]
 
 
-WANTED = {"SENTRY_RELEASE": "a" * 40, "SENTRY_ENVIRONMENT": "staging", "BOOTY_RELEASE_DIR": "/opt/booty/releases/a"}
+WANTED = {
+    "SENTRY_RELEASE": "a" * 40,
+    "SENTRY_ENVIRONMENT": "staging",
+    "BOOTY_RELEASE_DIR": "/opt/booty/releases/a",
+}
 HEALTHY = {"status": 200, "release": "a" * 40, "environment": "staging"}
 
 
@@ -204,7 +214,11 @@ HEALTHY = {"status": 200, "release": "a" * 40, "environment": "staging"}
         (WANTED, {"status": 0, "reason": "refused"}, "/health says 0: refused"),
         (WANTED, {"status": 503}, "/health says 503: no reason given"),
         (WANTED, {**HEALTHY, "release": None}, "/health answers None for SENTRY_RELEASE"),
-        (WANTED, {**HEALTHY, "environment": "production"}, "/health answers production for SENTRY_ENVIRONMENT"),
+        (
+            WANTED,
+            {**HEALTHY, "environment": "production"},
+            "/health answers production for SENTRY_ENVIRONMENT",
+        ),
     ],
 )
 def test_fault_names_what_differs(

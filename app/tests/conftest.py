@@ -77,6 +77,14 @@ def tracker():
     tracker.close()
 
 
+@pytest.fixture
+def other_host():
+    """A host that the service calls, which is not the tracker."""
+    other_host = Tracker()
+    yield other_host
+    other_host.close()
+
+
 class Notifications:
     """A real NOTIFY_SOCKET."""
 

@@ -1,9 +1,12 @@
 import asyncio
 import http.client
 import logging
+import os
 import subprocess
+import sys
 from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import sentry_sdk
@@ -12,8 +15,11 @@ from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from sentry_sdk.utils import get_default_release
 
+import booty
 from booty.config import Settings
 from booty.main import before_send, create_app
+
+SRC = Path(booty.__file__).parents[1]
 
 
 def make_app(**settings):
@@ -128,6 +134,23 @@ def test_error_arrives_once_and_rightly_labelled(tracker, path, transaction, err
     assert event["exception"]["values"][-1]["type"] == error
 
 
+def test_http_exception_is_reported_by_the_first_app_of_a_process(tracker):
+    """Sentry patches the middleware for good: only in a new process does it matter when it was built."""
+    script = f"""
+from test_main import TestClient, make_app
+with TestClient(make_app(sentry_dsn={tracker.dsn!r})) as client:
+    client.get("/http/503")
+"""
+    subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parent,
+        env=os.environ | {"PYTHONPATH": str(SRC)},
+        check=True,
+    )
+    (event,) = tracker.events
+    assert event["exception"]["values"][-1]["type"] == "HTTPException"
+
+
 def test_client_error_is_no_event(tracker):
     with TestClient(make_app(sentry_dsn=tracker.dsn)) as client:
         assert client.get("/http/404").status_code == 404
@@ -186,19 +209,19 @@ def test_event_holds_no_locals_body_arguments_or_credentials(tracker):
     assert not any("vars" in frame for frame in frames)
 
 
-def test_outgoing_requests_carry_no_sentry_headers(tracker):
+def test_outgoing_requests_carry_no_sentry_headers(tracker, other_host):
     app = make_app(sentry_dsn=tracker.dsn)
 
     @app.get("/call")
     def call():
-        connection = http.client.HTTPConnection(tracker.url.removeprefix("http://"))
+        connection = http.client.HTTPConnection(other_host.url.removeprefix("http://"))
         connection.request("GET", "/")
         connection.getresponse().read()
         connection.close()
 
     with TestClient(app) as client:
         assert client.get("/call").status_code == 200
-    (request,) = tracker.requests
+    (request,) = other_host.requests
     assert not {"sentry-trace", "baggage"} & {name.lower() for name in request.headers}
 
 

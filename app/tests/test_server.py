@@ -1,5 +1,6 @@
 """The service as a process: its sockets, its readiness, its refusals and its stop."""
 
+import asyncio
 import http.client
 import json
 import re
@@ -13,9 +14,13 @@ import time
 from pathlib import Path
 
 import pytest
+import uvloop
 
 import booty
 from booty import __version__
+from booty.config import Settings
+from booty.main import create_app
+from booty.server import Server, _is_busy
 
 CODE = Path(booty.__file__).parent
 
@@ -258,6 +263,35 @@ def test_idle_connections_are_let_go_after_their_bound(start, tcp):
     assert service.wait()[0] == 0
 
 
+def test_request_that_has_begun_is_not_idle(start, tcp):
+    service = start(sockets=[tcp], BOOTY_IDLE_SECONDS="0.1").ready()
+    with Connection(tcp) as connection:
+        assert connection.ask("/")[0] == 200
+        connection.sock.sendall(b"GET / HTTP/1.1\r\nho")
+        time.sleep(0.1)
+        service.stop()
+        time.sleep(0.4)
+        connection.sock.sendall(b"st: test\r\n\r\n")
+        assert connection.receive()[0] == 200
+    assert service.wait()[0] == 0
+
+
+def test_request_that_waits_in_the_kernel_is_not_idle(tcp):
+    async def scenario():
+        server = Server(Settings())
+        await server._listen(tcp, create_app(Settings()), {})
+        with Connection(tcp) as client:
+            while not server._state.connections:
+                await asyncio.sleep(0.01)
+            (connection,) = server._state.connections
+            assert not _is_busy(connection)
+            client.sock.sendall(b"G")  # the loop has had no chance to read it
+            assert _is_busy(connection)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
+
+
 def test_connection_accepted_in_the_instant_of_the_stop_is_answered(start, tcp):
     """Stop the process, connect and send, let SIGTERM be the first thing that it sees when it goes on."""
     service = start(sockets=[tcp], BOOTY_IDLE_SECONDS="0").ready()
@@ -276,8 +310,8 @@ def test_connection_accepted_in_the_instant_of_the_stop_is_answered(start, tcp):
 
 
 @pytest.mark.parametrize("path", ["/slow?seconds=30", "/blocked?seconds=30"])
-def test_request_beyond_the_bound_is_cut_there(start, tcp, path):
-    service = start(sockets=[tcp], BOOTY_DRAIN_SECONDS="0.5").ready()
+def test_request_beyond_the_bound_is_cut_there_and_reported(start, tcp, tracker, path):
+    service = start(sockets=[tcp], BOOTY_DRAIN_SECONDS="0.5", SENTRY_DSN=tracker.dsn).ready()
     with Connection(tcp) as connection:
         connection.send(path)
         time.sleep(0.2)
@@ -288,6 +322,8 @@ def test_request_beyond_the_bound_is_cut_there(start, tcp, path):
     assert 0.4 < time.monotonic() - began < 2
     assert status == 0
     assert "cutting 1 requests, 1 connections after 0.5 s" in stderr
+    (event,) = tracker.events
+    assert event["exception"]["values"][-1]["type"] == "CancelledError"
 
 
 def test_second_signal_cuts(start, tcp):

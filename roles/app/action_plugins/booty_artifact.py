@@ -31,7 +31,15 @@ RECIPE = "1"
 PLATFORM = "{machine}-manylinux_2_36"
 MACHINES = ("x86_64", "aarch64")
 # What an installer notes about this very installation: paths and times of the controller.
-NOT_SHIPPED = {".lock", "RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json", "uv_build.json"}
+NOT_SHIPPED = {
+    ".lock",
+    "RECORD",
+    "INSTALLER",
+    "REQUESTED",
+    "direct_url.json",
+    "uv_cache.json",
+    "uv_build.json",
+}
 
 
 class BuildError(Exception):
@@ -50,9 +58,17 @@ def resolve(repository: Path, release: str) -> str:
     """Return the 40 characters of the commit that a SHA, a short SHA, a tag or a branch names."""
     try:
         # `--` and the leading ^{} keep a name that looks like an option from being one.
-        return run("git", "-C", repository, "rev-parse", "--verify", "--end-of-options", f"{release}^{{commit}}").decode().strip()
+        return (
+            run("git", "-C", repository, "rev-parse", "--verify", "--end-of-options", f"{release}^{{commit}}")
+            .decode()
+            .strip()
+        )
     except BuildError as error:
-        known = run("git", "-C", repository, "log", "-3", "--format=%h %s").decode().strip() if is_repository(repository) else ""
+        known = (
+            run("git", "-C", repository, "log", "-3", "--format=%h %s").decode().strip()
+            if is_repository(repository)
+            else ""
+        )
         latest = f" Its latest commits are:\n{known}" if known else ""
         raise BuildError(
             f"app_release '{release}' names no single commit of {repository}: {error}\n"
@@ -146,12 +162,18 @@ def once(archive: Path, build: Callable[[Path], None]) -> dict[str, Any]:
         with locked(archive.parent):
             if not archive.exists():
                 build(archive)
-    return {"file": str(archive), "sha256": hashlib.sha256(archive.read_bytes()).hexdigest(), "size": archive.stat().st_size}
+    return {
+        "file": str(archive),
+        "sha256": hashlib.sha256(archive.read_bytes()).hexdigest(),
+        "size": archive.stat().st_size,
+    }
 
 
 def key(*parts: str | bytes) -> str:
     """Return a short name for what something is made from."""
-    return hashlib.sha256(b"\0".join(part if isinstance(part, bytes) else part.encode() for part in parts)).hexdigest()[:20]
+    return hashlib.sha256(b"\0".join(part if isinstance(part, bytes) else part.encode() for part in parts)).hexdigest()[
+        :20
+    ]
 
 
 def build(repository: Path, path: str, sha: str, python: str, machine: str, cache: Path) -> dict[str, Any]:
@@ -191,12 +213,28 @@ def build_layer(archive: Path, lock: bytes, python: str, machine: str) -> None:
         requirements.write_bytes(lock)
         target.mkdir()
         platform = PLATFORM.format(machine=machine)
-        install = ["pip", "install", "--quiet", "--require-hashes", "--only-binary=:all:", "--no-compile-bytecode"]
+        install = [
+            "pip",
+            "install",
+            "--quiet",
+            "--require-hashes",
+            "--only-binary=:all:",
+            "--no-compile-bytecode",
+        ]
         try:
-            uv(*install, f"--python-version={python}", f"--python-platform={platform}", f"--target={target}",
-               "-r", str(requirements), cwd=Path(directory))
+            uv(
+                *install,
+                f"--python-version={python}",
+                f"--python-platform={platform}",
+                f"--target={target}",
+                "-r",
+                str(requirements),
+                cwd=Path(directory),
+            )
         except BuildError as error:
-            raise BuildError(f"The locked dependencies can't be had for Python {python} on {platform}: {error}") from None
+            raise BuildError(
+                f"The locked dependencies can't be had for Python {python} on {platform}: {error}"
+            ) from None
         pack(target, archive, mtime=0)
 
 
@@ -216,10 +254,26 @@ def build_release(archive: Path, repository: Path, path: str, sha: str, python: 
         tools = app / "build-requirements.txt"
         locked_tools = ["--build-constraints", str(tools), "--require-hashes"] if tools.exists() else []
         try:
-            uv("build", "--quiet", "--wheel", f"--out-dir={directory}", *locked_tools, str(app), SOURCE_DATE_EPOCH=time)
+            uv(
+                "build",
+                "--quiet",
+                "--wheel",
+                f"--out-dir={directory}",
+                *locked_tools,
+                str(app),
+                SOURCE_DATE_EPOCH=time,
+            )
             (wheel,) = Path(directory).glob("*.whl")
-            uv("pip", "install", "--quiet", "--no-deps", "--no-compile-bytecode", f"--python-version={python}",
-               f"--target={target}", str(wheel))
+            uv(
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--no-compile-bytecode",
+                f"--python-version={python}",
+                f"--target={target}",
+                str(wheel),
+            )
         except BuildError as error:
             raise BuildError(f"The app of commit {sha[:12]} does not build: {error}") from None
         site = f"lib/python{python}/site-packages"
@@ -261,13 +315,19 @@ class ActionModule(ActionBase):
         try:
             if wanted["python"]:
                 built = build(
-                    repository, wanted["path"], wanted["release"], wanted["python"], wanted["machine"], Path(wanted["cache"])
+                    repository,
+                    wanted["path"],
+                    wanted["release"],
+                    wanted["python"],
+                    wanted["machine"],
+                    Path(wanted["cache"]),
                 )
                 return {**result, **built, "changed": False}
             sha = resolve(repository, wanted["release"])
             if wanted["release"] == "HEAD" and dirty(repository, wanted["path"]):
                 result["warnings"] = [
-                    f"{repository / wanted['path']} has changes that are not committed; commit {sha[:12]} is deployed without them."
+                    f"{repository / wanted['path']} has changes that are not committed;"
+                    f" commit {sha[:12]} is deployed without them."
                 ]
         except BuildError as error:
             raise AnsibleActionFail(str(error)) from None

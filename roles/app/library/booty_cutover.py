@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 from ansible.module_utils import booty_host as host
@@ -102,7 +101,12 @@ def main() -> None:
     )
     wanted = module.params
     before = host.POINTER.read_text() if host.POINTER.exists() else ""
-    diff = {"before": before, "after": wanted["pointer"], "before_header": str(host.POINTER), "after_header": str(host.POINTER)}
+    diff = {
+        "before": before,
+        "after": wanted["pointer"],
+        "before_header": str(host.POINTER),
+        "after_header": str(host.POINTER),
+    }
     answer = {"changed": True, "diff": diff}
     if not module.check_mode:
         try:

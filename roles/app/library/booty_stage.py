@@ -65,7 +65,10 @@ def stage(archive: Path, sha256: str, dest: Path) -> None:
             prependdir=str(dest),
             invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
         )
-        for path in (partial, *(path for path in partial.rglob("*") if path.is_dir() and not path.is_symlink())):
+        for path in (
+            partial,
+            *(path for path in partial.rglob("*") if path.is_dir() and not path.is_symlink()),
+        ):
             path.chmod(0o755)
         os.sync()
         partial.rename(dest)

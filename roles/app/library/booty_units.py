@@ -52,7 +52,12 @@ def main() -> None:
     changed = [name for name in units if before[name] != units[name]]
     enable = [name for name in module.params["enable"] if host.unit(name).get("UnitFileState") != "enabled"]
     diff = [
-        {"before": before[name], "after": units[name], "before_header": str(host.UNITS / name), "after_header": str(host.UNITS / name)}
+        {
+            "before": before[name],
+            "after": units[name],
+            "before_header": str(host.UNITS / name),
+            "after_header": str(host.UNITS / name),
+        }
         for name in changed
     ]
     if changed and (faults := verify(units)):

@@ -34,7 +34,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def parse_assignments(text: str) -> dict[str, str]:
-    """Read `NAME=value` lines: `release.env`, or what `systemctl show` prints. Comments and other lines are passed over."""
+    """Read `NAME=value` lines, of `release.env` or `systemctl show`; comments and other lines are passed over."""
     lines = (line.strip() for line in text.splitlines())
     pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith(("#", ";")))
     return {name.strip(): value.strip() for name, _, value in pairs}

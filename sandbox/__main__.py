@@ -17,9 +17,7 @@ def main() -> int:
     up = commands.add_parser("up", help="have exactly this many hosts running, and their tracker")
     up.add_argument("--name", default="default", help="the instance (default)")
     up.add_argument("--hosts", type=int, default=1, metavar="N", help="how many (1)")
-    up.add_argument(
-        "--suite", choices=base.SUITES, default=base.SUITES[0], help="Debian's release (bookworm)"
-    )
+    up.add_argument("--suite", choices=base.SUITES, default=base.SUITES[0], help="Debian's release (bookworm)")
     up.add_argument("--no-tracker", action="store_true", help="hosts only")
     up.add_argument("--inventory", type=Path, help="where to write Ansible's inventory")
 
@@ -53,9 +51,11 @@ def main() -> int:
             act: Callable[[str, str], None] = getattr(hosts, args.command)
             instance, _, host = args.host.rpartition("/")
             act(instance or "default", host)
-    except SandboxError as error:
+    except (SandboxError, OSError) as error:
         print(f"sandbox: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -9,9 +9,7 @@ from sandbox.machine import build_once, cache, run, say
 
 SUITES = ("bookworm", "trixie")
 
-_INSTALLED = (
-    "systemd systemd-sysv dbus python3 openssh-server sudo iproute2 procps ca-certificates kmod netbase less"
-)
+_INSTALLED = "systemd systemd-sysv dbus python3 openssh-server sudo iproute2 procps ca-certificates kmod netbase less"
 # Not installed, but there for a playbook's apt in the hosts' own repository (as is all that is installed).
 _INSTALLABLE = (
     "python3-apt python3-venv curl nftables iptables ufw unattended-upgrades systemd-timesyncd "

@@ -225,10 +225,15 @@ def _up(name: str, count: int, suite: str, inventory: Path | None) -> None:
     directory = INSTANCES / name
     before = _record(name) if (directory / "instance.json").exists() else None
     others = [_record(other) for other in instances() if (INSTANCES / other / "instance.json").exists()]
+    # First of all, so that what a crash from here on leaves is found by `down`.
+    (directory / "tracker").mkdir(parents=True, exist_ok=True, mode=0o700)
+    give(directory / "tracker")
     if before and before.fits(suite):
         root = Path(before.base)
     else:
         root = base.ensure(suite, {other.base for other in others})
+        if before:
+            say(f"replacing the hosts of {name}: they were made of another root")
         for host in hosts(name):
             _remove(host)
     if before and network.is_up(name, before.network):
@@ -241,24 +246,11 @@ def _up(name: str, count: int, suite: str, inventory: Path | None) -> None:
     if before and before.inventory != str(inventory):
         _forget_inventory(before)
     record = _Record(str(CHECKOUT), suite, str(root), str(subnet), str(inventory) if inventory else None)
-    (directory / "tracker").mkdir(parents=True, exist_ok=True)
-    give(directory / "tracker")
     (directory / "instance.json").write_text(json.dumps(asdict(record), indent=2))
     _ensure_limits()
     _ensure_disks(directory / "hosts")
     if not (directory / "id_ed25519").exists():
-        run(
-            "ssh-keygen",
-            "-q",
-            "-t",
-            "ed25519",
-            "-N",
-            "",
-            "-C",
-            f"booty-{name}",
-            "-f",
-            directory / "id_ed25519",
-        )
+        _make_key(directory / "id_ed25519", f"booty-{name}")
         give(directory / "id_ed25519")
 
     wanted = [_host(name, number, subnet) for number in range(1, count + 1)]
@@ -302,23 +294,26 @@ def _prepare_disk(host: Host) -> None:
     shutil.copy(INSTANCES / host.instance / "id_ed25519.pub", keys / "authorized_keys")
     key = etc / "ssh/ssh_host_ed25519_key"
     key.unlink(missing_ok=True)
-    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", host.name, "-f", key)
+    _make_key(key, host.name)
     shutil.copy(f"{key}.pub", host.container.directory / "key.pub")  # last: it says that the disk is whole
 
 
 def _wait_ready(host: Host) -> None:
     """Wait until sshd answers and the boot is over; how well it went is for others to judge."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and host.running:
+    began = time.monotonic()
+    # A moment of grace: between two boots there may be no process at all.
+    while (waited := time.monotonic() - began) < 60 and (waited < 2 or host.running):
         with suppress(OSError), socket.create_connection((host.address, 22), timeout=0.5) as connection:
             if connection.recv(256).startswith(b"SSH-"):
                 host.ssh("systemctl is-system-running --wait")
                 return
         time.sleep(0.05)
     said = " / ".join(host.container.log.read_text(errors="replace").split("\n")[-4:])
-    raise SandboxError(
-        f"{host.name} does not answer SSH at {host.address}; last on {host.container.log}: {said}"
-    )
+    raise SandboxError(f"{host.name} does not answer SSH at {host.address}; last on {host.container.log}: {said}")
+
+
+def _make_key(path: Path, comment: str) -> None:
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", path)
 
 
 def _ensure_limits() -> None:
@@ -374,6 +369,4 @@ def _record(name: str) -> _Record:
 def _check_owner(name: str) -> None:
     if not is_ours(name):
         there = _record(name).checkout
-        raise SandboxError(
-            f"the instance {name} belongs to {there}: run this there, or choose another --name"
-        )
+        raise SandboxError(f"the instance {name} belongs to {there}: run this there, or choose another --name")

@@ -44,9 +44,7 @@ def run(*argv: str | Path, check: bool = True, **environment: str) -> subprocess
     """
     env = {**_ENVIRONMENT, **environment}
     try:
-        result = subprocess.run(
-            argv, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        )
+        result = subprocess.run(argv, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     except OSError as error:
         raise SandboxError(f"{argv[0]} can't be run ({error.strerror}): install it and try again") from error
     if check and result.returncode:
@@ -108,9 +106,7 @@ def ensure_tools() -> None:
             raise SandboxError(f"install {', '.join(missing)}: there is no apt here to do it")
         say(f"installing {', '.join(missing)}")
         run("apt-get", "update", "-q")
-        run(
-            "apt-get", "install", "-qy", "--no-install-recommends", *missing, DEBIAN_FRONTEND="noninteractive"
-        )
+        run("apt-get", "install", "-qy", "--no-install-recommends", *missing, DEBIAN_FRONTEND="noninteractive")
     if "\toverlay\n" not in Path("/proc/filesystems").read_text():
         run("modprobe", "overlay", check=False)
         if "\toverlay\n" not in Path("/proc/filesystems").read_text():
@@ -153,9 +149,7 @@ def kill(argument: str, patience: float = 10) -> None:
                 finally:
                     os.close(descriptor)
         if time.monotonic() > deadline:
-            raise SandboxError(
-                f"process {found[0]} can't be killed: see /proc/{found[0]}/status, then try again"
-            )
+            raise SandboxError(f"process {found[0]} can't be killed: see /proc/{found[0]}/status, then try again")
 
 
 def wait_gone(descriptor: int, deadline: float) -> bool:

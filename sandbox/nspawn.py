@@ -125,7 +125,9 @@ class Container:
         with self._leader() as (pid, descriptor):
             os.kill(pid, signal.SIGRTMIN + 5)  # systemd(1): start reboot.target
             if not wait_gone(descriptor, time.monotonic() + patience):
-                raise SandboxError(f"it did not shut down within {patience:.0f} s: stop it, then start it")
+                raise SandboxError(
+                    f"{self.directory.name} did not shut down within {patience:.0f} s: stop and start it"
+                )
 
     @contextmanager
     def _leader(self) -> Iterator[tuple[int, int]]:
@@ -139,7 +141,7 @@ class Container:
                 finally:
                     os.close(descriptor)
                 return
-        raise SandboxError("it does not run: start it")
+        raise SandboxError(f"{self.directory.name} does not run: start it")
 
 
 def unmount(directory: Path) -> None:
@@ -162,9 +164,7 @@ def _remove_cgroup(group: Path) -> None:
                 directory.rmdir()
             except OSError as error:
                 if time.monotonic() > deadline:
-                    raise SandboxError(
-                        f"end the processes in {directory}/cgroup.procs and try again"
-                    ) from error
+                    raise SandboxError(f"end the processes in {directory}/cgroup.procs and try again") from error
                 for pid in (directory / "cgroup.procs").read_text().split():  # survived its PID 1
                     with suppress(ProcessLookupError):
                         os.kill(int(pid), signal.SIGKILL)

@@ -99,9 +99,7 @@ class Tracker:
                         return seen[id]
             if time.monotonic() > deadline:
                 came = [(e.data.get("transaction"), e.data.get("release")) for e in seen.values()]
-                raise TimeoutError(
-                    f"no such event within {timeout} s; (transaction, release) that came: {came}"
-                )
+                raise TimeoutError(f"no such event within {timeout} s; (transaction, release) that came: {came}")
             time.sleep(0.1)
 
     def _list(self, path: str) -> list[dict[str, Any]]:
@@ -112,7 +110,7 @@ class Tracker:
             page = answer["next"]
         return found
 
-    def _get(self, url: str) -> Any:  # noqa: ANN401 - JSON
+    def _get(self, url: str) -> Any:
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {self.token}"})
         with _OPENER.open(request, timeout=10) as response:
             return json.load(response)
@@ -127,6 +125,9 @@ def start(directory: Path, address: str = "127.0.0.1", preferred_port: int = 0) 
         preferred_port: taken if it is free; 0 is any.
     """
     environment = build_once(cache() / "tracker" / _environment_key(), _build)
+    for other in environment.parent.glob("[0-9a-f]*"):  # of earlier locks
+        if other != environment and not processes(str(other / "venv/bin/python")):
+            shutil.rmtree(other)
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory / ".lock"):
         return _start(directory, address, preferred_port, environment)

@@ -132,7 +132,7 @@ class Site:
 
     def run(self, command: str, input: str | None = None) -> str:
         """Run a shell command on the host as root and return its output; fail the test when it fails."""
-        done = self.host.ssh(command, input=input)
+        done = self.host.ssh(command, input=input or "")
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 

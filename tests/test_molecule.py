@@ -1,0 +1,30 @@
+"""`molecule test`, as a user's CI runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+SCENARIOS = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_scenario(scenario: str) -> None:
+    molecule = Path(sys.executable).parent / "molecule"
+    environment = {**os.environ, "NO_COLOR": "1"}
+    done = subprocess.run(
+        [molecule, "test", "--scenario-name", scenario],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

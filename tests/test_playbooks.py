@@ -1,0 +1,139 @@
+"""Playbooks, roles and inventories as data."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+BIN = Path(sys.executable).parent
+PLAYBOOKS = sorted((ROOT / "playbooks").glob("*.yml"))
+ROLES = sorted(path for path in (ROOT / "roles").iterdir() if path.is_dir())
+
+
+def tasks(path: Path) -> Iterator[dict[str, Any]]:
+    """Return the tasks of a file, those inside blocks too."""
+
+    def flat(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for task in found:
+            yield task
+            for part in ("block", "rescue", "always"):
+                yield from flat(task.get(part, []))
+
+    yield from flat(yaml.safe_load(path.read_text()) or [])
+
+
+TASKS = [(path, task) for path in sorted(ROOT.glob("roles/*/tasks/*.yml")) for task in tasks(path)]
+
+
+@pytest.mark.parametrize("path", PLAYBOOKS, ids=lambda path: path.name)
+def test_every_verb_is_reached_from_the_root(path: Path) -> None:
+    if path.name == "hosts.yml":  # what the verbs share
+        return
+    (play,) = yaml.safe_load((ROOT / path.name).read_text())
+    assert play["ansible.builtin.import_playbook"] == f"playbooks/{path.name}"
+
+
+@pytest.mark.parametrize("path", PLAYBOOKS, ids=lambda path: path.name)
+def test_every_play_says_whom_it_reaches(path: Path) -> None:
+    for play in yaml.safe_load(path.read_text()):
+        if "ansible.builtin.import_playbook" in play:
+            continue
+        assert play["hosts"] in {"booty", "localhost"}
+        assert play["gather_facts"] is False
+        if play["hosts"] == "booty":
+            assert play["become"] is True
+            # One failed host must not leave half a fleet behind in silence.
+            assert play["any_errors_fatal"] is True
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda path: path.name)
+def test_argument_specs_equal_defaults(role: Path) -> None:
+    specs = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+    defaults = yaml.safe_load((role / "defaults/main.yml").read_text())
+    assert {name: spec["default"] for name, spec in specs.items() if "default" in spec} == defaults
+    assert {name for name, spec in specs.items() if "default" not in spec} == {
+        name for name, spec in specs.items() if spec.get("required")
+    }
+    assert all(name.startswith(f"{role.name}_") for name in specs)
+
+
+def test_no_task_hides_a_failure_or_writes_the_secrets() -> None:
+    for path, task in TASKS:
+        assert "ignore_errors" not in task, path
+        module = {name: value for name, value in task.items() if "." in name or name.startswith("booty_")}
+        words = json.dumps({name: value for name, value in module.items() if "assert" not in name})
+        assert "secrets.env" not in words, path
+
+
+def test_a_rescue_ends_in_failure() -> None:
+    for path, task in TASKS:
+        if "rescue" in task:
+            assert "ansible.builtin.fail" in task["rescue"][-1], path
+
+
+def ansible(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "ANSIBLE_NOCOLOR": "1"}
+    return subprocess.run(
+        [str(BIN / command[0]), *command[1:]], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_default_inventory_holds_sandbox_hosts_alone() -> None:
+    done = ansible("ansible-inventory", "--list")
+    assert done.returncode == 0, done.stderr
+    for host in json.loads(done.stdout)["_meta"]["hostvars"].values():
+        # RFC 2544's range for test beds, which no real host has.
+        assert host["ansible_host"].startswith("198.18.")
+
+
+@pytest.mark.parametrize("environment", ["staging", "production"])
+def test_a_fresh_inventory_reaches_nobody(environment: str) -> None:
+    listed = json.loads(ansible("ansible-inventory", "-i", f"inventory/{environment}", "--list").stdout)
+    assert not listed["_meta"]["hostvars"]
+    variables = yaml.safe_load((ROOT / f"inventory/{environment}/group_vars/booty.yml").read_text())
+    assert variables["app_environment"] == environment
+
+
+@pytest.mark.parametrize("path", [path for path in PLAYBOOKS if path.name != "hosts.yml"], ids=lambda path: path.name)
+def test_without_a_host_a_playbook_fails(path: Path) -> None:
+    done = ansible("ansible-playbook", path.name, "-i", "inventory/production")
+    assert done.returncode != 0
+    assert "has no host in the group 'booty'" in " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("app_port=70000", "app_port must be within 1..65535 (it is 70000)"),
+        ("app_port=http", "app_port"),
+        ("app_drain_seconds=-1", "app_drain_seconds 0 or more (it is -1)"),
+        ('{"app_environment": "two words"}', "(it is 'two words')"),
+        ("app_log_format=xml", "value of app_log_format must be one of: text, json"),
+        ("app_release=no-such-release", "'no-such-release' names no single commit"),
+    ],
+)
+def test_bad_values_never_reach_a_host(tmp_path: Path, variable: str, message: str) -> None:
+    # A name that resolves to nothing: had it been reached, the message would be another.
+    (tmp_path / "hosts").write_text("[booty]\nnowhere.invalid app_environment=staging\n")
+    done = ansible("ansible-playbook", "deploy.yml", "-i", str(tmp_path / "hosts"), "-e", variable)
+    output = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0
+    assert message in output
+    assert "Could not resolve" not in output
+
+
+def test_an_environment_is_required(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("[booty]\nnowhere.invalid\n")
+    done = ansible("ansible-playbook", "deploy.yml", "-i", str(tmp_path / "hosts"))
+    assert done.returncode != 0
+    assert "missing required arguments: app_environment" in " ".join((done.stdout + done.stderr).split())

@@ -1,0 +1,79 @@
+"""A release on the host is whole, or it is not there."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def stage(plugin: Any) -> ModuleType:
+    module: ModuleType = plugin("library/booty_stage.py")
+    return module
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    path = tmp_path / "archive.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        entry = tarfile.TarInfo("lib/app.py")
+        text = b"def f():\n    raise ValueError\n"
+        entry.size, entry.mode = len(text), 0o644
+        tar.addfile(entry, io.BytesIO(text))
+        link = tarfile.TarInfo("bin/python")
+        link.type, link.linkname = tarfile.SYMTYPE, "/usr/bin/python3"
+        tar.addfile(link)
+    return path
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_it_is_unpacked_and_compiled(stage: ModuleType, archive: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "releases" / "abc"
+    dest.parent.mkdir()
+    stage.stage(archive, sha256(archive), dest)
+    assert (dest / "bin/python").readlink() == Path("/usr/bin/python3")
+    (compiled,) = dest.rglob("*.pyc")
+    # The traceback of a running release names its final place.
+    assert str(dest / "lib/app.py").encode() in compiled.read_bytes()
+    assert [path.name for path in dest.parent.iterdir()] == ["abc"]
+
+
+def test_a_damaged_archive_is_refused(stage: ModuleType, archive: Path, tmp_path: Path) -> None:
+    digest = sha256(archive)
+    archive.write_bytes(archive.read_bytes()[:-7])
+    with pytest.raises(ValueError, match="arrived damaged"):
+        stage.stage(archive, digest, tmp_path / "abc")
+    assert [path.name for path in tmp_path.iterdir()] == ["archive.tar.gz"]
+
+
+@pytest.mark.parametrize("step", ["extractall", "compile_dir", "rename"])
+def test_a_failure_leaves_nothing(
+    stage: ModuleType, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    owner = {"extractall": tarfile.TarFile, "compile_dir": stage.compileall, "rename": Path}[step]
+    monkeypatch.setattr(owner, step, full)
+    with pytest.raises(OSError, match="No space"):
+        stage.stage(archive, sha256(archive), tmp_path / "abc")
+    assert [path.name for path in tmp_path.iterdir()] == ["archive.tar.gz"]
+
+
+def test_what_a_killed_run_left_is_removed(stage: ModuleType, archive: Path, tmp_path: Path) -> None:
+    abandoned = tmp_path / ".abc.x1y2"
+    abandoned.mkdir()
+    (abandoned / "half").touch()
+    stage.stage(archive, sha256(archive), tmp_path / "abc")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["abc", "archive.tar.gz"]
+    assert os.access(tmp_path / "abc", os.X_OK)

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,18 @@ def repository(tmp_path: Path) -> Repository:
     return Repository(tmp_path / "repository")
 
 
+# What the load asks besides /health: a request that a cutover meets half-way.
+ROUTES = """
+import asyncio
+from fastapi import APIRouter
+router = APIRouter()
+@router.get("/slow")
+async def slow() -> dict[str, float]:
+    await asyncio.sleep(2)
+    return {"slept": 2.0}
+"""
+
+
 @dataclass
 class Play:
     """How a playbook ended."""
@@ -129,6 +142,11 @@ class Site:
         played = self.play("deploy.yml", *arguments, on=None, **variables)
         assert played.status == 0, played.output
         return played
+
+    def release(self, name: str = "routes.py", text: str = "") -> str:
+        """Commit a change of the app, by default one that changes nothing, and return the SHA."""
+        self.repository.write(f"app/src/booty/{name}", text or ROUTES + f"# {time.monotonic()}\n")
+        return self.repository.commit(f"Change {name}")
 
     def run(self, command: str, input: str | None = None) -> str:
         """Run a shell command on the host as root and return its output; fail the test when it fails."""

@@ -208,9 +208,9 @@ HEALTHY = {"status": 200, "release": "a" * 40, "environment": "staging"}
     ("running", "health", "expected"),
     [
         (WANTED, HEALTHY, None),
-        ({}, HEALTHY, "has SENTRY_RELEASE=None"),
-        ({**WANTED, "SENTRY_RELEASE": "b"}, HEALTHY, "has SENTRY_RELEASE=b, not aaaa"),
-        ({**WANTED, "BOOTY_RELEASE_DIR": "/b"}, HEALTHY, "has BOOTY_RELEASE_DIR=/b"),
+        ({}, HEALTHY, "SENTRY_RELEASE is None"),
+        ({**WANTED, "SENTRY_RELEASE": "b"}, HEALTHY, "SENTRY_RELEASE is b, not aaaa"),
+        ({**WANTED, "BOOTY_RELEASE_DIR": "/b"}, HEALTHY, "BOOTY_RELEASE_DIR is /b"),
         (WANTED, {"status": 0, "reason": "refused"}, "/health says 0: refused"),
         (WANTED, {"status": 503}, "/health says 503: no reason given"),
         (WANTED, {**HEALTHY, "release": None}, "/health answers None for SENTRY_RELEASE"),

@@ -158,7 +158,7 @@ def start(tmp_path):
 
 @pytest.fixture
 def tcp():
-    """Make listening TCP sockets as systemd holds them."""
+    """The TCP socket as systemd holds it."""
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as sock:
         yield sock
 

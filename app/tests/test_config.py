@@ -106,8 +106,7 @@ def test_bad_value_is_one_line_that_names_the_variable(name, value):
 def test_all_bad_values_are_named_at_once():
     line = refusal(sentry_sample_rate="2", booty_log_format="xml")
     assert line == (
-        "SENTRY_SAMPLE_RATE must be the share of errors to send, from 0 to 1; "
-        "BOOTY_LOG_FORMAT must be text or json"
+        "SENTRY_SAMPLE_RATE must be the share of errors to send, from 0 to 1; BOOTY_LOG_FORMAT must be text or json"
     )
 
 
@@ -124,10 +123,10 @@ def test_label_must_fit_the_running_code(tmp_path):
     link.symlink_to(CODE)
     for directory in (CODE, link):
         assert Settings(booty_release_dir=directory, sentry_release="booty").label_flaw is None
-    assert "the directory is named booty, the release other" in refusal(
+    assert "the directory is named booty, SENTRY_RELEASE is other" in refusal(
         booty_release_dir=CODE, sentry_release="other"
     )
-    assert "the directory is named booty, the release None" in refusal(booty_release_dir=CODE)
+    assert "the directory is named booty, SENTRY_RELEASE is not set" in refusal(booty_release_dir=CODE)
     assert f"the running code is not in {tmp_path} but in {CODE}" in refusal(
         booty_release_dir=tmp_path, sentry_release=tmp_path.name
     )

@@ -90,7 +90,7 @@ def test_version_and_help_need_no_settings():
             "SENTRY_DSN is not set, and production does not run without it",
         ),
         ({"SENTRY_SAMPLE_RATE": "2"}, "SENTRY_SAMPLE_RATE must be the share of errors to send, from 0 to 1"),
-        ({"BOOTY_RELEASE_DIR": str(CODE), "SENTRY_RELEASE": "other"}, "named booty, the release other"),
+        ({"BOOTY_RELEASE_DIR": str(CODE), "SENTRY_RELEASE": "other"}, "named booty, SENTRY_RELEASE is other"),
     ],
 )
 def test_refusal_is_one_line_and_status_1(settings, line):
@@ -277,19 +277,22 @@ def test_request_that_has_begun_is_not_idle(start, tcp):
 
 
 def test_request_that_waits_in_the_kernel_is_not_idle(tcp):
-    async def scenario():
+    async def look_before_and_after():
         server = Server(Settings())
         await server._listen(tcp, create_app(Settings()), {})
         with Connection(tcp) as client:
             while not server._state.connections:
                 await asyncio.sleep(0.01)
             (connection,) = server._state.connections
-            pass
-            client.sock.sendall(b"G")  # the loop has had no chance to read it
-            pass
+            before = _is_busy(connection)
+            client.sock.sendall(b"G")  # the loop has no chance to read it
+            after = _is_busy(connection)
+        server._cut.set()
+        await server._drain()
+        return before, after
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(scenario())
+        assert runner.run(look_before_and_after()) == (False, True)
 
 
 def test_connection_accepted_in_the_instant_of_the_stop_is_answered(start, tcp):
@@ -345,9 +348,7 @@ class Load:
         self.answers = 0
         self.failures = []
         kinds = [(self.keep_alive, keep_alive), (self.fresh, fresh), (self.slow, slow)]
-        self.threads = [
-            threading.Thread(target=self.record, args=(kind,)) for kind, n in kinds for _ in range(n)
-        ]
+        self.threads = [threading.Thread(target=self.record, args=(kind,)) for kind, n in kinds for _ in range(n)]
 
     def __enter__(self):
         for thread in self.threads:

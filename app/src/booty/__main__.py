@@ -45,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    settings = "\n".join(
-        f"  {name.upper():<20} {field.description}" for name, field in Settings.model_fields.items()
-    )
+    settings = "\n".join(f"  {name.upper():<20} {field.description}" for name, field in Settings.model_fields.items())
     parser = argparse.ArgumentParser(
         prog="booty",
         description="Serve the app, on the sockets that systemd passes or else on these.",
@@ -56,9 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", default=8000, type=_port, help="TCP port to listen on (%(default)s)")
-    parser.add_argument(
-        "--internal-socket", type=Path, metavar="PATH", help="Unix socket of the internal app"
-    )
+    parser.add_argument("--internal-socket", type=Path, metavar="PATH", help="Unix socket of the internal app")
     parser.add_argument("--version", action="version", version=f"booty {__version__}")
     return parser
 

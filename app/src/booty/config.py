@@ -38,9 +38,7 @@ class Settings(BaseSettings):
     sentry_environment: Annotated[str, StringConstraints(pattern=r"^[^\s/]{1,64}$")] = Field(
         default="development", description="at most 64 characters, without blanks and slashes, and not None"
     )
-    sentry_sample_rate: float = Field(
-        default=1.0, ge=0, le=1, description="the share of errors to send, from 0 to 1"
-    )
+    sentry_sample_rate: float = Field(default=1.0, ge=0, le=1, description="the share of errors to send, from 0 to 1")
     booty_release_dir: Path | None = Field(
         default=None, description="the directory that holds the running code, named as SENTRY_RELEASE says"
     )
@@ -49,10 +47,10 @@ class Settings(BaseSettings):
         default="info", description="debug, info, warning or error"
     )
     booty_drain_seconds: Seconds = Field(
-        default=30.0, description="the seconds that requests in flight may take after SIGTERM"
+        default=30.0, description="the seconds, 0 or more, that requests in flight may take after SIGTERM"
     )
     booty_idle_seconds: Seconds = Field(
-        default=1.0, description="the seconds that an idle connection is kept after SIGTERM"
+        default=1.0, description="the seconds, 0 or more, that an idle connection is kept after SIGTERM"
     )
     state_directory: Path | None = Field(default=None, description="a writable directory, given by systemd")
 
@@ -121,7 +119,7 @@ def _label_flaw(release_dir: Path | None, release: str | None) -> str | None:
     if not code.is_relative_to(directory):
         return f"the running code is not in {directory} but in {code.parent}"
     if directory.name != release:
-        return f"the directory is named {directory.name}, the release {release}"
+        return f"the directory is named {directory.name}, SENTRY_RELEASE is {release or 'not set'}"
     if not code.exists():
         return f"the running code is gone from {code.parent}"
     return None

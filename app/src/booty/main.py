@@ -83,7 +83,7 @@ def _init_sentry(settings: Settings) -> None:
     )
 
 
-def before_send(event: Event, hint: Hint) -> Event | None:  # noqa: ARG001 - the SDK's signature
+def before_send(event: Event, hint: Hint) -> Event | None:
     """Return the event as it is sent: an unknown release is left out."""
     return event if event.get("release") else cast(Event, {k: v for k, v in event.items() if k != "release"})
 

@@ -69,6 +69,8 @@ def gather(address: str, port: int, user: str, units: list[str]) -> dict[str, An
         "units": {name: digest(host.UNITS / name) for name in units},
         "service": service,
         "socket": host.unit(host.SOCKET),
+        "candidate": host.unit(host.CANDIDATE).get("ActiveState", "inactive"),
+        "served": host.State.load().served,
         "running": running,
         # Asking a stopped service would start it: the socket is systemd's.
         "health": host.health(address, port) if running else {"status": 0, "reason": f"{host.SERVICE} does not run"},

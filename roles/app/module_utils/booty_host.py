@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import ipaddress
 import json
 import os
 import stat
 import subprocess
+import syslog
 import tempfile
+import time
 import urllib.parse
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +24,16 @@ RELEASES = OPT / "releases"
 LAYERS = OPT / "layers"
 POINTER = ETC / "release.env"
 SECRETS = ETC / "secrets.env"
+STATE = OPT / "state.json"
 UNITS = Path("/etc/systemd/system")
 SERVICE = "booty.service"
 SOCKET = "booty.socket"
+CANDIDATE = "booty-candidate.service"
+ALL_UNITS = (SOCKET, SERVICE, CANDIDATE)
+ENABLED = (SOCKET, SERVICE)
+# Gone at a reboot, as the candidate is: release.env stays the only pointer.
+CANDIDATE_POINTER = Path("/run/booty/candidate.env")
+LOCK = Path("/run/booty-deploy.lock")
 
 # The only variables that are ever read out of a process or a file; the rest may be a secret.
 LABELS = ("SENTRY_RELEASE", "SENTRY_ENVIRONMENT", "BOOTY_RELEASE_DIR", "BOOTY_UNIT")
@@ -196,6 +208,135 @@ def secrets() -> dict[str, Any]:
     except UnicodeDecodeError:
         fault = "it is not UTF-8 text"
     return {"present": True, "closed": None, "usable": fault and f"{SECRETS}: {fault}"}
+
+
+def read(path: Path) -> str:
+    """Return a file's text; nothing when it is not there."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def verify_units(units: dict[str, str]) -> str:
+    """Return what systemd finds wrong with a set of units; nothing when all is right."""
+    with tempfile.TemporaryDirectory() as directory:
+        paths = [Path(directory, name) for name in units]
+        for path in paths:
+            path.write_text(units[path.name])
+        # It exits 0 on an unknown key, so what it says counts; but it verifies what these need as well, and another
+        # package's fault is not ours to report.
+        said = run("systemd-analyze", "verify", "--man=no", *map(str, paths)).stderr.splitlines()
+    return "\n".join(line.replace(f"{directory}/", "") for line in said if "booty" in line)
+
+
+def journal_of(name: str) -> str:
+    """Return the last lines of a unit's last start, as a message shows them."""
+    lines = journal(name, unit(name).get("InvocationID", ""))
+    return (
+        "\n  ".join([f"The journal of {name} ends with:", *lines]) if lines else f"{name} left nothing in the journal."
+    )
+
+
+def releases_in_use() -> set[str]:
+    """Return the releases that any process on the host runs."""
+    found = (labels(int(path.name)).get("BOOTY_RELEASE_DIR", "") for path in Path("/proc").glob("[0-9]*"))
+    return {Path(directory).name for directory in found if directory}
+
+
+def log(message: str) -> None:
+    """Leave a line in the journal, under booty-deploy."""
+    syslog.openlog("booty-deploy", syslog.LOG_PID)
+    syslog.syslog(message)
+
+
+class State:
+    """What a host remembers of its releases, in `/opt/booty/state.json`.
+
+    Attributes:
+        served: the releases that were proven and served, the newest first.
+        abandoned: why each of the others was given up.
+        previous: what the last cutover replaced: the text of release.env and of the units.
+    """
+
+    def __init__(self, served: list[str], abandoned: dict[str, str], previous: dict[str, Any]) -> None:
+        self.served, self.abandoned, self.previous = served, abandoned, previous
+
+    @classmethod
+    def load(cls) -> State:
+        """Read it; a host that has none remembers nothing."""
+        told = json.loads(read(STATE) or "{}")
+        return cls(told.get("served", []), told.get("abandoned", {}), told.get("previous", {}))
+
+    def save(self) -> None:
+        """Replace the file in one rename."""
+        write_atomically(STATE, json.dumps(vars(self), indent=1) + "\n")
+
+    def serve(self, release: str) -> None:
+        """Note that a release serves now."""
+        if self.served[:1] != [release] or release in self.abandoned:
+            self.served = [release, *(other for other in self.served if other != release)]
+            self.abandoned.pop(release, None)
+            self.save()
+
+    def abandon(self, release: str, why: str) -> None:
+        """Note why a release was given up; one that served before keeps that."""
+        if release not in self.served:
+            self.abandoned[release] = why
+            self.save()
+
+
+class Held(Exception):  # noqa: N818 - reads as what it says
+    """Another deploy holds the host; the message says who, and since when."""
+
+
+def detached(work: Callable[[], dict[str, Any]], by: str) -> dict[str, Any]:
+    """Do what must not come apart in a process of its own, which goes on when the connection or the caller dies.
+
+    It holds the host's deploy lock, which ends with the process: there is nothing to unlock by hand.
+
+    Args:
+        work: what is done.
+        by: who asks and for what, for those who meet the lock.
+
+    Returns:
+        what `work` returns, or `failed` and `msg` when it raised.
+
+    Raises:
+        Held: another one is at it.
+    """
+    with LOCK.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise Held(f"Another deploy is under way on this host: {lock.read().strip()}. Wait for it.") from None
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f"{by}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
+        lock.flush()
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            # The lock belongs to the open file, which this process now shares.
+            os.setsid()
+            os.close(reader)
+            null = os.open(os.devnull, os.O_RDWR)
+            for descriptor in range(3):
+                os.dup2(null, descriptor)
+            try:
+                result = work()
+            except BaseException as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
+                result = {"failed": True, "msg": f"{type(error).__name__}: {error}"}
+            with suppress(BrokenPipeError), os.fdopen(writer, "w") as pipe:
+                pipe.write(json.dumps(result))
+            os._exit(0)
+        os.close(writer)
+    with os.fdopen(reader) as pipe:
+        answer = pipe.read()
+    if not answer:
+        return {"failed": True, "msg": f"The cutover was killed on the host. Look at: journalctl -t booty-deploy"}
+    told: dict[str, Any] = json.loads(answer)
+    return told
 
 
 def write_atomically(path: Path, content: str, mode: int = 0o644) -> None:

@@ -1,0 +1,134 @@
+"""Load on a service, counted by raw sockets: nothing here retries, pools or hides a failure.
+
+`python -m tests.load HOST PORT` runs until its standard input ends, then prints what happened as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+FRESH, KEEP_ALIVE, SLOW = 10, 10, 4
+# Between two requests of a client, in seconds: a service on a shared core must have time left for a deploy.
+PAUSE = 0.03
+
+
+@dataclass
+class Tally:
+    """What happened so far."""
+
+    latencies: list[float] = field(default_factory=list)
+    slow: int = 0
+    failures: list[str] = field(default_factory=list)
+    releases: Counter[str] = field(default_factory=Counter)
+
+
+class Refused(Exception):  # noqa: N818 - says what happened
+    """A request that got no proper answer."""
+
+
+async def request(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, close: bool
+) -> tuple[bool, dict[str, Any]]:
+    """Send one request and read its whole answer; return whether the connection stays open, and the body."""
+    connection = "close" if close else "keep-alive"
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: load\r\nConnection: {connection}\r\n\r\n".encode())
+    await writer.drain()
+    head = await reader.readuntil(b"\r\n\r\n")
+    lines = head.decode().lower().split("\r\n")
+    if " 200" not in lines[0]:
+        raise Refused(lines[0])
+    headers = dict(line.split(": ", 1) for line in lines[1:] if line)
+    body = await reader.readexactly(int(headers["content-length"]))
+    return headers.get("connection") != "close" and not close, json.loads(body)
+
+
+async def client(address: tuple[str, int], path: str, close: bool, tally: Tally, stop: asyncio.Event) -> None:
+    """Ask again and again, on a new connection each time or on one as long as the server keeps it."""
+    stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+    while not stop.is_set():
+        began = time.monotonic()
+        try:
+            # A server may close what is idle; a client that sees it before it asks has lost nothing.
+            if stream is None or stream[0].at_eof():
+                stream = await asyncio.open_connection(*address)
+            stays, body = await asyncio.wait_for(request(*stream, path, close), 30)
+        except (OSError, EOFError, Refused, asyncio.TimeoutError, ValueError) as error:
+            tally.failures.append(f"{path} {'fresh' if close else 'kept'}: {error!r}")
+            stays, body = False, {}
+        took = time.monotonic() - began
+        if path == "/health":
+            tally.latencies.append(took)
+            tally.releases[str(body.get("release"))] += 1
+        else:
+            tally.slow += 1
+        if not stays and stream:
+            stream[1].close()
+            stream = None
+        await asyncio.sleep(PAUSE)
+
+
+async def load(address: tuple[str, int]) -> Tally:
+    """Run all clients until standard input ends."""
+    tally, stop = Tally(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(sys.stdin, lambda: (stop.set(), loop.remove_reader(sys.stdin)))
+    kinds = [("/health", True)] * FRESH + [("/health", False)] * KEEP_ALIVE + [("/slow", False)] * SLOW
+    await asyncio.gather(*(client(address, path, close, tally, stop) for path, close in kinds))
+    return tally
+
+
+def percentile(sorted_values: list[float], share: float) -> float:
+    """Return the value that this share of a sorted list does not exceed; 0 for an empty one."""
+    return sorted_values[min(int(len(sorted_values) * share), len(sorted_values) - 1)] if sorted_values else 0.0
+
+
+class Load:
+    """Load in a process of its own, while the `with` block runs; `report` is there afterwards."""
+
+    def __init__(self, address: str, port: int = 8000) -> None:
+        self._command = [sys.executable, "-m", "tests.load", address, str(port)]
+        self.report: dict[str, Any] = {}
+
+    def __enter__(self) -> Load:
+        root = Path(__file__).parent.parent
+        self._process = subprocess.Popen(
+            self._command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        time.sleep(0.5)  # every client has asked at least once
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        time.sleep(0.5)
+        output, _ = self._process.communicate("", timeout=60)
+        self.report = json.loads(output)
+
+
+def main() -> None:
+    """Run, and print the report."""
+    tally = asyncio.run(load((sys.argv[1], int(sys.argv[2]))))
+    latencies = sorted(tally.latencies)
+    report = {
+        "requests": len(latencies) + tally.slow,
+        "failed": len(tally.failures),
+        "failures": Counter(tally.failures).most_common(10),
+        "releases": tally.releases,
+        "p50": percentile(latencies, 0.5),
+        "p99.9": percentile(latencies, 0.999),
+        "slowest": latencies[-1] if latencies else 0.0,
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,10 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -112,6 +114,35 @@ class Play:
         return {name: int(count) for name, _, count in (pair.partition("=") for pair in line[1].split())}
 
 
+class Running:
+    """A playbook under way, in a process group of its own so that it can be killed with all its children."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        with tempfile.TemporaryFile("w+") as output:
+            self._output = os.fdopen(os.dup(output.fileno()), "r")
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def end(self) -> Play:
+        """Wait for its end."""
+        status = self._process.wait(timeout=300)
+        with self._output:
+            self._output.seek(0)
+            return Play(status, self._output.read())
+
+    def kill(self) -> None:
+        """Kill the controller at once, its forks and connections too."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self.end()
+
+
 class Site:
     """A sandbox host with a tracker, a repository to deploy to it, and the playbooks as a user runs them."""
 
@@ -120,6 +151,7 @@ class Site:
         self.tracker = tracker
         self.repository = repository
         self.inventory = directory / "inventory"
+        self.pair: tuple[str, str] | None = None
         self.variables = {
             "app_environment": "staging",
             "app_repository": str(repository.path),
@@ -127,15 +159,16 @@ class Site:
         }
 
     def play(self, playbook: str, *arguments: str, on: Host | None = None, **variables: str) -> Play:
-        """Run a playbook on one host, by default the one that is deployed to."""
+        """Run a playbook to its end on one host, by default the one that is deployed to."""
+        return self.start(playbook, *arguments, on=on, **variables).end()
+
+    def start(self, playbook: str, *arguments: str, on: Host | None = None, **variables: str) -> Running:
+        """Start a playbook, to be ended or killed by the test."""
         extra = json.dumps({**self.variables, **variables})
         command = [str(Path(sys.executable).parent / "ansible-playbook"), playbook, "-i", str(self.inventory)]
         command += ["--limit", (on or self.host).name, "-e", extra, *arguments]
         environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0", "COLUMNS": "200"}
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-        return Play(done.returncode, done.stdout + done.stderr)
+        return Running(command, environment)
 
     def deploy(self, *arguments: str, **variables: str) -> Play:
         """Deploy, and fail the test unless that went well."""
@@ -153,6 +186,13 @@ class Site:
         done = self.host.ssh(command, input=input or "")
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
+
+    def wait_for(self, command: str, seconds: float = 20, pause: float = 0.1) -> None:
+        """Wait until a shell command succeeds on the host."""
+        deadline = time.monotonic() + seconds
+        while self.host.ssh(command).returncode:
+            assert time.monotonic() < deadline, f"{command} did not succeed within {seconds} s"
+            time.sleep(pause)
 
     def place_secrets(self, text: str) -> None:
         """Put `secrets.env` on the host as an operator does."""

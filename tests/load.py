@@ -31,7 +31,7 @@ class Tally:
     releases: Counter[str] = field(default_factory=Counter)
 
 
-class Refused(Exception):  # noqa: N818 - says what happened
+class Refused(Exception):
     """A request that got no proper answer."""
 
 
@@ -61,7 +61,7 @@ async def client(address: tuple[str, int], path: str, close: bool, tally: Tally,
             if stream is None or stream[0].at_eof():
                 stream = await asyncio.open_connection(*address)
             stays, body = await asyncio.wait_for(request(*stream, path, close), 30)
-        except (OSError, EOFError, Refused, asyncio.TimeoutError, ValueError) as error:
+        except (TimeoutError, OSError, EOFError, Refused, ValueError) as error:
             tally.failures.append(f"{path} {'fresh' if close else 'kept'}: {error!r}")
             stays, body = False, {}
         took = time.monotonic() - began
@@ -80,7 +80,12 @@ async def load(address: tuple[str, int]) -> Tally:
     """Run all clients until standard input ends."""
     tally, stop = Tally(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_reader(sys.stdin, lambda: (stop.set(), loop.remove_reader(sys.stdin)))
+
+    def end() -> None:
+        loop.remove_reader(sys.stdin)
+        stop.set()
+
+    loop.add_reader(sys.stdin, end)
     kinds = [("/health", True)] * FRESH + [("/health", False)] * KEEP_ALIVE + [("/slow", False)] * SLOW
     await asyncio.gather(*(client(address, path, close, tally, stop) for path, close in kinds))
     return tally

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
+import time
+from datetime import datetime
+
 import pytest
 
+from sandbox import hosts as sandbox
 from tests.conftest import ROUTES, Site
 from tests.load import Load
 
@@ -11,10 +16,11 @@ from tests.load import Load
 @pytest.fixture
 def releases(site: Site) -> tuple[str, str]:
     """Return two good releases; the second serves, the first did before."""
-    shas = site.release(), site.release()
-    for sha in shas:
-        site.deploy(app_release=sha)
-    return shas
+    if not site.pair:
+        site.pair = site.release(), site.release()
+        site.deploy(app_release=site.pair[0])
+    site.deploy(app_release=site.pair[1])
+    return site.pair
 
 
 def test_a_plain_restart_loses_requests(site: Site, releases: tuple[str, str]) -> None:
@@ -65,6 +71,9 @@ def test_a_restart_loses_nothing(site: Site, releases: tuple[str, str]) -> None:
     assert load.report["failures"] == []
 
 
+# The host ends what it has begun although nobody waits for it.
+UNLOCKED = "touch /run/booty-deploy.lock; flock --nonblock /run/booty-deploy.lock true"
+
 BROKEN = {
     "does not import": ("import no_such_module\n", "No module named 'no_such_module'"),
     "exits in its startup": (ROUTES + "raise SystemExit(7)\n", "booty-candidate.service"),
@@ -113,3 +122,131 @@ def test_a_failure_after_the_point_goes_back(site: Site, releases: tuple[str, st
     assert load.report["failures"] == []
     played = site.deploy()
     assert site.health()["release"] == site.repository.git("rev-parse", "HEAD")
+
+
+def test_two_deploys_at_once(site: Site, releases: tuple[str, str]) -> None:
+    """The second says who is at it and since when; a killed one leaves nothing to unlock."""
+    slow = site.release(text=ROUTES + "import time\ntime.sleep(4)\n")
+    first = site.start("deploy.yml", app_release=slow)
+    site.wait_for("systemctl is-active booty-candidate.service | grep -q activating")
+    second = site.play("deploy.yml", app_release=releases[0])
+    assert second.status != 0
+    output = " ".join(second.output.split())
+    assert f"Another deploy is under way on this host: {getpass.getuser()}@" in output
+    assert f"deploys {slow}, since {datetime.now():%Y-}" in output
+    first.kill()
+    site.wait_for(UNLOCKED)
+    site.release()
+    site.deploy()
+    assert site.health()["release"] == site.repository.git("rev-parse", "HEAD")
+
+
+def test_a_taken_port_is_said(site: Site, releases: tuple[str, str]) -> None:
+    taker = "import socket, time; s = socket.create_server(('0.0.0.0', 8081)); time.sleep(60)"
+    site.run(f'systemd-run --quiet --unit=taker python3 -c "{taker}"')
+    try:
+        site.wait_for("ss -ltn | grep -q :8081")
+        played = site.play("deploy.yml", app_release=releases[1], app_port="8081")
+        assert played.status != 0
+        assert "0.0.0.0:8081 is taken by another program" in played.output
+        assert f"{releases[1]} was not touched" in " ".join(played.output.split())
+        assert site.health()["release"] == releases[1]
+    finally:
+        site.run("systemctl stop taker.service")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "mend", "message"),
+    [
+        (
+            "mount -t tmpfs -o size=20k tmpfs /opt/booty/releases && touch /opt/booty/releases/.x",
+            "umount /opt/booty/releases",
+            "No space left on device",
+        ),
+        (
+            "mount --bind -o ro /opt /opt && mount -o remount,bind,ro /opt",
+            "umount /opt",
+            "/opt/booty/incoming not writable",
+        ),
+    ],
+    ids=["disk full", "read-only"],
+)
+def test_a_release_that_cannot_be_staged(
+    site: Site, releases: tuple[str, str], break_it: str, mend: str, message: str
+) -> None:
+    pid = site.pid()
+    site.release()
+    site.run(break_it)
+    try:
+        played = site.play("deploy.yml")
+    finally:
+        site.run(mend)
+    assert played.status != 0
+    assert message in played.output
+    assert site.health()["release"] == releases[1]
+    assert site.pid() == pid
+    assert site.run("find /opt/booty/releases -maxdepth 1 -name '.*'") == ""
+    site.deploy()
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_a_killed_controller(site: Site, releases: tuple[str, str], moment: int) -> None:
+    """Whenever the controller dies, a proven release serves under its own label, and the next deploy goes as usual."""
+    newer = site.release()
+    with Load(site.host.address) as load:
+        played = site.start("deploy.yml")
+        time.sleep(1.2 + moment * 0.7)
+        played.kill()
+        site.wait_for(UNLOCKED)
+    answer = site.health()
+    assert answer["release"] in {releases[1], newer}
+    assert load.report["failures"] == []
+    if moment % 2:
+        sandbox.reboot("test", site.host.name)
+        assert site.health() == answer
+    environ = site.run(f"tr '\\0' '\\n' < /proc/{site.pid()}/environ")
+    assert f"BOOTY_RELEASE_DIR=/opt/booty/releases/{answer['release']}\n" in environ + "\n"
+    site.deploy()
+    assert site.health()["release"] == newer
+
+
+def test_a_host_that_dies_during_the_cutover(site: Site, releases: tuple[str, str]) -> None:
+    """Power is cut in the middle of it; a proven release serves after the boot, and the next deploy goes as usual."""
+    for moment in (0.1, 0.6, 1.0):
+        newer = site.release()
+        played = site.start("deploy.yml")
+        site.wait_for("systemctl is-active booty-candidate.service | grep -q activating", pause=0.02)
+        time.sleep(moment)
+        sandbox.stop("test", site.host.name)
+        played.end()
+        sandbox.start("test", site.host.name)
+        site.wait_for("systemctl is-active --quiet booty.service")
+        answer = site.health()
+        assert answer["release"] in {newer, *site.run("ls /opt/booty/releases").split()}
+        assert f"SENTRY_RELEASE={answer['release']}" in site.run("cat /etc/booty/release.env")
+        site.deploy()
+        assert site.health()["release"] == newer
+
+
+def test_a_candidate_that_is_killed(site: Site, releases: tuple[str, str]) -> None:
+    site.release(text=ROUTES + "import time\ntime.sleep(2)\n")
+    played = site.start("deploy.yml")
+    site.wait_for("systemctl is-active booty-candidate.service | grep -q activating")
+    site.run("systemctl kill --signal=KILL booty-candidate.service")
+    assert played.end().status != 0
+    assert site.health()["release"] == releases[1]
+    site.release()
+    site.deploy()
+
+
+def test_old_releases_are_removed(site: Site) -> None:
+    shas = [site.release() for _ in range(4)]
+    for sha in shas:
+        site.deploy(app_release=sha, app_keep_releases="2")
+    kept = site.run("ls /opt/booty/releases").split()
+    assert set(shas) & set(kept) == set(shas[-2:])
+    assert len(kept) == 2
+    played = site.play("rollback.yml")
+    assert played.status == 0, played.output
+    assert site.health()["release"] == shas[-2]
+    site.deploy()

@@ -35,22 +35,35 @@ def test_parse_environ_returns_labels_alone() -> None:
 
 TCP = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1
-   1: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 2 1
-   2: 0100007F:1F91 0100007F:C350 01 00000000:00000000 00:00000000 00000000     0        0 3 1
+   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 7001 1
+   1: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 7002 1
+   2: 0100007F:1F91 0100007F:C350 01 00000000:00000000 00:00000000 00000000     0        0 7003 1
 """
 TCP6 = """\
   sl  local_address                         remote_address                        st
-   0: 00000000000000000000000001000000:1F90 00000000000000000000000000000000:0000 0A
+   0: 00000000000000000000000001000000:1F90 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 7004
 """
 
 
 @pytest.mark.parametrize(
     ("table", "expected"),
-    [(TCP, {("127.0.0.1", 8080), ("0.0.0.0", 22)}), (TCP6, {("::1", 8080)}), ("header\n", set())],
+    [
+        (TCP, {("127.0.0.1", 8080): "7001", ("0.0.0.0", 22): "7002"}),
+        (TCP6, {("::1", 8080): "7004"}),
+        ("header\n", {}),
+    ],
 )
-def test_parse_listeners(table: str, expected: set[tuple[str, int]]) -> None:
+def test_parse_listeners(table: str, expected: dict[tuple[str, int], str]) -> None:
     assert host.parse_listeners(table) == expected
+
+
+@pytest.mark.parametrize(
+    ("stream", "expected"),
+    [("0.0.0.0:8000", ("0.0.0.0", 8000)), ("[::]:80", ("::", 80)), ("[fd00::1]:8443", ("fd00::1", 8443))],
+)
+def test_parse_stream(stream: str, expected: tuple[str, int]) -> None:
+    unit = f"[Socket]\n# ListenStream=1\nListenStream={stream}\nListenStream=/run/booty/internal.sock\n"
+    assert host.parse_stream(unit) == expected
 
 
 @pytest.mark.parametrize(

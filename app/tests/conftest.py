@@ -34,6 +34,10 @@ class Tracker:
     def __init__(self):
         self.events = []
         self.requests = []
+        self.status = 200  # answered to an event
+        self.headers = {}  # likewise
+        self.ready = threading.Event()  # while it is cleared, the tracker hangs
+        self.ready.set()
         tracker = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -45,15 +49,17 @@ class Tracker:
                     for item in Envelope.deserialize(body).items:
                         if item.type == "event":
                             tracker.events.append(item.payload.json)
-                self.answer()
+                tracker.ready.wait()
+                self.answer(tracker.status, tracker.headers)
 
             def do_GET(self):
                 tracker.requests.append(self)
-                self.answer()
+                self.answer(200, {})
 
-            def answer(self):
-                self.send_response(200)
-                self.send_header("content-length", "2")
+            def answer(self, status, headers):
+                self.send_response(status)
+                for name, value in {"content-length": "2", **headers}.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(b"{}")
 
@@ -66,6 +72,7 @@ class Tracker:
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self):
+        self.ready.set()
         self.server.shutdown()
         self.server.server_close()
 

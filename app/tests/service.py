@@ -42,6 +42,13 @@ if os.environ.pop("TEST_BROKEN_STARTUP", None):
 
     routes.router.on_startup.append(broken_startup)
 
+if os.environ.pop("TEST_BROKEN_SHUTDOWN", None):
+
+    async def broken_shutdown() -> None:
+        raise ConnectionError("the database was away")
+
+    routes.router.on_shutdown.append(broken_shutdown)
+
 if __name__ == "__main__":
     fds = json.loads(os.environ.pop("TEST_FDS"))
     for number, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in fds], start=3):

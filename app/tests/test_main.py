@@ -17,7 +17,7 @@ from sentry_sdk.utils import get_default_release
 
 import booty
 from booty.config import Settings
-from booty.main import before_send, create_app
+from booty.main import create_app
 
 SRC = Path(booty.__file__).parents[1]
 
@@ -62,21 +62,6 @@ async def fail_in_stream():
         raise LookupError(1)
 
     return StreamingResponse(body())
-
-
-@pytest.mark.parametrize(
-    ("event", "sent"),
-    [
-        ({"release": "abc", "message": "m"}, {"release": "abc", "message": "m"}),
-        ({"release": "", "message": "m"}, {"message": "m"}),
-        ({"release": None}, {}),
-        ({"message": "m"}, {"message": "m"}),
-    ],
-)
-def test_before_send(event, sent):
-    before = dict(event)
-    assert before_send(event, {}) == sent
-    assert event == before
 
 
 def test_production_without_dsn_does_not_start_under_a_test_client_either():

@@ -190,13 +190,31 @@ def test_errors_arrive_once_also_those_queued_at_sigterm(start, tcp, unix, track
     assert {event["release"] for event in tracker.events} == {"abc"}
 
 
-def test_startup_that_fails_is_reported_once_and_ends_with_status_1(start, tcp, tracker):
+def test_startup_that_fails_is_reported_once_and_ends_with_status_3(start, tcp, tracker):
     service = start(sockets=[tcp], SENTRY_DSN=tracker.dsn, TEST_BROKEN_STARTUP="1")
     status, stderr = service.wait()
-    assert status == 1
+    assert status == 3
     assert "ERROR   booty: the service failed\nTraceback" in stderr
     (event,) = tracker.events
     assert event["exception"]["values"][-1]["type"] == "ConnectionError"
+
+
+def test_code_that_does_not_import_ends_with_status_3(tmp_path):
+    (tmp_path / "uvloop.py").write_text("import no_such_module\n")
+    result = run("--port=0", PYTHONPATH=f"{tmp_path}:{CODE.parent}")
+    assert result.returncode == 3
+    assert "ERROR   booty: the service failed\nTraceback" in result.stderr
+    assert "No module named 'no_such_module'" in result.stderr
+
+
+def test_shutdown_that_fails_is_reported_once_and_ends_with_status_3(start, tcp, tracker):
+    service = start(sockets=[tcp], SENTRY_DSN=tracker.dsn, TEST_BROKEN_SHUTDOWN="1").ready()
+    service.stop()
+    status, stderr = service.wait()
+    assert status == 3
+    assert "ERROR   booty: the service failed\nTraceback" in stderr
+    (event,) = tracker.events
+    assert event["exception"]["values"][-1]["value"] == "the database was away"
 
 
 # --- the stop -------------------------------------------------------------------------------------------

@@ -13,12 +13,15 @@ from booty.config import Settings, explain
 
 log = logging.getLogger("booty")
 
+_STATUSES = "exit status: 0 after a stop, 1 when it refuses to start and says why, 3 when it failed"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the service with these command-line arguments, by default the process's.
 
     Returns:
-        The exit status: 0 after a stop, 1 when the service could not start or failed.
+        The exit status: 0 after a stop; 1 when the service refuses to start, which stays so until somebody
+        changes something; 3, as uvicorn's, when it failed, which may pass: systemd starts it again.
     """
     args = _parser().parse_args(argv)
     logs.configure()
@@ -29,18 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     logs.configure(settings.booty_log_format, settings.booty_log_level)
 
-    from booty import server  # noqa: PLC0415 - half a second that --help and a bad setting need not wait for
+    try:
+        from booty import server  # noqa: PLC0415 - half a second that --help and a bad setting need not wait for
 
-    try:
-        sockets = server.systemd_sockets() or server.open_sockets(args.host, args.port, args.internal_socket)
-    except OSError as error:
-        log.error(error)
-        return 1
-    try:
+        try:
+            sockets = server.systemd_sockets() or server.open_sockets(args.host, args.port, args.internal_socket)
+        except OSError as error:
+            log.error(error)
+            return 1
         server.run(settings, sockets)
     except Exception:
         log.exception("the service failed")
-        return 1
+        return 3
     return 0
 
 
@@ -49,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="booty",
         description="Serve the app, on the sockets that systemd passes or else on these.",
-        epilog=f"settings, taken from the environment:\n{settings}",
+        epilog=f"settings, taken from the environment:\n{settings}\n\n{_STATUSES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")

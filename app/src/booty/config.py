@@ -42,6 +42,16 @@ class Settings(BaseSettings):
     booty_release_dir: Path | None = Field(
         default=None, description="the directory that holds the running code, named as SENTRY_RELEASE says"
     )
+    booty_telemetry_gate: bool = Field(
+        default=False, description="true or false: whether the tracker must accept an event before the service is ready"
+    )
+    booty_telemetry_headers: str = Field(
+        default="accept,content-length,content-type,host,user-agent",
+        description="names of request headers, separated by commas, that are sent with an error",
+    )
+    booty_not_secret: str = Field(
+        default="", description="names of variables, separated by commas, whose values may be shown"
+    )
     booty_log_format: Literal["text", "json"] = Field(default="text", description="text or json")
     booty_log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="debug, info, warning or error"

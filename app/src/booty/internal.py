@@ -1,9 +1,11 @@
 """The internal app: what root on this host may ask, over a Unix socket that the network can't reach."""
 
 import os
+from typing import Any
 
 from fastapi import FastAPI
 
+from booty import telemetry
 from booty.config import Settings
 
 
@@ -20,11 +22,12 @@ def create_internal_app(settings: Settings) -> FastAPI:
         raise DeliberateError("raised on purpose through the internal socket")
 
     @app.get("/status")
-    async def status() -> dict[str, str | int | None]:
+    async def status() -> dict[str, Any]:
         return {
             "release": settings.sentry_release,
             "environment": settings.sentry_environment,
             "pid": os.getpid(),
+            "telemetry": telemetry.status(),
         }
 
     return app

@@ -1,63 +1,100 @@
-"""Logging: one line an event on stderr, fit for whoever reads it."""
+"""Logging: one line an event on stderr, fit for whoever reads it, without secrets."""
 
 import json
 import logging
 import os
 import sys
+import threading
+from contextvars import ContextVar
 from typing import Literal
+
+from booty import redact
+from booty.redact import Redactor
+
+# Of the request that is being answered; in each line that is logged meanwhile, and in its error.
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 # sd-daemon(3): a leading <N> gives the line its syslog priority in the journal.
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
 
 class _TextFormatter(logging.Formatter):
-    """For a terminal: with a time, and a traceback below the message."""
+    """A line with a traceback below it; for a terminal with a time, which the journal knows itself."""
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    def __init__(self, redactor: Redactor, time: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s" if time else "%(name)s: %(message)s")
+        self._redactor = redactor
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Give the line above the traceback."""
+        request = request_id.get()
+        return super().formatMessage(record) + (f" (request {request})" if request else "")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the whole text."""
+        return self._redactor.text(super().format(record))
 
 
 class _JsonFormatter(logging.Formatter):
     """One JSON object a line; `time` is in seconds since the epoch."""
 
+    def __init__(self, redactor: Redactor) -> None:
+        super().__init__()
+        self._redactor = redactor
+
     def format(self, record: logging.LogRecord) -> str:
+        """Give the whole line."""
         event: dict[str, object] = {
             "time": round(record.created, 3),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if request := request_id.get():
+            event["request_id"] = request
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
-        return json.dumps(event, ensure_ascii=False)
+        return json.dumps({name: self._redactor.value(value) for name, value in event.items()}, ensure_ascii=False)
 
 
 class _JournalFormatter(logging.Formatter):
-    """For the journal, which knows the time itself: a priority, and everything in one line."""
+    """For the journal: a priority, and everything in one line."""
 
     def __init__(self, inner: logging.Formatter) -> None:
         super().__init__()
         self._inner = inner
 
     def format(self, record: logging.LogRecord) -> str:
+        """Give the whole line."""
         text = " | ".join(self._inner.format(record).splitlines())
         return f"<{_PRIORITIES.get(record.levelno, 6)}>{text}"
 
 
+class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # not generic at run time in Python 3.11
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Name the place of a line that can't be written; logging's own way shows the arguments as they are."""
+        error, place = sys.exc_info()[0], f"{record.pathname}:{record.lineno}"
+        print(f"booty.logs: no line from {place}: {error.__name__ if error else ''}", file=sys.stderr)
+
+
 def configure(log_format: Literal["text", "json"] = "text", level: str = "info") -> None:
-    """Send all logging to stderr as text or JSON, in the journal's form if stderr is the journal."""
-    journal = _is_journal()
-    formatter: logging.Formatter
-    if log_format == "json":
-        formatter = _JsonFormatter()
-    elif journal:
-        formatter = logging.Formatter("%(name)s: %(message)s")
-    else:
-        formatter = _TextFormatter()
-    handler = logging.StreamHandler(sys.stderr)
+    """Send all logging to stderr as text or JSON, in the journal's form if stderr is the journal.
+
+    Warnings are logged too, and so is what ends a thread. Secrets of the environment, as it is now, are replaced.
+    """
+    journal, redactor = _is_journal(), redact.of_environment()
+    formatter = _JsonFormatter(redactor) if log_format == "json" else _TextFormatter(redactor, time=not journal)
+    handler = _Handler(sys.stderr)
     handler.setFormatter(_JournalFormatter(formatter) if journal else formatter)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.captureWarnings(True)
+    threading.excepthook = _log_end_of_thread
+
+
+def _log_end_of_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is not SystemExit and args.exc_value:
+        name = args.thread.name if args.thread else "(unknown)"
+        logging.getLogger("threading").error("the thread %s failed", name, exc_info=args.exc_value)
 
 
 def _is_journal() -> bool:

@@ -19,6 +19,7 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from booty import telemetry
 from booty.config import Settings
 from booty.internal import create_internal_app
 from booty.main import create_app
@@ -31,6 +32,9 @@ KEEP_ALIVE_SECONDS = 75
 # The kernel caps it at net.core.somaxconn, 4096 on today's Linux. listen(2) is repeated on a socket
 # that systemd passes, so this overrides the unit's Backlog=.
 BACKLOG = 4096
+
+# How long a request that is cut may take to end; with the flush of telemetry at most 2 s beyond the drain.
+CUT_SECONDS = 0.4
 
 
 def systemd_sockets() -> list[socket.socket]:
@@ -110,8 +114,12 @@ async def _serve(settings: Settings, sockets: list[socket.socket]) -> None:
     app, internal_app = create_app(settings), create_internal_app(settings)
     # Entered here and not by uvicorn, which would log a traceback for a refusal and exit with status 3.
     async with app.router.lifespan_context(app) as yielded:
+        app.state.started = True
         state = dict(yielded or {})
-        if flaw := await _health_flaw(app, state):
+        flaw = await _health_flaw(app, state)
+        if not flaw and settings.booty_telemetry_gate:
+            flaw = await telemetry.gate_flaw()
+        if flaw:
             log.error("refusing to serve: %s", flaw)
             raise SystemExit(1)
         names = ", ".join(_name(sock.getsockname()) for sock in sockets)
@@ -188,7 +196,7 @@ class Server:
 
     async def _listen(self, sock: socket.socket, app: FastAPI, state: dict[str, Any]) -> None:
         config = Config(
-            app,
+            telemetry.RequestIds(app),
             http=HttpToolsProtocol,
             ws="none",
             lifespan="off",
@@ -252,7 +260,7 @@ class Server:
         for task in tasks:
             task.cancel()  # uvicorn then answers 500 if nothing was sent yet
         if tasks:
-            await asyncio.wait(tasks, timeout=1)
+            await asyncio.wait(tasks, timeout=CUT_SECONDS)
         for connection in list(connections):
             connection.transport.close()
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from typing import Any
@@ -24,14 +23,12 @@ description:
 options:
   pointer: {description: The text of release.env. Without it the last cutover is taken back., type: str}
   units: {description: The text of each unit by its name., type: dict, default: {}}
-  address: {description: What booty.socket listens on., type: str, required: true}
-  port: {description: Likewise., type: int, required: true}
   keep: {description: How many releases that served are kept., type: int, default: 5}
   by: {description: Who asks and for what; shown to others while the lock is held., type: str, required: true}
 author: [Booty]
 """
 EXAMPLES = r"""
-- booty_cutover: {pointer: "SENTRY_RELEASE=…", units: {…}, address: 0.0.0.0, port: 8000, by: me@here}
+- booty_cutover: {pointer: "SENTRY_RELEASE=…", units: {…}, by: me@here}
 """
 RETURN = r"""
 host:
@@ -57,6 +54,12 @@ class Release:
         self.labels = host.parse_assignments(pointer)
         self.sha = self.labels.get("SENTRY_RELEASE", "")
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """The address and port that it is served on."""
+        found: tuple[str, int] = host.parse_stream(self.units[host.SOCKET])
+        return found
+
 
 def main() -> None:
     """Cut over, or say what would change."""
@@ -64,8 +67,6 @@ def main() -> None:
         argument_spec={
             "pointer": {"type": "str"},
             "units": {"type": "dict", "default": {}},
-            "address": {"type": "str", "required": True},
-            "port": {"type": "int", "required": True},
             "keep": {"type": "int", "default": 5},
             "by": {"type": "str", "required": True},
         },
@@ -76,10 +77,7 @@ def main() -> None:
     if module.check_mode:
         module.exit_json(changed=True, diff=diff)
     try:
-        result = host.detached(
-            lambda: cut_over(wanted, module.params["address"], module.params["port"], module.params["keep"]),
-            by=module.params["by"],
-        )
+        result = host.detached(lambda: cut_over(wanted, module.params["keep"]), by=module.params["by"])
     except host.Held as error:
         module.fail_json(msg=str(error))
     if "failed" in result:
@@ -97,7 +95,7 @@ def difference(wanted: Release) -> list[dict[str, str]]:
     ]
 
 
-def cut_over(wanted: Release, address: str, port: int, keep: int) -> dict[str, Any]:
+def cut_over(wanted: Release, keep: int) -> dict[str, Any]:
     """Prove, point, restart, retire; go back when that fails, or when nothing is wanted.
 
     Returns:
@@ -107,22 +105,22 @@ def cut_over(wanted: Release, address: str, port: int, keep: int) -> dict[str, A
     notices = settle(state)
     before = what_serves(wanted)
     if not wanted.pointer:
-        return take_back(state, address, port)
+        return take_back(state)
     touched = False
     try:
-        verify(wanted.units)
+        verify(wanted)
         prove(wanted)
         state.previous = {"pointer": before.pointer, "units": before.units}
         state.save()
         touched = True
-        switch(wanted, address, port)
+        switch(wanted)
     except (CutoverError, OSError) as error:
         host.log(f"failed: {error}")
         state.abandon(wanted.sha, str(error).splitlines()[0])
-        outcome = go_back(before, address, port) if touched else untouched(before)
+        outcome = go_back(before) if touched else untouched(before)
         return {"failed": True, "msg": f"{wanted.sha} does not serve: {error}\n{outcome}", "notices": notices}
     state.serve(wanted.sha)
-    evidence = {"pointer": host.pointer(), "running": running(), "health": host.health(address, port)}
+    evidence = {"pointer": host.pointer(), "running": running(), "health": host.health(*wanted.address)}
     host.log(f"serving {wanted.sha}")
     try:
         removed = prune(state, keep)
@@ -160,10 +158,14 @@ def what_serves(like: Release) -> Release:
     return Release(text, units)
 
 
-def verify(units: dict[str, str]) -> None:
-    """Have systemd check the units as one set: they name each other."""
-    if faults := host.verify_units(units):
+def verify(release: Release) -> None:
+    """Find what can be known before anything is started."""
+    # The units name each other, so they are verified as one set.
+    if faults := host.verify_units(release.units):
         raise CutoverError(f"systemd finds fault with the units:\n{faults}")
+    address, port = release.address
+    if host.listener(address, port) == "another program":
+        raise CutoverError(f"{address}:{port} is taken by another program. See which: ss -ltnp 'sport = :{port}'")
 
 
 def prove(release: Release) -> None:
@@ -187,25 +189,25 @@ def prove(release: Release) -> None:
         raise
 
 
-def switch(release: Release, address: str, port: int) -> None:
+def switch(release: Release) -> None:
     """Point to a proven release and restart the service while the candidate answers; then let that one go."""
     install(release.units)
     host.write_atomically(host.POINTER, release.pointer)
     host.log(f"pointing to {release.sha}")
     # A crash loop leaves both of them failed, and a failed socket refuses to start.
     systemctl("reset-failed", host.SERVICE, host.SOCKET, check=False)
-    if host.unit(host.SOCKET)["ActiveState"] != "active" or not host.listens(address, port):
+    if host.unit(host.SOCKET)["ActiveState"] != "active" or host.listener(*release.address) != "systemd":
         # Another address or port: the one change that can't be made without letting go of the old socket.
         systemctl("stop", host.CANDIDATE, host.SERVICE)
         systemctl("restart", host.SOCKET)
     systemctl("restart", host.SERVICE)
-    confirm(release, address, port)
+    confirm(release)
     retire()
-    confirm(release, address, port)
+    confirm(release)
     systemctl("enable", *host.ENABLED)
 
 
-def go_back(before: Release, address: str, port: int) -> str:
+def go_back(before: Release) -> str:
     """Restore what served before, without losing a request, and say how that went."""
     if not before.sha:
         host.POINTER.unlink(missing_ok=True)
@@ -221,7 +223,7 @@ def go_back(before: Release, address: str, port: int) -> str:
         # Its proof may fail for what is not its fault, such as a tracker that is down: it served before.
         host.log(f"{before.sha} as a candidate: {error}")
     try:
-        switch(before, address, port)
+        switch(before)
     except CutoverError as error:
         return f"And {before.sha}, which served before, does not come back: {error}"
     return f"Went back to {before.sha}, which serves."
@@ -232,21 +234,21 @@ def untouched(before: Release) -> str:
     return f"{before.sha or 'What served'} was not touched." if running() else "Nothing was served before."
 
 
-def take_back(state: host.State, address: str, port: int) -> dict[str, Any]:
+def take_back(state: host.State) -> dict[str, Any]:
     """Undo the last cutover of this host: what it switched to is given up, as if it had failed here."""
     previous = Release(state.previous.get("pointer", ""), state.previous.get("units", {}))
     taken = host.pointer().get("SENTRY_RELEASE", "")
-    outcome = go_back(previous, address, port)
+    outcome = go_back(previous)
     if taken != previous.sha:
         state.served = [release for release in state.served if release != taken]
         state.abandon(taken, "taken back, since it failed on another host")
     return {"notices": [outcome]}
 
 
-def confirm(release: Release, address: str, port: int, timeout: float = 15) -> None:
+def confirm(release: Release, timeout: float = 15) -> None:
     """See the release that was asked for answer on the real socket; raise CutoverError when it does not."""
     deadline = time.monotonic() + timeout
-    while found := fault(release.labels, running(), host.health(address, port)):
+    while found := fault(release.labels, running(), host.health(*release.address)):
         if time.monotonic() > deadline or host.unit(host.SERVICE)["ActiveState"] == "failed":
             raise CutoverError(f"{found}\n{host.journal_of(host.SERVICE)}")
         time.sleep(0.05)
@@ -281,7 +283,8 @@ def differs(wanted: dict[str, str], found: dict[str, str]) -> str | None:
 
 def running() -> dict[str, str]:
     """Return the labels of the service's main process; none when it does not run."""
-    return host.labels(int(host.unit(host.SERVICE).get("MainPID") or 0))
+    found: dict[str, str] = host.labels(int(host.unit(host.SERVICE).get("MainPID") or 0))
+    return found
 
 
 def install(units: dict[str, str]) -> None:
@@ -312,7 +315,7 @@ def prune(state: host.State, keep: int) -> list[str]:
     """Remove releases and layers that nobody needs any more; return the releases' names."""
     staged = {path.name: path.stat().st_mtime for path in host.RELEASES.glob("[!.]*")}
     inuse = {host.pointer().get("SENTRY_RELEASE", ""), *host.releases_in_use()}
-    removed = removable(staged, state.served, inuse, keep, time.time())
+    removed = removable(staged, state.served, {*state.abandoned}, inuse, keep, time.time())
     for name in removed:
         host.log(f"removing {name}")
         shutil.rmtree(host.RELEASES / name)
@@ -327,12 +330,15 @@ def prune(state: host.State, keep: int) -> list[str]:
 DAY = 86400
 
 
-def removable(staged: dict[str, float], served: list[str], inuse: set[str], keep: int, now: float) -> list[str]:
+def removable(
+    staged: dict[str, float], served: list[str], abandoned: set[str], inuse: set[str], keep: int, now: float
+) -> list[str]:
     """Choose the releases to remove.
 
     Args:
         staged: when each release was staged, in seconds since 1970.
         served: the releases that were proven, the newest first.
+        abandoned: the releases that failed.
         inuse: releases that release.env names or a process runs.
         keep: how many of those that were proven stay.
         now: the time.
@@ -342,7 +348,7 @@ def removable(staged: dict[str, float], served: list[str], inuse: set[str], keep
     """
     there = [name for name in served if name in staged]
     kept = {*there[: max(keep, 2)], *inuse}
-    fresh = {name for name, at in staged.items() if name not in served and at > now - DAY}
+    fresh = {name for name, at in staged.items() if name not in {*served, *abandoned} and at > now - DAY}
     return sorted(set(staged) - kept - fresh)
 
 

@@ -7,6 +7,7 @@ import http.client
 import ipaddress
 import json
 import os
+import re
 import stat
 import subprocess
 import syslog
@@ -85,23 +86,33 @@ def reachable(address: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
 
 
-def parse_listeners(table: str) -> set[tuple[str, int]]:
-    """Return the addresses and ports that listen, from the text of `/proc/net/tcp` or `tcp6`."""
+def parse_listeners(table: str) -> dict[tuple[str, int], str]:
+    """Return the inode of each address and port that listens, from the text of `/proc/net/tcp` or `tcp6`."""
     listening = "0A"  # TCP_LISTEN in the kernel's include/net/tcp_states.h
-    found = set()
+    found = {}
     for fields in (line.split() for line in table.splitlines()[1:]):
         if fields[3] == listening:
             raw, port = fields[1].split(":")
             # Each 32-bit word is in the machine's own order: little-endian on what Booty supports.
             packed = b"".join(bytes.fromhex(raw[at : at + 8])[::-1] for at in range(0, len(raw), 8))
-            found.add((str(ipaddress.ip_address(packed)), int(port, 16)))
+            found[str(ipaddress.ip_address(packed)), int(port, 16)] = fields[9]
     return found
 
 
-def listens(address: str, port: int) -> bool:
-    """Tell whether something on this host listens on exactly that address and port."""
-    table = Path("/proc/net/tcp6" if ":" in address else "/proc/net/tcp")
-    return (str(ipaddress.ip_address(address)), port) in parse_listeners(table.read_text())
+def parse_stream(unit_text: str) -> tuple[str, int]:
+    """Return the address and port of the first `ListenStream=` in a socket unit's text."""
+    address, _, port = re.findall(r"^ListenStream=(.*)$", unit_text, re.MULTILINE)[0].rpartition(":")
+    return address.strip("[]"), int(port)
+
+
+def listener(address: str, port: int) -> str:
+    """Say who listens on exactly that address and port: `systemd`, `another program`, or nobody."""
+    table = Path("/proc/net/tcp6" if ":" in address else "/proc/net/tcp").read_text()
+    inode = parse_listeners(table).get((str(ipaddress.ip_address(address)), port))
+    if inode is None:
+        return ""
+    held = (os.readlink(path) for path in Path("/proc/1/fd").iterdir() if path.is_symlink())
+    return "systemd" if f"socket:[{inode}]" in held else "another program"
 
 
 def health(address: str, port: int, timeout: float = 5.0) -> dict[str, Any]:
@@ -286,7 +297,7 @@ class State:
             self.save()
 
 
-class Held(Exception):  # noqa: N818 - reads as what it says
+class Held(Exception):
     """Another deploy holds the host; the message says who, and since when."""
 
 
@@ -325,7 +336,7 @@ def detached(work: Callable[[], dict[str, Any]], by: str) -> dict[str, Any]:
                 os.dup2(null, descriptor)
             try:
                 result = work()
-            except BaseException as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
+            except BaseException as error:
                 result = {"failed": True, "msg": f"{type(error).__name__}: {error}"}
             with suppress(BrokenPipeError), os.fdopen(writer, "w") as pipe:
                 pipe.write(json.dumps(result))
@@ -334,7 +345,7 @@ def detached(work: Callable[[], dict[str, Any]], by: str) -> dict[str, Any]:
     with os.fdopen(reader) as pipe:
         answer = pipe.read()
     if not answer:
-        return {"failed": True, "msg": f"The cutover was killed on the host. Look at: journalctl -t booty-deploy"}
+        return {"failed": True, "msg": "The cutover was killed on the host. Look at: journalctl -t booty-deploy"}
     told: dict[str, Any] = json.loads(answer)
     return told
 

@@ -1,0 +1,69 @@
+"""Compares what a host should have with what it said it has. Works on text alone: the host may have no Python yet."""
+
+from __future__ import annotations
+
+import base64
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+
+def seen(text: str) -> dict[str, str]:
+    """Read the `name=value` lines of `look.sh`; others, as a login's banner, are passed over."""
+    pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
+    return {name: value.strip() for name, _, value in pairs}
+
+
+def _difference(path: str, before: str | None, after: str | None) -> str:
+    lines = difflib.unified_diff(
+        (before or "").splitlines(),
+        (after or "").splitlines(),
+        path if before is not None else "/dev/null",
+        path if after is not None else "/dev/null",
+        lineterm="",
+    )
+    return "\n".join(lines)
+
+
+def stale(wanted: list[dict[str, Any]], host: dict[str, str]) -> list[dict[str, Any]]:
+    """Choose the files and directories that are not as they should be.
+
+    Args:
+        wanted: each with `path` and `part`; without a `text` it is a directory. `owner` (root) and `mode` (0755, a file
+            0644) have defaults. One that is not `wanted` goes, unless it says `keep`.
+        host: what `seen` returned; `file <path>` is "owner mode kind", and the content of a file in base64.
+
+    Returns:
+        those that differ, with their defaults filled in, their `state` (file, directory or absent), and, for a
+        person, a line in `summary` and all of it in `difference`.
+    """
+    found = []
+    for entry in wanted:
+        path, text = entry["path"], entry.get("text")
+        kind = "directory" if text is None else "file"
+        full = {"owner": "root", "mode": "0755" if text is None else "0644", "state": kind, **entry}
+        there = host.get(f"file {path}")
+        owner, mode, is_kind, content = [*(there or "").split(" "), "", "", ""][:4]
+        before = base64.b64decode(content).decode(errors="replace") if is_kind == "file" else None
+        if not entry.get("wanted", True):
+            if there and not entry.get("keep"):
+                difference = _difference(path, before or "", None)
+                found.append({**full, "state": "absent", "summary": f"remove {path}", "difference": difference})
+            continue
+        if (owner, mode.zfill(4), is_kind, before) == (full["owner"], full["mode"], kind, text):
+            continue
+        is_now = "" if there is None else f" (it is {owner}, {mode.zfill(4)})"
+        summary = (
+            f"{'write' if kind == 'file' else 'make the directory'} {path}: {full['owner']}, {full['mode']}{is_now}"
+        )
+        difference = "" if text is None else f"\n{_difference(path, before, text)}"
+        found.append({**full, "summary": summary, "difference": f"{summary}{difference}".strip()})
+    return found
+
+
+class FilterModule:
+    """What Ansible looks for."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Name the filters."""
+        return {"booty_seen": seen, "booty_stale": stale}

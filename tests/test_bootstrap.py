@@ -1,0 +1,362 @@
+"""From what a provider hands over to ready for a release, on real hosts, through the command a user types."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sandbox import hosts as sandbox
+from sandbox.hosts import Host
+from tests.conftest import ROOT, Play, load
+
+FILES = load(ROOT / "roles/host/filter_plugins/booty_host_files.py", "booty_host_files")
+
+
+def of(text: str, mode: str = "644") -> str:
+    """Return what a host says of root's file with this text."""
+    return f"root {mode} file {base64.b64encode(text.encode()).decode()}"
+
+
+@pytest.mark.parametrize(
+    ("entry", "host", "state", "difference"),
+    [
+        ({"path": "/d"}, "root 755 directory", None, ""),
+        ({"path": "/d", "mode": "0700"}, "root 700 directory", None, ""),
+        ({"path": "/d"}, None, "directory", "make the directory /d: root, 0755"),
+        ({"path": "/d"}, "root 777 directory", "directory", "make the directory /d: root, 0755 (it is root, 0777)"),
+        ({"path": "/d"}, "deploy 755 directory", "directory", "(it is deploy, 0755)"),
+        ({"path": "/d"}, "root 777 link", "directory", "(it is root, 0777)"),
+        ({"path": "/f", "text": "a\n"}, of("a"), "file", "write /f: root, 0644"),
+        ({"path": "/f", "text": "a\n"}, of("a\n"), None, ""),
+        ({"path": "/f", "text": "a\n"}, of("b\n"), "file", "-b\n+a"),
+        ({"path": "/f", "text": "a\n"}, None, "file", "--- /dev/null\n+++ /f\n@@ -0,0 +1 @@\n+a"),
+        ({"path": "/f", "text": "a\n", "mode": "0440"}, of("a\n", "440"), None, ""),
+        ({"path": "/f", "text": "a\n", "wanted": False}, None, None, ""),
+        ({"path": "/f", "text": "a\n", "wanted": False}, of("b\n"), "absent", "-b"),
+        ({"path": "/f", "text": "a\n", "wanted": False, "keep": True}, of("b\n"), None, ""),
+    ],
+)
+def test_what_differs_is_found(entry: dict[str, Any], host: str | None, state: str | None, difference: str) -> None:
+    told = {f"file {entry['path']}": host} if host else {}
+    found = FILES.stale([{"part": "base", **entry}], told)
+    assert [one["state"] for one in found] == ([state] if state else [])
+    assert all(difference in one["difference"] for one in found)
+
+
+def test_the_hosts_answer_is_read() -> None:
+    text = "a banner\r\nsystem=debian 12\r\nfile /x=root 644 file QT09Qg==\r\n"
+    assert FILES.seen(text) == {"system": "debian 12", "file /x": "root 644 file QT09Qg=="}
+
+
+class New:
+    """A new host, and the command that a user bootstraps it with."""
+
+    def __init__(self, host: Host, directory: Path) -> None:
+        self.host, self.directory = host, directory
+        key = sandbox.INSTANCES / host.instance / "id_ed25519.pub"
+        self.deploy = {"ansible_user": "deploy", "host_deploy_keys": [key.read_text().strip()]}
+
+    def start(self, *arguments: str, **variables: Any) -> subprocess.Popen[str]:
+        """Begin a bootstrap with these variables in the inventory."""
+        inventory = self.directory / "inventory"
+        (inventory / "group_vars").mkdir(parents=True, exist_ok=True)
+        (inventory / "hosts.yml").write_text(sandbox.inventory_text(self.host.instance, [self.host]))
+        variables = {"app_environment": "staging", **variables}
+        (inventory / "group_vars/booty.yml").write_text(yaml.safe_dump(variables))
+        command = [str(Path(sys.executable).parent / "ansible-playbook"), "bootstrap.yml", "-i", str(inventory)]
+        environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "COLUMNS": "200"}
+        return subprocess.Popen(
+            [*command, *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def bootstrap(self, *arguments: str, **variables: Any) -> Play:
+        """Bootstrap it; the output has one blank where it had several."""
+        with self.start(*arguments, **variables) as process:
+            output, _ = process.communicate(timeout=120)
+        return Play(process.returncode, output)
+
+    def ready(self, *arguments: str, **variables: Any) -> Play:
+        """Bootstrap it, and fail the test unless that went well."""
+        played = self.bootstrap(*arguments, **variables)
+        assert played.status == 0, played.output
+        return played
+
+    def ssh(self, command: str, user: str = "root") -> subprocess.CompletedProcess[str]:
+        """Run a command as somebody, over a connection of its own."""
+        argv = ["ssh", "-F", "none", *sandbox.ssh_options(self.host.instance), f"{user}@{self.host.address}", command]
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+
+    def run(self, command: str, user: str = "root") -> str:
+        """Run a command that must succeed."""
+        done = self.ssh(command, user)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.strip()
+
+    def changes(self) -> str:
+        """Return a digest of everything on the disk that a bootstrap could change."""
+        return self.run("find /etc /opt /home /usr/bin /var/lib/dpkg -printf '%p %m %u %s %T@\n' | sort | sha256sum")
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], New]]:
+    """Return a function that boots one more new host of a suite."""
+    count = {suite: 0 for suite in sandbox.base.SUITES}
+
+    def boot(suite: str = "bookworm") -> New:
+        count[suite] += 1
+        found = sandbox.up(f"new-{suite}", count[suite], suite, with_tracker=False)
+        return New(found[-1], tmp_path_factory.mktemp(found[-1].name))
+
+    try:
+        yield boot
+    finally:
+        for suite in count:
+            sandbox.down(f"new-{suite}")
+
+
+@pytest.fixture
+def new(another: Callable[[str], New]) -> New:
+    """Return a new host of its own to the test."""
+    return another("bookworm")
+
+
+def words(played: Play) -> str:
+    return " ".join(played.output.split())
+
+
+def answers(address: str, port: int) -> str:
+    """Return what a connection meets: nothing at all (a firewall), or a refusal by a host that nobody serves on."""
+    try:
+        socket.create_connection((address, port), timeout=1).close()
+    except TimeoutError:
+        return "nothing"
+    except ConnectionRefusedError:
+        return "refused"
+    return "open"
+
+
+@pytest.mark.parametrize("suite", sandbox.base.SUITES)
+def test_from_root_to_a_deploy_user(another: Callable[[str], New], suite: str) -> None:
+    new = another(suite)
+    new.run("printf 'PasswordAuthentication yes\n' > /etc/ssh/sshd_config.d/50-cloud-init.conf")
+    before = new.changes()
+    checked = new.ready("--check", "--diff", **new.deploy)
+    assert "+deploy ALL=(ALL:ALL) NOPASSWD: ALL" in checked.output
+    assert new.changes() == before
+
+    began = time.monotonic()
+    made = new.ready(**new.deploy)
+    assert time.monotonic() - began < 60
+    assert "deploy@" in made.output  # the command for the secrets
+    assert "root@" not in made.output
+    began = time.monotonic()
+    again = new.ready(**new.deploy)
+    assert time.monotonic() - began < 15
+    assert again.recap(new.host.name)["changed"] == 0
+    assert "UNREACHABLE" not in again.output
+
+    assert "Permission denied" in new.ssh("true").stderr
+    assert new.run("id -un; sudo -n id -un", "deploy").split() == ["deploy", "root"]
+    effective = new.run("sudo sshd -T", "deploy")
+    for line in ("passwordauthentication no", "kbdinteractiveauthentication no", "permitrootlogin no"):
+        assert line in effective.splitlines()
+    assert answers(new.host.address, 22) == "open"
+    assert answers(new.host.address, 8000) == "refused"
+    assert answers(new.host.address, 8001) == "nothing"
+    assert subprocess.run(["ping", "-c1", "-W2", new.host.address], capture_output=True, check=False).returncode == 0
+    assert "500M" in new.run("systemd-analyze cat-config systemd/journald.conf", "deploy")
+    dumped = new.run("apt-config dump Unattended-Upgrade", "deploy")
+    assert 'Automatic-Reboot "false"' in dumped
+    assert re.findall(r'Origins-Pattern:: "(.*)"', dumped) == [
+        "origin=Debian,codename=${distro_codename}-security,label=Debian-Security"
+    ]
+    for unit in ("systemd-timesyncd", "unattended-upgrades", "apt-daily-upgrade.timer", "booty-firewall"):
+        assert new.run(f"systemctl is-enabled {unit}", "deploy") == "enabled"
+    # The security archive's pattern is one that unattended-upgrades understands.
+    new.run("sudo unattended-upgrade --dry-run", "deploy")
+
+
+@pytest.mark.parametrize(
+    ("fake", "message"),
+    [
+        ("sed -i 's/^VERSION_ID=.*/VERSION_ID=\"11\"/' /etc/os-release", "is debian 11 on amd64"),
+        ("sed -i 's/^ID=.*/ID=alpine/' /etc/os-release", "is alpine 12 on amd64"),
+        ("printf '#!/bin/sh\necho armhf\n' > /usr/local/bin/dpkg; chmod +x /usr/local/bin/dpkg", "is debian 12 on armhf"),
+    ],
+)
+def test_an_unknown_system_is_refused_before_any_change(
+    another: Callable[[str], New], fake: str, message: str, unknown: list[New]
+) -> None:
+    if not unknown:
+        unknown.append(another("bookworm"))
+        unknown[0].run("cp /etc/os-release /root/")
+    new = unknown[0]
+    new.run(fake)
+    before = new.changes()
+    try:
+        for arguments in (["--check"], []):
+            played = new.bootstrap(*arguments, **new.deploy)
+            assert played.status != 0
+            assert message in words(played)
+            assert "Nothing was changed" in words(played)
+        assert new.changes() == before
+    finally:
+        new.run("cat /root/os-release > /etc/os-release; rm -f /usr/local/bin/dpkg")
+
+
+@pytest.fixture(scope="module")
+def unknown() -> list[New]:
+    """Return where the host that several systems are played on is kept."""
+    return []
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"host_firewall_ports": [0]}, "host_firewall_ports are within 1..65535 (they are 0)"),
+        ({"host_journal_size": "a lot"}, "(it is a lot)"),
+        ({"host_deploy_user": "root"}, "neither root nor the service's user (it is root)"),
+        ({"host_deploy_keys": ["~/.ssh/id_ed25519.pub"]}, "one line of an authorized_keys file"),
+        ({"host_ssh_root": False}, "host_ssh_root is false only with host_deploy_keys"),
+    ],
+)
+def test_bad_values_are_refused(unknown: list[New], variables: dict[str, Any], message: str) -> None:
+    (new,) = unknown
+    played = new.bootstrap("--check", **variables)
+    assert played.status != 0
+    assert message in words(played)
+
+
+def test_a_key_that_does_not_work_closes_nothing(new: New) -> None:
+    key = f"ssh-ed25519 {'A' * 68} somebody else's"
+    played = new.bootstrap(**{**new.deploy, "host_deploy_keys": [key]})
+    assert played.status != 0
+    assert "deploy can't log in with a key and become root, so nothing was closed" in words(played)
+    assert "are as they were before" in words(played)
+    assert new.run("sshd -T | grep ^passwordauth; ls /etc/sudoers.d/booty 2>&1 || true").startswith(
+        "passwordauthentication yes"
+    )
+    assert new.ssh("ls /etc/sudoers.d/booty /run/booty-undo").returncode != 0
+    # With the right one, all is well.
+    new.ready(**new.deploy)
+
+
+def test_a_firewall_that_shuts_us_out_is_taken_back(new: New) -> None:
+    played = new.bootstrap("-e", '{"__host_ssh_ports": [2222]}')
+    assert played.status != 0
+    assert "would not let this machine in any more" in words(played)
+    assert new.ssh("nft list table inet booty").returncode != 0
+    assert new.ssh("ls /etc/ssh/sshd_config.d/00-booty.conf /run/booty-undo").returncode != 0
+    new.ready()
+    # The second time there is something to come back to.
+    loaded = new.run("nft list table inet booty")
+    played = new.bootstrap("-e", '{"__host_ssh_ports": [2222]}')
+    assert played.status != 0
+    assert new.run("nft list table inet booty") == loaded
+    assert new.ready().recap(new.host.name)["changed"] == 0
+
+
+def test_a_bootstrap_that_dies_half_way_is_taken_back(new: New) -> None:
+    with new.start("-e", '{"__host_ssh_ports": [2222], "__host_undo_seconds": 8}') as process:
+        assert process.stdout
+        for line in process.stdout:
+            if "Try whether" in line:
+                process.send_signal(signal.SIGKILL)
+                break
+    assert answers(new.host.address, 22) == "nothing"
+    deadline = time.monotonic() + 20
+    while answers(new.host.address, 22) != "open" and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert new.ssh("ls /etc/ssh/sshd_config.d/00-booty.conf /run/booty-undo").returncode != 0
+    new.ready()
+
+
+def test_match_blocks(new: New) -> None:
+    new.run("printf 'Match User root\n  PasswordAuthentication yes\n' >> /etc/ssh/sshd_config")
+    played = new.bootstrap()
+    assert played.status != 0
+    assert 'sshd would still allow "root: passwordauthentication yes"' in words(played)
+    assert "/etc/ssh/sshd_config:" in words(played)
+    assert new.ssh("ls /etc/ssh/sshd_config.d/00-booty.conf").returncode != 0
+    new.run("sed -i 's/^Match User root/Match Group sftp/' /etc/ssh/sshd_config")
+    assert "its Match blocks open stays open: /etc/ssh/sshd_config:" in words(new.ready())
+    assert new.ready().recap(new.host.name)["changed"] == 0
+
+
+def test_an_sshd_that_ignores_drop_ins(new: New) -> None:
+    new.run("sed -i '1i PasswordAuthentication yes' /etc/ssh/sshd_config")
+    played = new.bootstrap()
+    assert "nobody: passwordauthentication yes" in words(played)
+    assert "before its Include" in words(played)
+    assert "off" in words(new.ready(host_close_ssh=False))
+
+
+@pytest.mark.parametrize(
+    ("there", "name"),
+    [
+        ("mkdir -p /etc/ufw; echo ENABLED=yes > /etc/ufw/ufw.conf", "ufw"),
+        (
+            "apt-get install -qy nftables && nft add table inet site && "
+            "nft 'add chain inet site input { type filter hook input priority 0; policy accept; }' && "
+            "nft add rule inet site input tcp dport 23 drop",
+            "the nftables table inet site",
+        ),
+        ("apt-get install -qy iptables && iptables -A INPUT -p tcp --dport 23 -j DROP", "iptables"),
+    ],
+)
+def test_another_firewall_is_left_alone(new: New, there: str, name: str) -> None:
+    new.run(there)
+    rules = new.run("command -v nft >/dev/null && nft list ruleset || true")
+    played = new.ready()
+    assert f"left alone, there is another one: {name}" in words(played)
+    assert new.run("command -v nft >/dev/null && nft list ruleset || true") == rules
+    assert new.ready().recap(new.host.name)["changed"] == 0
+
+
+def test_each_can_be_switched_off(new: New) -> None:
+    new.ready()
+    off = {f"host_{name}": False for name in ("close_ssh", "firewall", "time_sync", "security_updates", "journal")}
+    played = new.ready(**off)
+    assert played.recap(new.host.name)["changed"] > 0
+    assert new.ssh("nft list table inet booty").returncode != 0
+    assert "passwordauthentication yes" in new.run("sshd -T")
+    assert new.run("find /etc -name '*booty*' -not -path '/etc/hostname'") == "/etc/booty"
+    assert new.ready(**off).recap(new.host.name)["changed"] == 0
+
+
+def test_a_sudo_user_with_a_password(new: New) -> None:
+    new.run("apt-get install -qy sudo; useradd -m -s /bin/bash -G sudo debian; echo debian:s3cret | chpasswd")
+    new.run("cp -a /root/.ssh /home/debian/ && chown -R debian: /home/debian/.ssh && rm -r /root/.ssh; true")
+    login = {"ansible_user": "debian", "host_deploy_keys": new.deploy["host_deploy_keys"]}
+    played = new.bootstrap(**login)
+    assert played.status != 0
+    assert "password" in played.output
+    played = new.ready("-e", json.dumps({"ansible_become_password": "s3cret"}), **login)
+    assert "Say `ansible_user: deploy` in the inventory" in words(played)
+    # The first user is not asked any more.
+    assert new.ready(**login).recap(new.host.name)["changed"] == 0
+
+
+def test_the_firewall_outlives_a_restart_of_debians(new: New) -> None:
+    new.ready()
+    for verb in ("start", "reload", "restart"):
+        new.run(f"systemctl {verb} nftables")
+        assert "policy drop" in new.run("sleep 0.5; nft list table inet booty"), verb

@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo,)
 
-.PHONY: help setup demo sandbox sandbox-down test lint format lock clean
+.PHONY: help setup demo sandbox sandbox-down test bench lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -26,6 +26,10 @@ sandbox-down: setup ## Remove every sandbox host, and all that belongs to it
 test: setup ## Run every test
 	$(BIN)/pytest
 
+bench: setup ## Measure deploys against pyinfra and a shell script, and cutovers against plainer ones
+	$(BIN)/python -m tests.bench.deploy
+	$(BIN)/python -m tests.bench.cutover
+
 lint: setup ## ansible-lint, yamllint, ruff, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,10 +41,11 @@ format: setup ## Format the Python code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: setup ## Lock the dependencies of app, controller and tracker again
+lock: setup ## Lock the dependencies again
 	cd app && ../$(BIN)/uv pip compile $(LOCK) pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml app/pyproject.toml --group dev -c app/requirements.txt -o requirements/dev.txt
 	$(BIN)/uv pip compile $(LOCK) --group tracker -o requirements/tracker.txt
+	$(BIN)/uv pip compile $(LOCK) --group bench -o requirements/bench.txt
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock'
 
 clean: sandbox-down ## Remove the sandbox and the virtual environment

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import getpass
+import re
 import time
 from datetime import datetime
 
 import pytest
 
+from sandbox import demo
 from sandbox import hosts as sandbox
 from tests.conftest import ROUTES, Site
 from tests.load import Load
@@ -107,6 +109,43 @@ def test_a_broken_release_leaves_what_serves_untouched(site: Site, releases: tup
     assert site.run("systemctl is-active booty-candidate.service || true") == "inactive"
     # Never one to go back to, nor one whose dependencies count.
     assert f'"{broken}": ' in site.run("cat /opt/booty/state.json")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "message"),
+    [
+        (r"//\w+@", "//0123456789abcdef0123456789abcdef@", "403"),
+        (r"@[^/]+/", "@127.0.0.1:9/", "127.0.0.1:9"),
+        (r"/\d+$", "/999", "40"),
+        (r"^SENTRY_DSN=.*$", "# none", "SENTRY_DSN"),
+    ],
+    ids=["a wrong key", "unreachable", "a wrong project", "no DSN"],
+)
+def test_a_tracker_that_does_not_accept_stops_the_release(
+    site: Site, releases: tuple[str, str], pattern: str, replacement: str, message: str
+) -> None:
+    pid, secrets = site.pid(), site.run("cat /etc/booty/secrets.env")
+    site.release()
+    site.place_secrets(re.sub(pattern, replacement, secrets, flags=re.MULTILINE) + "\n")
+    try:
+        with Load(site.host.address) as load:
+            played = site.play("deploy.yml", app_telemetry_gate="true")
+    finally:
+        site.place_secrets(f"{secrets}\n")
+    assert played.status != 0
+    assert message in played.output
+    assert f"{releases[1]} was not touched" in " ".join(played.output.split())
+    assert site.pid() == pid
+    assert load.report["failures"] == []
+
+
+def test_a_tracker_that_accepts_lets_the_release_through(site: Site) -> None:
+    sha = site.release()
+    known = [event["id"] for event in site.tracker.events()]
+    site.deploy(app_telemetry_gate="true")
+    event = site.tracker.wait_for_event(lambda data: data.get("release") == sha, unless=known)
+    assert event.data["level"] == "info"
+    assert event.data["environment"] == "staging"
 
 
 def test_a_failure_after_the_point_goes_back(site: Site, releases: tuple[str, str]) -> None:
@@ -249,4 +288,41 @@ def test_old_releases_are_removed(site: Site) -> None:
     played = site.play("rollback.yml")
     assert played.status == 0, played.output
     assert site.health()["release"] == shas[-2]
+    site.deploy()
+
+
+def test_what_an_interrupted_deploy_left_is_said(site: Site, releases: tuple[str, str]) -> None:
+    site.run("cp /etc/booty/release.env /run/booty/candidate.env; systemctl start booty-candidate.service")
+    played = site.deploy(app_release=releases[1])
+    assert "An interrupted deploy had left booty-candidate.service running" in " ".join(played.output.split())
+    assert site.run("systemctl is-active booty-candidate.service || true") == "inactive"
+    assert site.deploy(app_release=releases[1]).recap(site.host.name)["changed"] == 0
+
+
+def test_the_rest_of_the_batch_goes_back_too(site: Site, releases: tuple[str, str]) -> None:
+    """One host's candidate fails; the other one, which had switched, serves what it served before."""
+    for playbook in ("bootstrap.yml", "deploy.yml"):
+        played = site.play(playbook, on=site.bare, app_release=releases[1])
+        assert played.status == 0, played.output
+    newer = site.release()
+    dropin = "/etc/systemd/system/booty-candidate.service.d"
+    site.bare.ssh(
+        f"mkdir -p {dropin}; printf '[Service]\nExecStartPre=/bin/sleep 3\nExecStartPre=/bin/false\n' > {dropin}/x.conf"
+    )
+    site.bare.ssh("systemctl daemon-reload")
+    try:
+        with Load(site.host.address) as load:
+            played = site.play("deploy.yml", "--limit", "booty")
+    finally:
+        site.bare.ssh(f"rm -r {dropin}; systemctl daemon-reload")
+    assert played.status != 0
+    assert newer in load.report["releases"]
+    assert load.report["failures"] == []
+    output = " ".join(played.output.split())
+    assert "Another host failed, so this one goes back too." in output
+    assert f"Went back to {releases[1]}, which serves" in output
+    for host in (site.host, site.bare):
+        assert demo.health(host)["release"] == releases[1]
+    played = site.play("rollback.yml")
+    assert site.health()["release"] != newer
     site.deploy()

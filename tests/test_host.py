@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ansible.module_utils import booty_host as host
 
-DSN = "https://0123456789abcdef@sentry.example.com/42"
+DSN = "https://0123456789abcdef@sentry.internal/42"
 PLANTED = "hunter2hunter2"
 
 
@@ -72,26 +72,61 @@ def test_parse_stream(stream: str, expected: tuple[str, int]) -> None:
         (f"SENTRY_DSN={DSN}\n", None),
         (f"# a comment\n\nOTHER={PLANTED}\nSENTRY_DSN='{DSN}'\n", None),
         (f'SENTRY_DSN="{DSN}"', None),
-        ("SENTRY_DSN=http://key@10.0.0.1:8000/1", None),
-        ("", "SENTRY_DSN is not set"),
+        (f"SENTRY_DSN={DSN} \n", None),
+        ("SENTRY_DSN=http://0a1b@10.0.0.1:8000/1", None),
+        ("SENTRY_DSN=https://0a1b:secret@10.0.0.1/a/path/1", None),
+        (f"SENTRY_DSN={DSN}\nPEM='-----BEGIN-----\nQUJD=\n-----END-----'\n", None),
+        (f'SENTRY_DSN={DSN}\nJSON="{{\\"a\\": 1}}"\n', None),
+        (f"SENTRY_DSN={DSN}\nOTHER='{PLANTED}\\'\n", None),
+        (f"SENTRY_DSN={DSN}\nEMPTY=\n", None),
+        ("", "it is empty"),
+        (" \n\n", "it is empty"),
+        (f"\ufeffSENTRY_DSN={DSN}\n", "byte order mark"),
+        (f"SENTRY_DSN={DSN}\r\n", "Windows line ends (CRLF)"),
+        (f"SENTRY_DSN={DSN}\0\n", "a NUL byte"),
+        ("# nothing yet\n", "SENTRY_DSN is not set"),
         ("SENTRY_DSN=\n", "SENTRY_DSN is not set"),
         ("SENTRY_DSN=''\n", "SENTRY_DSN is not set"),
         (f"#SENTRY_DSN={DSN}\n", "SENTRY_DSN is not set"),
         (f"OTHER={PLANTED}\n", "SENTRY_DSN is not set"),
-        (f"SENTRY_DSN={DSN}\nSENTRY_DSN=\n", "SENTRY_DSN is not set"),
         (f"{PLANTED}\nSENTRY_DSN={DSN}\n", "line 1 is not NAME=value"),
-        (f"export SENTRY_DSN={DSN}\n", "line 1 is not NAME=value"),
-        (f"SENTRY_DSN = {DSN}\n", "line 1 is not NAME=value"),
+        (f"2ND={PLANTED}\nSENTRY_DSN={DSN}\n", "line 1 is not NAME=value"),
+        (f"export SENTRY_DSN={DSN}\n", "line 1 begins with export"),
+        (f"SENTRY_DSN = {DSN}\n", "line 1 has blanks around its ="),
+        (f"SENTRY_DSN= {DSN}\n", "line 1 has blanks around its ="),
+        (f"SENTRY_DSN ={DSN}\n", "line 1 has blanks around its ="),
         (f"SENTRY_DSN='{DSN}\n", "line 1 has an unbalanced quote"),
+        (f"SENTRY_DSN={DSN}'\n", "line 1 has an unbalanced quote"),
+        (f"OTHER='{PLANTED}\nSENTRY_DSN='{DSN}'\n", "line 1 has an unbalanced quote"),
+        (f"SENTRY_DSN={DSN}\nOTHER='{PLANTED}'s'\n", "line 2 goes on after its closing quote"),
+        (f"SENTRY_DSN={DSN}\nPEM='-----BEGIN-----\nQUJD=\n-----END-----'\nA=b c\nA=\n", "lines 5 and 6"),
+        (f'SENTRY_DSN={DSN}\nOTHER="{PLANTED}\\"\n', "line 2 has an unbalanced quote"),
         ("SENTRY_DSN='\n", "line 1 has an unbalanced quote"),
+        (f"SENTRY_DSN='{DSN}' # ours\n", "line 1 goes on after its closing quote"),
+        (f"SENTRY_DSN={DSN}\nOTHER=a\\{PLANTED}\n", "line 2 has a backslash"),
+        (f"SENTRY_DSN={DSN}\nSENTRY_DSN={DSN}\n", "lines 1 and 2 set the same name"),
+        (f"SENTRY_DSN={DSN}\nA={PLANTED}\n\nA=\n", "lines 2 and 4 set the same name"),
+        (f"SENTRY_DSN={DSN}\nSENTRY_RELEASE={PLANTED}\n", "line 2 sets SENTRY_RELEASE, which is release.env's to say"),
+        (f"SENTRY_ENVIRONMENT=x\nSENTRY_DSN={DSN}\n", "line 1 sets SENTRY_ENVIRONMENT"),
+        (f"SENTRY_DSN={DSN}\nBOOTY_RELEASE_DIR=/x\n", "line 2 sets BOOTY_RELEASE_DIR"),
         (f"SENTRY_DSN={PLANTED}", "does not begin with http"),
-        ("SENTRY_DSN=https://sentry.example.com/42", "has no public key"),
-        ("SENTRY_DSN=https://key@/42", "has no usable host"),
-        ("SENTRY_DSN=https://key@sentry example.com/42", "has no usable host"),
-        ("SENTRY_DSN=https://key@sentry.example.com/", "has no project id"),
-        ("SENTRY_DSN=https://key@sentry.example.com", "has no project id"),
-        ("SENTRY_DSN=https://key@[sentry/42", "is not a URL"),
-        ("SENTRY_DSN=https://key@sentry.example.com:port/42", "is not a URL"),
+        ("SENTRY_DSN=https://sentry.internal/42", "has no public key"),
+        ("SENTRY_DSN=https://0a1b@/42", "has no usable host"),
+        ("SENTRY_DSN=https://0a1b@sentry internal/42", "has no usable host"),
+        ("SENTRY_DSN=https://0a1b@[2001:db8::1]/42", "an IPv6 address"),
+        ("SENTRY_DSN=https://0a1b@sentry.internal/", "has no project id"),
+        ("SENTRY_DSN=https://0a1b@sentry.internal", "has no project id"),
+        ("SENTRY_DSN=https://0a1b@sentry.internal/project", "project id that is not a number"),
+        ("SENTRY_DSN=https://0a1b@[sentry/42", "is not a URL"),
+        ("SENTRY_DSN=https://0a1b@sentry.internal:port/42", "is not a URL"),
+        ("SENTRY_DSN=CHANGEME", "is a placeholder"),
+        ("SENTRY_DSN=<your DSN>", "is a placeholder"),
+        ("SENTRY_DSN=https://public@example.com/1", "is a placeholder"),
+        ("SENTRY_DSN=https://0a1b@sentry.example.com/1", "is a placeholder"),
+        ("SENTRY_DSN=https://examplePublicKey@o0.ingest.sentry.io/0", "is a placeholder"),
+        ("SENTRY_DSN=https://your-key@sentry.internal/1", "is a placeholder"),
+        ("SENTRY_DSN=https://xxxxxxxx@sentry.internal/1", "is a placeholder"),
+        ("SENTRY_DSN={{ sentry_dsn }}", "is a placeholder"),
     ],
 )
 def test_judge_secrets(text: str, fault: str | None) -> None:
@@ -102,7 +137,7 @@ def test_judge_secrets(text: str, fault: str | None) -> None:
         assert found is not None
         assert fault in found
         assert PLANTED not in found
-        assert "key@" not in found
+        assert "0a1b" not in found
 
 
 @pytest.mark.parametrize(
@@ -112,7 +147,8 @@ def test_judge_secrets(text: str, fault: str | None) -> None:
         (0o400, f"SENTRY_DSN={DSN}", None, None),
         (0o640, f"SENTRY_DSN={DSN}", "is open to others (mode 0640", "is open to others"),
         (0o604, f"SENTRY_DSN={DSN}", "is open to others (mode 0604", "is open to others"),
-        (0o600, "", None, "SENTRY_DSN is not set"),
+        (0o600, "", None, "it is empty"),
+        (0o600, f"SENTRY_DSN={DSN}\r\n", None, "CRLF"),
         (None, "", None, "is missing"),
     ],
 )
@@ -127,7 +163,7 @@ def test_secrets_are_judged_where_they_lie(
     path = tmp_path / "secrets.env"
     monkeypatch.setattr(host, "SECRETS", path)
     if mode is not None:
-        path.write_text(text)
+        path.write_bytes(text.encode())
         path.chmod(mode)
         if path.stat().st_uid:
             closed = usable = "is not owned by root"
@@ -140,6 +176,9 @@ def test_secrets_that_are_a_link_are_refused(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "elsewhere").write_text(f"SENTRY_DSN={DSN}")
     monkeypatch.setattr(host, "SECRETS", tmp_path / "secrets.env")
     host.SECRETS.symlink_to(tmp_path / "elsewhere")
+    assert "is a symbolic link" in host.secrets()["closed"]
+    host.SECRETS.unlink()
+    host.SECRETS.mkdir()
     assert "is not a regular file" in host.secrets()["closed"]
 
 

@@ -40,7 +40,7 @@ def sha256(path: Path) -> str:
 def test_it_is_unpacked_and_compiled(stage: ModuleType, archive: Path, tmp_path: Path) -> None:
     dest = tmp_path / "releases" / "abc"
     dest.parent.mkdir()
-    stage.stage(archive, sha256(archive), dest)
+    stage.stage(archive.read_bytes(), sha256(archive), dest)
     assert (dest / "bin/python").readlink() == Path("/usr/bin/python3")
     (compiled,) = dest.rglob("*.pyc")
     # The traceback of a running release names its final place.
@@ -52,7 +52,7 @@ def test_a_damaged_archive_is_refused(stage: ModuleType, archive: Path, tmp_path
     digest = sha256(archive)
     archive.write_bytes(archive.read_bytes()[:-7])
     with pytest.raises(ValueError, match="arrived damaged"):
-        stage.stage(archive, digest, tmp_path / "abc")
+        stage.stage(archive.read_bytes(), digest, tmp_path / "abc")
     assert [path.name for path in tmp_path.iterdir()] == ["archive.tar.gz"]
 
 
@@ -66,7 +66,7 @@ def test_a_failure_leaves_nothing(
     owner = {"extractall": tarfile.TarFile, "compile_dir": stage.compileall, "rename": Path}[step]
     monkeypatch.setattr(owner, step, full)
     with pytest.raises(OSError, match="No space"):
-        stage.stage(archive, sha256(archive), tmp_path / "abc")
+        stage.stage(archive.read_bytes(), sha256(archive), tmp_path / "abc")
     assert [path.name for path in tmp_path.iterdir()] == ["archive.tar.gz"]
 
 
@@ -74,6 +74,6 @@ def test_what_a_killed_run_left_is_removed(stage: ModuleType, archive: Path, tmp
     abandoned = tmp_path / ".abc.x1y2"
     abandoned.mkdir()
     (abandoned / "half").touch()
-    stage.stage(archive, sha256(archive), tmp_path / "abc")
+    stage.stage(archive.read_bytes(), sha256(archive), tmp_path / "abc")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["abc", "archive.tar.gz"]
     assert os.access(tmp_path / "abc", os.X_OK)

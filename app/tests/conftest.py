@@ -36,6 +36,7 @@ class Tracker:
         self.requests = []
         self.status = 200  # answered to an event
         self.headers = {}  # likewise
+        self.seconds = 0  # that an answer takes
         self.ready = threading.Event()  # while it is cleared, the tracker hangs
         self.ready.set()
         tracker = self
@@ -49,6 +50,7 @@ class Tracker:
                     for item in Envelope.deserialize(body).items:
                         if item.type == "event":
                             tracker.events.append(item.payload.json)
+                time.sleep(tracker.seconds)
                 tracker.ready.wait()
                 self.answer(tracker.status, tracker.headers)
 

@@ -3,14 +3,27 @@
 import asyncio
 import fcntl
 import json
+import logging
 import os
+import subprocess
 import sys
+import threading
 import time
+import urllib.request
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
 
-from fastapi import HTTPException
+import pydantic
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from booty import routes
-from booty.__main__ import main
+from booty import main, routes, server
+from booty.__main__ import main as run
+from booty.config import Settings
+
+CLIENTS = "-".join(["of", "the", "client"])  # not as it is sent, so that no source line holds it
 
 
 @routes.router.get("/slow")
@@ -35,23 +48,79 @@ async def unavailable() -> None:
     raise HTTPException(503, "not now")
 
 
-if os.environ.pop("TEST_BROKEN_STARTUP", None):
+async def read(request: Request) -> bytes:
+    return await request.body()
 
-    async def broken_startup() -> None:
+
+@routes.router.post("/leak/{way}/{a}/{b}")
+def leak(way: str, a: str, b: str, body: Annotated[bytes, Depends(read)]) -> None:
+    """Fail in the ways in which libraries and people take a secret along."""
+    secret, log = os.environ["PLANTED"], logging.getLogger("shop")
+    match way:
+        case "exception":
+            raise LookupError(f"no such thing: {secret}")
+        case "database":
+            raise ConnectionError(f"no database at {os.environ['DATABASE_URL']}, user shop, password pw-of-db")
+        case "body":
+            raise ValueError(body.decode().replace(CLIENTS, ""))
+        case "log":
+            log.info("about to use %s", secret)
+            log.error("cannot use %s", secret, extra={"other": secret})
+        case "subprocess":
+            subprocess.run([sys.executable, "-c", "", secret], check=True)
+            subprocess.run([sys.executable, "-c", "raise SystemExit(1)", secret], check=True)
+        case "outgoing":
+            host = os.environ["TEST_OTHER"]
+            urllib.request.urlopen(f"{host}/PATH_OF_OTHER/{secret}?token={secret}").read()
+            raise LookupError(f"404 for url: {host}/?token={CLIENTS}")
+        case "thread":
+            thread = threading.Thread(target=leak, args=("exception", a, b, body))
+            thread.start()
+            thread.join()
+        case "warning":
+            warnings.warn(secret, stacklevel=1)
+        case "bad-log":
+            log.error("%d", secret)
+        case "model":
+            pydantic.TypeAdapter(int).validate_python({"c": CLIENTS})
+    raise RuntimeError("done")
+
+
+class FailingMiddleware:
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if any(name == b"x-fail" for name, _ in scope.get("headers", ())):
+            raise LookupError("in the middleware")
+        await self.app(scope, receive, send)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    app = main.create_app(settings)
+    app.add_middleware(FailingMiddleware)
+    deep = APIRouter()
+    deep.get("/fail/{reason}")(fail)
+    app.include_router(deep, prefix="/deep/{prefix}")
+    return app
+
+
+@asynccontextmanager
+async def broken(app: FastAPI) -> AsyncIterator[None]:
+    if moment == "startup":
+        raise ConnectionError("the database is away")
+    yield
+    if moment == "shutdown":
         raise ConnectionError("the database is away")
 
-    routes.router.on_startup.append(broken_startup)
 
-if os.environ.pop("TEST_BROKEN_SHUTDOWN", None):
-
-    async def broken_shutdown() -> None:
-        raise ConnectionError("the database was away")
-
-    routes.router.on_shutdown.append(broken_shutdown)
+moment = os.environ.pop("TEST_BROKEN", None)
+routes.router.include_router(APIRouter(lifespan=broken))
 
 if __name__ == "__main__":
     fds = json.loads(os.environ.pop("TEST_FDS"))
     for number, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in fds], start=3):
         os.dup2(fd, number)
     os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(fds))}
-    sys.exit(main())
+    server.create_app = create_app
+    sys.exit(run())

@@ -80,6 +80,7 @@ def test_variables_named_as_no_secret():
             "1 validation error:\n  {'type': 'int', 'loc': ('a',), 'msg': 'no', 'input': {'p': 'other'}}\n\n  File",
             "1 validation error:\n  {'type': 'int', 'loc': ('a',), 'msg': 'no', 'input': [Filtered]\n\n  File",
         ),
+        ("Command '['psql', '-pother']' returned non-zero exit", "Command [Filtered] returned non-zero exit"),
         ("[SQL: INSERT] [parameters: ('other', 1)] (more)", "[SQL: INSERT] [parameters: [Filtered]] (more)"),
     ],
 )

@@ -147,6 +147,7 @@ def test_internal_app_is_on_the_unix_socket_only(start, tcp, unix, order):
         "release": "abc",
         "environment": "development",
         "pid": service.process.pid,
+        "telemetry": None,
     }
     assert ask(unix, "/raise", "POST")[0] == 500
     assert ask(unix, "/openapi.json")[0] == 404
@@ -190,13 +191,17 @@ def test_errors_arrive_once_also_those_queued_at_sigterm(start, tcp, unix, track
     assert {event["release"] for event in tracker.events} == {"abc"}
 
 
-def test_startup_that_fails_is_reported_once_and_ends_with_status_3(start, tcp, tracker):
-    service = start(sockets=[tcp], SENTRY_DSN=tracker.dsn, TEST_BROKEN_STARTUP="1")
+@pytest.mark.parametrize("moment", ["startup", "shutdown"])
+def test_lifespan_that_fails_is_reported_once_and_ends_with_status_3(start, tcp, tracker, moment):
+    service = start(sockets=[tcp], SENTRY_DSN=tracker.dsn, TEST_BROKEN=moment)
+    if moment == "shutdown":
+        service.ready().stop()
     status, stderr = service.wait()
     assert status == 3
     assert "ERROR   booty: the service failed\nTraceback" in stderr
     (event,) = tracker.events
     assert event["exception"]["values"][-1]["type"] == "ConnectionError"
+    assert event["transaction"] == moment
 
 
 def test_code_that_does_not_import_ends_with_status_3(tmp_path):
@@ -205,16 +210,6 @@ def test_code_that_does_not_import_ends_with_status_3(tmp_path):
     assert result.returncode == 3
     assert "ERROR   booty: the service failed\nTraceback" in result.stderr
     assert "No module named 'no_such_module'" in result.stderr
-
-
-def test_shutdown_that_fails_is_reported_once_and_ends_with_status_3(start, tcp, tracker):
-    service = start(sockets=[tcp], SENTRY_DSN=tracker.dsn, TEST_BROKEN_SHUTDOWN="1").ready()
-    service.stop()
-    status, stderr = service.wait()
-    assert status == 3
-    assert "ERROR   booty: the service failed\nTraceback" in stderr
-    (event,) = tracker.events
-    assert event["exception"]["values"][-1]["value"] == "the database was away"
 
 
 # --- the stop -------------------------------------------------------------------------------------------

@@ -1,12 +1,30 @@
-"""The gate, with a tracker that answers whatever it is told to."""
+"""Telemetry, with a tracker that answers whatever it is told to: what is sent, the gate, and being out of the way."""
 
+import copy
+import http.client
+import json
+import re
 import socket
 import threading
 import time
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
+from booty.redact import Redactor
+from booty.telemetry import Deliveries, before_breadcrumb, before_send
+
 KEY = "0123456789abcdef"
+
+
+def ask(listener, path, method="GET", body=None, headers=None):
+    """Return status and headers of the answer."""
+    with closing(http.client.HTTPConnection("127.0.0.1", listener.getsockname()[1], timeout=10)) as connection:
+        connection.request(method, path, body, headers or {})
+        with connection.getresponse() as answer:
+            answer.read()
+            return answer.status, answer.headers
 
 
 @pytest.fixture
@@ -113,3 +131,369 @@ def test_gate_with_a_connection_that_is_closed_unanswered(prove):
         thread.join()
     assert status == 1
     assert f"the tracker at {place(dsn)} is not reached: " in line
+
+
+# --- what is sent ---------------------------------------------------------------------------------------
+
+HEADERS = frozenset(("host", "user-agent"))
+SECRET = "hunter2-planted-secret"
+
+
+def sent(event, headers=HEADERS, request=None, route=None):
+    before = copy.deepcopy(event)
+    result = before_send(event, Redactor([SECRET]), headers, request, route)
+    assert event == before
+    return result
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        ({"release": "abc", "message": "m"}, {"release": "abc", "message": "m"}),
+        ({"release": "", "message": "m"}, {"message": "m"}),
+        ({"release": None}, {}),
+        ({"message": "m"}, {"message": "m"}),
+        ({"message": "m", "_meta": {"request": {"headers": SECRET}}}, {"message": "m"}),
+        ({"message": f"is {SECRET}!"}, {"message": "is [Filtered]!"}),
+        (
+            {"logentry": {"message": "is %s", "formatted": f"is {SECRET}", "params": [SECRET]}},
+            {"logentry": {"message": "is %s", "formatted": "is [Filtered]", "params": ["[Filtered]"]}},
+        ),
+        ({"extra": {SECRET: {"a": [SECRET, 1]}}}, {"extra": {"[Filtered]": {"a": ["[Filtered]", 1]}}}),
+        ({"tags": {"a": SECRET}, "user": {"id": SECRET}}, {"tags": {"a": "[Filtered]"}, "user": {"id": "[Filtered]"}}),
+        (
+            {"contexts": {"trace": {"trace_id": SECRET}, "mine": {"a": SECRET}}},
+            {"contexts": {"trace": {"trace_id": SECRET}, "mine": {"a": "[Filtered]"}}},
+        ),
+        (
+            {"breadcrumbs": {"values": [{"message": SECRET, "data": {"a": SECRET}}]}},
+            {"breadcrumbs": {"values": [{"message": "[Filtered]", "data": {"a": "[Filtered]"}}]}},
+        ),
+        (
+            {"exception": {"values": [{"type": "E", "value": f"no {SECRET}", "stacktrace": None}]}},
+            {"exception": {"values": [{"type": "E", "value": "no [Filtered]", "stacktrace": None}]}},
+        ),
+        ({"transaction": "/a/{b}", "transaction_info": {"source": "route"}}, None),
+        (
+            {"transaction": "/a/whatever", "transaction_info": {"source": "url"}},
+            {"transaction": "(no route)", "transaction_info": {"source": "url"}},
+        ),
+    ],
+)
+def test_before_send(event, expected):
+    assert sent(event) == (event if expected is None else expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "expected"),
+    [
+        ("/{b}", "route", "/a/{b}"),
+        ("/a/whatever", "url", "/a/{b}"),
+        ("startup", "task", "startup"),
+        ("mine", "custom", "mine"),
+    ],
+)
+def test_the_whole_route_is_the_transaction_unless_another_name_was_chosen(name, source, expected):
+    event = {"transaction": name, "transaction_info": {"source": source}}
+    assert sent(event, route="/a/{b}")["transaction"] == expected
+
+
+@pytest.mark.parametrize("name", ["event_id", "release", "environment", "timestamp", "modules", "server_name"])
+def test_labels_and_ids_are_not_touched(name):
+    assert sent({name: SECRET}) == {name: SECRET}
+
+
+def test_of_a_request_only_what_is_allowed_is_sent():
+    request = {
+        "method": "POST",
+        "url": f"https://user:other@shop.example/reset/{SECRET}",
+        "query_string": "a=b",
+        "headers": {"Host": "shop.example", "user-agent": f"x {SECRET}", "x-odd": "y", "cookie": "[Filtered]"},
+        "cookies": {"a": "b"},
+        "data": {"a": "b"},
+        "env": {"REMOTE_ADDR": "192.0.2.1"},
+    }
+    routed = {"transaction": "/reset/{token}", "transaction_info": {"source": "route"}}
+    event = sent({"request": request, **routed}, request="0123abcd")
+    assert event["tags"] == {"request_id": "0123abcd"}
+    assert event["request"] == {
+        "method": "POST",
+        "url": "https://shop.example/reset/{token}",
+        "headers": {"Host": "shop.example", "user-agent": "x [Filtered]"},
+    }
+    assert sent({"request": request}, headers=())["request"]["headers"] == {}
+    assert sent({"request": {"url": "http://[half/"}, **routed})["request"]["url"] == "/reset/{token}"
+
+
+def test_source_lines_are_added_and_redacted(tmp_path):
+    path = tmp_path / "code.py"
+    path.write_text("".join(f"line {number}\n" for number in range(1, 8)) + f"a = '{SECRET}'\n\n")
+    frames = [{"abs_path": str(path), "lineno": number} for number in (1, 8, 99, None)]
+    frames += [{"abs_path": "<string>", "lineno": 1}, {}]
+    event = sent({"exception": {"values": [{"stacktrace": {"frames": frames}}]}})
+    first, last, *without = event["exception"]["values"][0]["stacktrace"]["frames"]
+    assert (first["pre_context"], first["context_line"]) == ([], "line 1")
+    assert first["post_context"] == ["line 2", "line 3", "line 4", "line 5", "line 6"]
+    assert last["pre_context"] == ["line 3", "line 4", "line 5", "line 6", "line 7"]
+    assert (last["context_line"], last["post_context"]) == ("a = '[Filtered]'", [""])
+    assert not any("context_line" in frame for frame in without)
+
+
+@pytest.mark.parametrize(
+    ("crumb", "expected"),
+    [
+        ({"category": "subprocess", "type": "subprocess", "message": f"psql -p {SECRET}"}, None),
+        ({"category": "shop", "type": "log", "message": "m"}, {"category": "shop", "type": "log", "message": "m"}),
+        (
+            {
+                "type": "http",
+                "category": "httplib",
+                "data": {
+                    "url": f"https://user:{SECRET}@api.example:8443/{SECRET}",
+                    "http.method": "GET",
+                    "http.query": f"token={SECRET}",
+                    "http.fragment": SECRET,
+                    "status_code": 404,
+                    "reason": "Not Found",
+                },
+            },
+            {
+                "type": "http",
+                "category": "httplib",
+                "data": {
+                    "url": "https://api.example:8443",
+                    "http.method": "GET",
+                    "status_code": 404,
+                    "reason": "Not Found",
+                },
+            },
+        ),
+    ],
+)
+def test_before_breadcrumb(crumb, expected):
+    assert before_breadcrumb(crumb, {}) == expected
+
+
+ENVIRONMENT = {"PLANTED": SECRET, "DATABASE_URL": "postgres://shop:pw-of-db@db.example/shop"}
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_planted_secret_shows_neither_in_an_event_nor_in_a_line(start, tcp, tracker, other_host, log_format):
+    service = start(
+        sockets=[tcp], SENTRY_DSN=tracker.dsn, BOOTY_LOG_FORMAT=log_format, TEST_OTHER=other_host.url, **ENVIRONMENT
+    ).ready()
+    body = json.dumps({"a": [{"b": SECRET}], "c": "of-the-client"}).encode()
+    headers = {
+        "Authorization": f"Bearer {SECRET}",
+        "Cookie": f"session={SECRET}",
+        "X-Odd": "of-the-client",
+        "X-Forwarded-For": "192.0.2.99",
+        "X-Request-ID": "from-the-client-1",
+    }
+    ways = ("exception", "database", "body", "log", "subprocess", "outgoing", "thread", "warning", "bad-log", "model")
+    for way in ways:
+        for kind in ("application/json", "application/x-www-form-urlencoded"):
+            path = f"/leak/{way}/{SECRET}/of-the-client?q={SECRET}&r=of-the-client"
+            status, answered = ask(tcp, path, "POST", body, {**headers, "Content-Type": kind})
+            assert (status, answered["x-request-id"]) == (500, "from-the-client-1")
+    service.stop()
+    status, stderr = service.wait()
+    assert status == 0
+    assert {event.get("transaction") for event in tracker.events} == {"/leak/{way}/{a}/{b}"}
+    # Two more where the log and the thread report an error of their own.
+    assert len(tracker.events) == 2 * (len(ways) + 2)
+    assert len([event for event in tracker.events if "tags" not in event]) == 2  # of the thread
+    assert {event["tags"]["request_id"] for event in tracker.events if "tags" in event} == {"from-the-client-1"}
+    for text in (json.dumps(tracker.events), stderr):
+        assert "[Filtered]" in text
+        for secret in (SECRET, "pw-of-db", "0123456789abcdef", "192.0.2.99"):
+            assert secret not in text
+    assert "of-the-client" not in json.dumps(tracker.events)
+    assert 'request_id": "from-the-client-1' in stderr if log_format == "json" else "(request from-" in stderr
+    assert any("PATH_OF_OTHER" in str(request.path) for request in other_host.requests)
+    for request in other_host.requests:
+        assert not {"sentry-trace", "baggage"} & {name.lower() for name in request.headers}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "way", "transaction"),
+    [
+        ("GET", "/fail/1", {}, "/fail/{reason}"),
+        ("GET", "/deep/prefix/fail/1", {}, "/deep/{prefix}/fail/{reason}"),
+        ("GET", "/deep/prefix/fail/1", {"X-Fail": "1"}, "/deep/{prefix}/fail/{reason}"),
+        ("POST", "/fail/1", {"X-Fail": "1"}, "(no route)"),
+        ("GET", f"/nowhere/{SECRET}", {"X-Fail": "1"}, "(no route)"),
+    ],
+)
+def test_transaction_is_the_whole_route_also_when_the_middleware_fails(
+    start, tcp, tracker, method, path, way, transaction
+):
+    service = start(sockets=[tcp], SENTRY_DSN=tracker.dsn).ready()
+    assert ask(tcp, path, method, headers=way)[0] == 500
+    service.stop()
+    service.wait()
+    (event,) = tracker.events
+    assert event["transaction"] == transaction
+    assert event["request"]["url"] == f"http://127.0.0.1:{tcp.getsockname()[1]}{transaction}"
+    assert SECRET not in str(event)
+
+
+def test_a_request_without_a_plain_id_gets_one(start, tcp, tracker):
+    service = start(sockets=[tcp], SENTRY_DSN=tracker.dsn).ready()
+    seen = set()
+    for given in ({}, {"X-Request-ID": "no id"}, {"X-Request-ID": "x" * 65}):
+        seen.add(ask(tcp, "/fail/1", headers=given)[1]["x-request-id"])
+    service.stop()
+    service.wait()
+    assert seen == {event["tags"]["request_id"] for event in tracker.events}
+    assert {len(one) for one in seen} == {32}
+    assert len(seen) == 3
+
+
+# --- never in the way -----------------------------------------------------------------------------------
+
+
+def test_one_line_when_losses_begin_and_one_when_they_are_over():
+    deliveries = Deliveries("tracker:80")
+    lines = [
+        deliveries.record(outcome, drained, now)
+        for now, (outcome, drained) in enumerate([(200, True), (500, True), (500, True), (200, False), (200, True)])
+    ]
+    begin, over = "errors are no longer reported: the tracker at tracker:80 fails (500)", "errors are reported again; "
+    assert lines == [None, begin, None, None, f"{over}2 were lost"]
+    assert deliveries.status == {"status": 200, "since": "1970-01-01T00:00:03+00:00", "dropped": 2}
+
+
+def test_a_tracker_that_comes_and_goes_is_one_pair_of_lines_a_minute():
+    deliveries = Deliveries("tracker:80")
+    lines = [deliveries.record(500 if now % 2 else 200, True, now) for now in range(180)]
+    assert [now for now, line in enumerate(lines) if line] == [1, 2, 61, 62, 121, 122]
+    assert lines[62] == "errors are reported again; 1 were lost"
+    assert deliveries.status["dropped"] == 90
+
+
+BEGIN, OVER = "errors are no longer reported: ", "errors are reported again; "
+
+
+@pytest.fixture
+def place_of(tracker):
+    """Make what a DSN may lead to; return the place, with the tracker misbehaving where it is the place."""
+    sockets = []
+
+    def place_of(kind):
+        if kind == "refused":
+            with socket.create_server(("127.0.0.1", 0)) as sock:
+                return f"127.0.0.1:{sock.getsockname()[1]}"
+        if kind == "unresolvable":
+            return "tracker.invalid:80"
+        if kind == "black hole":  # its queue is full: the kernel answers nothing to a third one
+            listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+            sockets.append(listener)
+            for _ in range(2):
+                sockets.append(socket.socket())
+                sockets[-1].setblocking(False)
+                sockets[-1].connect_ex(listener.getsockname())
+            return f"127.0.0.1:{listener.getsockname()[1]}"
+        if kind == "hanging":
+            tracker.ready.clear()
+        elif kind == "slow":
+            tracker.seconds = 0.2
+        else:
+            tracker.status = int(kind)
+            tracker.headers = {"retry-after": "1"}
+        return place(tracker.dsn)
+
+    yield place_of
+    for sock in sockets:
+        sock.close()
+
+
+def memory(service):
+    return int(re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{service.process.pid}/status").read_text())[1])
+
+
+def internal(unix, path):
+    with closing(socket.socket(socket.AF_UNIX)) as sock:
+        sock.connect(unix.getsockname())
+        sock.sendall(f"GET {path} HTTP/1.1\r\nhost: test\r\n\r\n".encode())
+        with http.client.HTTPResponse(sock) as response:
+            response.begin()
+            return json.loads(response.read())
+
+
+@pytest.mark.parametrize(
+    "kind", ["refused", "unresolvable", "black hole", "hanging", "slow", "403", "429", "500"], ids=lambda kind: kind
+)
+def test_a_bad_tracker_is_never_in_the_way(start, tcp, unix, tracker, place_of, kind):
+    service = start(sockets=[tcp, unix], SENTRY_DSN=f"http://{KEY}@{place_of(kind)}/1").ready()
+    before = memory(service)
+    slowest = 0.0
+    for number in range(160):
+        began = time.monotonic()
+        assert ask(tcp, f"/fail/{number}")[0] == 500
+        slowest = max(slowest, time.monotonic() - began)
+    assert slowest < 0.5
+    assert memory(service) - before < 20_000
+    assert ask(tcp, "/health")[0] == 200
+    if kind in {"403", "429", "500"}:
+        time.sleep(1.2)  # for which the 429 asked
+        tracker.status = 200
+        assert ask(tcp, "/fail/after")[0] == 500
+    telemetry = internal(unix, "/status")["telemetry"]
+    assert telemetry["dropped"] > 20
+    began = time.monotonic()
+    service.stop()
+    status, stderr = service.wait()
+    assert time.monotonic() - began < 2
+    assert status == 0
+    lines = [line for line in stderr.splitlines() if " WARNING " in line]
+    assert [line.partition("booty.telemetry: ")[2][: len(BEGIN)] for line in lines[:1]] == [BEGIN]
+    assert [OVER in line for line in lines[1:]] == ([True] if kind in {"403", "429", "500"} else [])
+    if kind in {"403", "429", "500"}:
+        assert "/fail/{reason}" in str(tracker.events[-1]["transaction"])
+        assert f"{OVER}{telemetry['dropped']} were lost" in lines[1]
+
+
+def test_status_shows_what_became_of_the_errors(start, tcp, unix, tracker):
+    service = start(sockets=[tcp, unix], SENTRY_DSN=tracker.dsn).ready()
+    assert internal(unix, "/status")["telemetry"] == {"status": None, "since": None, "dropped": 0}
+    ask(tcp, "/fail/1")
+    deadline = time.monotonic() + 5
+    while not (telemetry := internal(unix, "/status")["telemetry"])["status"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (telemetry["status"], telemetry["dropped"]) == (200, 0)
+    assert telemetry["since"].endswith("+00:00")
+    service.stop()
+    assert service.wait()[0] == 0
+
+
+def test_the_stop_keeps_its_bound_also_with_a_request_and_a_tracker_that_hang(start, tcp, tracker):
+    tracker.ready.clear()
+    service = start(sockets=[tcp], SENTRY_DSN=tracker.dsn, BOOTY_DRAIN_SECONDS="0.5").ready()
+    assert ask(tcp, "/fail/1")[0] == 500
+    with closing(http.client.HTTPConnection("127.0.0.1", tcp.getsockname()[1], timeout=10)) as connection:
+        connection.request("GET", "/blocked?seconds=30")
+        time.sleep(0.2)
+        began = time.monotonic()
+        service.stop()
+        assert service.wait()[0] == 0
+        assert 0.5 < time.monotonic() - began < 2.5
+
+
+def test_an_event_on_a_connection_that_was_just_closed_is_sent_again(start, tcp):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+
+        def close_then_accept():
+            for answer in (b"", b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"):
+                with listener.accept()[0] as sock:
+                    sock.recv(65536)
+                    sock.sendall(answer)
+
+        thread = threading.Thread(target=close_then_accept)
+        thread.start()
+        dsn = f"http://{KEY}@127.0.0.1:{listener.getsockname()[1]}/1"
+        service = start(sockets=[tcp], SENTRY_DSN=dsn, BOOTY_TELEMETRY_GATE="true").ready()
+        thread.join()
+    service.stop()
+    assert "no longer reported" not in service.wait()[1]

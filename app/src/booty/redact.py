@@ -42,6 +42,7 @@ _PLACES: tuple[tuple[str, re.Pattern[str], str], ...] = (
     ("input_value=", re.compile(r"input_value=.*?, input_type=", re.DOTALL), f"input_value={FILTERED}, input_type="),
     ("'input': ", re.compile(r"(\{'type': .*?'loc': .*?'input': ).*"), rf"\1{FILTERED}"),  # FastAPI's validation
     ("[parameters: ", re.compile(r"\[parameters: .*\]"), f"[parameters: {FILTERED}]"),  # SQLAlchemy
+    ("Command ", re.compile(r"Command '.*' (?=returned|died|timed)"), f"Command {FILTERED} "),  # subprocess
 )
 
 

@@ -3,19 +3,24 @@
 import asyncio
 import linecache
 import logging
+import math
 import os
 import re
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import sentry_sdk
 import urllib3
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
 from sentry_sdk.consts import EndpointType
 from sentry_sdk.envelope import Envelope
 from sentry_sdk.integrations.argv import ArgvIntegration
@@ -24,7 +29,9 @@ from sentry_sdk.integrations.starlette import StarletteIntegration
 from sentry_sdk.scrubber import EventScrubber
 from sentry_sdk.transport import HttpTransport
 from sentry_sdk.types import Breadcrumb, BreadcrumbHint, Event
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from sentry_sdk.worker import BackgroundWorker
+from starlette.routing import BaseRoute, compile_path
+from starlette.types import Message, Receive, Scope, Send
 
 from booty import redact
 from booty.config import Settings
@@ -45,18 +52,7 @@ Outcome = int | str
 
 # Not touched by redaction: a secret that happens to be part of an id or a label would break what the tracker needs.
 _LABELS = frozenset(
-    (
-        "event_id",
-        "release",
-        "environment",
-        "timestamp",
-        "level",
-        "platform",
-        "sdk",
-        "modules",
-        "contexts",
-        "server_name",
-    )
+    ("event_id", "release", "environment", "timestamp", "level", "platform", "sdk", "modules", "server_name")
 )
 _CONTEXTS = ("trace", "runtime")
 _PROTOCOL = frozenset(("exception", "threads", "breadcrumbs", "request", "logentry", "transaction_info"))
@@ -67,6 +63,9 @@ _LINE_LENGTH = 500
 _PLAIN_ID = re.compile(rb"[\w.-]{8,64}", re.ASCII)
 _GATE = "booty-telemetry-gate"
 _RATE_LIMITED = 429
+# The routes of the app that answers, the method and the path, for an error that happens on the way to the route.
+_request_line: ContextVar[tuple[Sequence[BaseRoute], str, str] | None] = ContextVar("_request_line", default=None)
+_BACKLOG = 10
 
 
 class RequestIds:
@@ -75,8 +74,9 @@ class RequestIds:
     The answer carries it, also that to an unhandled error, and so do log lines and the error as it is sent.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: FastAPI) -> None:
         self._app = app
+        self._routes = app.routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -84,6 +84,7 @@ class RequestIds:
         this = given if _PLAIN_ID.fullmatch(given) else os.urandom(16).hex().encode()
         # Never taken back: the server runs each request in a context of its own, and logs its failure there.
         request_id.set(this.decode())
+        _request_line.set((self._routes, scope.get("method", ""), scope.get("path", "")))
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -91,6 +92,44 @@ class RequestIds:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+class Deliveries:
+    """What became of the events so far, and when a line of the log is due about it."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._last: Outcome | None = None
+        self._since: float | None = None
+        self._dropped = 0
+        self._said_at = -math.inf
+        self._said_dropped: int | None = None  # the count before the loss that a line told of
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What became of the last event, since when of each (in UTC), and how many were lost in all."""
+        since = None if self._since is None else datetime.fromtimestamp(self._since, UTC).isoformat(timespec="seconds")
+        return {"status": self._last, "since": since, "dropped": self._dropped}
+
+    def record(self, outcome: Outcome, drained: bool, now: float) -> str | None:
+        """Record one event and return the line that is due: one when losses begin, one when they are over.
+
+        Args:
+            outcome: of the event.
+            drained: whether hardly another event waits, without which a slow tracker has not caught up.
+            now: the time, in seconds since the epoch.
+        """
+        if outcome != self._last:
+            self._last, self._since = outcome, now
+        if not accepted(outcome):
+            self._dropped += 1
+            if self._said_dropped is None and now - self._said_at >= QUIET_SECONDS:
+                self._said_at, self._said_dropped = now, self._dropped - 1
+                return f"errors are no longer reported: {describe(outcome, self._place)}"
+        elif drained and self._said_dropped is not None:
+            lost, self._said_dropped = self._dropped - self._said_dropped, None
+            return f"errors are reported again; {lost} were lost"
+        return None
 
 
 class Transport(HttpTransport):
@@ -106,20 +145,9 @@ class Transport(HttpTransport):
         self._lock = threading.Lock()
         self._awaited: dict[str, Future[Outcome]] = {}
         self._outcome: Outcome = ""
-        self._last: Outcome | None = None
-        self._since = time.time()
-        self._dropped = 0
-        self._said_at = -QUIET_SECONDS
-        self._said_dropped: int | None = None  # the count before the line that said so
-
-    @property
-    def status(self) -> dict[str, Any]:
-        """What became of the last event, since when of each, and how many events were lost in all."""
-        return {
-            "status": self._last,
-            "since": datetime.fromtimestamp(self._since, UTC).isoformat(timespec="seconds"),
-            "dropped": self._dropped,
-        }
+        assert self.parsed_dsn
+        self.place = f"{self.parsed_dsn.host}:{self.parsed_dsn.port}"
+        self.deliveries = Deliveries(self.place)
 
     def outcome_of(self, event_id: str) -> "Future[Outcome]":
         """Promise the outcome of an event that is yet to be captured under this id."""
@@ -158,35 +186,17 @@ class Transport(HttpTransport):
         return response
 
     def _conclude(self, envelope: Envelope, outcome: Outcome) -> None:
-        events = sum(item.type == "event" for item in envelope.items)
-        if not events:
+        if not any(item.type == "event" for item in envelope.items):
             return
-        event_id = str(envelope.headers.get("event_id"))
+        # Not quite none: what the SDK itself tells the tracker waits there as well.
+        drained = cast(BackgroundWorker, self._worker)._queue.unfinished_tasks < _BACKLOG
         with self._lock:
-            if awaited := self._awaited.pop(event_id, None):
+            awaited = self._awaited.pop(str(envelope.headers.get("event_id")), None)
+            if awaited and awaited.set_running_or_notify_cancel():
                 awaited.set_result(outcome)
-            if outcome != self._last:
-                self._last, self._since = outcome, time.time()
-            line = self._line(events, outcome)
+            line = self.deliveries.record(outcome, drained, time.time())
         if line:
             log.warning(line)
-
-    def _line(self, events: int, outcome: Outcome) -> str | None:
-        if not accepted(outcome):
-            self._dropped += events
-            if self._said_dropped is None and time.monotonic() - self._said_at >= QUIET_SECONDS:
-                self._said_at, self._said_dropped = time.monotonic(), self._dropped - events
-                return f"errors are no longer reported: {describe(outcome, self.place)}"
-        elif self._said_dropped is not None:
-            lost, self._said_dropped = self._dropped - self._said_dropped, None
-            return f"errors are reported again; {lost} were lost"
-        return None
-
-    @property
-    def place(self) -> str:
-        """The tracker's host and port."""
-        assert self.parsed_dsn
-        return f"{self.parsed_dsn.host}:{self.parsed_dsn.port}"
 
 
 def _reason(error: BaseException) -> str:
@@ -238,12 +248,16 @@ def start(settings: Settings) -> None:
         environment=settings.sentry_environment,
         # The event that proves the release is always sent.
         error_sampler=lambda event, _: 1.0 if event.get("fingerprint") == [_GATE] else settings.sentry_sample_rate,
-        before_send=lambda event, _: before_send(event, redactor, headers, request_id.get()),
+        before_send=lambda event, _: before_send(event, redactor, headers, request_id.get(), _route()),
         before_breadcrumb=before_breadcrumb,
         event_scrubber=EventScrubber(recursive=True),
         transport=Transport,
         spotlight=False,
-        integrations=[StarletteIntegration(), FastApiIntegration()],
+        # No method begins a transaction: only with tracing would it be sent, and it costs a third of a request.
+        integrations=[
+            StarletteIntegration(http_methods_to_capture=()),
+            FastApiIntegration(http_methods_to_capture=()),
+        ],
         auto_enabling_integrations=False,
         auto_session_tracking=False,
         in_app_include=[__package__],
@@ -267,7 +281,11 @@ def stop() -> None:
 
 
 def before_send(
-    event: Event, redactor: Redactor, headers: Collection[str] = (), request: str | None = None
+    event: Event,
+    redactor: Redactor,
+    headers: Collection[str] = (),
+    request: str | None = None,
+    route: str | None = None,
 ) -> Event | None:
     """Return the event as it is sent, and leave the one that came as it was.
 
@@ -276,6 +294,7 @@ def before_send(
         redactor: replaces secrets; labels, ids and names of packages are not touched.
         headers: the names, in lower case, of request headers that are sent.
         request: the request's id.
+        route: the whole route, with the prefixes of its routers, if it is known.
     """
     source = cast(dict[str, Any], event)
     sent = {
@@ -288,12 +307,18 @@ def before_send(
         sent["contexts"] |= {name: source["contexts"][name] for name in _CONTEXTS if name in source["contexts"]}
     if not sent.get("release"):
         sent.pop("release", None)
-    routed = source.get("transaction_info", {}).get("source") != "url"
     if "transaction" in sent:
-        # Without a route the SDK takes the path, and a path may hold anything.
-        sent["transaction"] = redactor.known(sent["transaction"]) if routed else "(no route)"
+        source_of_name = source.get("transaction_info", {}).get("source")
+        if route and source_of_name in {"route", "url"}:
+            sent |= {"transaction": route, "transaction_info": {"source": "route"}}
+        elif source_of_name == "url":
+            # Without a route the SDK takes the path, and a path may hold anything.
+            sent["transaction"] = "(no route)"
+        else:
+            sent["transaction"] = redactor.known(source["transaction"])
     if "request" in sent:
-        sent["request"] = _request(sent["request"], sent.get("transaction", ""), headers)
+        origin = redactor.known(_origin(source["request"].get("url")))
+        sent["request"] = _request(sent["request"], origin + sent.get("transaction", ""), headers)
     if request:
         sent["tags"] = {**sent.get("tags", {}), "request_id": request}
     for kind in ("exception", "threads"):
@@ -303,14 +328,35 @@ def before_send(
     return cast(Event, sent)
 
 
-def _request(request: dict[str, Any], route: str, headers: Collection[str]) -> dict[str, Any]:
+def _route() -> str | None:
+    """Find the route of the request that is being answered, also before the router has."""
+    if (line := _request_line.get()) is None:
+        return None
+    routes, method, path = line
+    for route in iter_route_contexts(routes):
+        if route.path and method in (route.methods or ()) and _regex(route.path).match(path):
+            return route.path
+    return None
+
+
+@cache
+def _regex(path: str) -> re.Pattern[str]:
+    return compile_path(path)[0]
+
+
+def _request(request: dict[str, Any], url: str, headers: Collection[str]) -> dict[str, Any]:
     """Leave of a request its method, the route and allowed headers: no path, query, cookies, body or address."""
-    url = urlsplit(request.get("url", ""))
-    return {
-        "method": request.get("method"),
-        "url": f"{url.scheme}://{url.netloc.rpartition('@')[2]}{route}",
-        "headers": {name: value for name, value in request.get("headers", {}).items() if name.lower() in headers},
-    }
+    allowed = {name: value for name, value in request.get("headers", {}).items() if name.lower() in headers}
+    return {"method": request.get("method"), "url": url, "headers": allowed}
+
+
+def _origin(url: Any) -> str:
+    """Give a URL up to its path, without user and password, or nothing of one that is no URL."""
+    try:
+        parts = urlsplit(str(url))
+    except ValueError:  # a client may claim any host
+        return ""
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def _source_lines(frame: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
@@ -336,14 +382,13 @@ def before_breadcrumb(crumb: Breadcrumb, hint: BreadcrumbHint) -> Breadcrumb | N
     data = {
         key: value for key, value in crumb.get("data", {}).items() if key in {"http.method", "status_code", "reason"}
     }
-    url = urlsplit(str(crumb.get("data", {}).get("url", "")))
-    return {**crumb, "data": {**data, "url": f"{url.scheme}://{url.netloc.rpartition('@')[2]}"}}
+    return {**crumb, "data": {**data, "url": _origin(crumb.get("data", {}).get("url"))}}
 
 
 def status() -> dict[str, Any] | None:
     """Tell what became of the errors so far, or None where none are reported."""
     transport = sentry_sdk.get_client().transport
-    return transport.status if isinstance(transport, Transport) else None
+    return transport.deliveries.status if isinstance(transport, Transport) else None
 
 
 async def gate_flaw() -> str | None:

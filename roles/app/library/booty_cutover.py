@@ -114,7 +114,7 @@ def cut_over(wanted: Release, keep: int) -> dict[str, Any]:
         state.save()
         touched = True
         switch(wanted)
-    except (CutoverError, OSError) as error:
+    except Exception as error:  # whatever it was, what served before comes first
         host.log(f"failed: {error}")
         state.abandon(wanted.sha, str(error).splitlines()[0])
         outcome = go_back(before) if touched else untouched(before)
@@ -160,8 +160,9 @@ def what_serves(like: Release) -> Release:
 
 def verify(release: Release) -> None:
     """Find what can be known before anything is started."""
-    # The units name each other, so they are verified as one set.
-    if faults := host.verify_units(release.units):
+    # The units name each other, so they are verified as one set; what is installed was verified before.
+    changed = any(host.read(host.UNITS / name) != text for name, text in release.units.items())
+    if changed and (faults := host.verify_units(release.units)):
         raise CutoverError(f"systemd finds fault with the units:\n{faults}")
     address, port = release.address
     if host.listener(address, port) == "another program":
@@ -204,7 +205,8 @@ def switch(release: Release) -> None:
     confirm(release)
     retire()
     confirm(release)
-    systemctl("enable", *host.ENABLED)
+    if not all(host.unit(name).get("UnitFileState") == "enabled" for name in host.ENABLED):
+        systemctl("enable", *host.ENABLED)
 
 
 def go_back(before: Release) -> str:

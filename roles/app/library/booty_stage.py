@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import base64
 import compileall
 import hashlib
+import io
 import os
 import py_compile
 import shutil
@@ -22,7 +24,8 @@ description:
   - Checks the archive's digest, unpacks it beside the destination, compiles its bytecode, puts all of it on disk and
     renames it. A directory under its own name is therefore whole.
 options:
-  archive: {description: The archive on the host. It is removed afterwards., type: path, required: true}
+  archive: {description: The archive on the host. It is removed afterwards., type: path}
+  content: {description: Or the archive itself in base64, if it is small., type: str}
   sha256: {description: The digest that the controller computed., type: str, required: true}
   dest: {description: The directory to make., type: path, required: true}
 author: [Booty]
@@ -33,7 +36,7 @@ EXAMPLES = r"""
 RETURN = r"""#"""
 
 
-def stage(archive: Path, sha256: str, dest: Path) -> None:
+def stage(archive: bytes, sha256: str, dest: Path) -> None:
     """Unpack, compile and rename.
 
     Args:
@@ -45,14 +48,14 @@ def stage(archive: Path, sha256: str, dest: Path) -> None:
         ValueError: the digest differs, or the archive holds what it must not.
         OSError: the disk is full or read-only.
     """
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    found = hashlib.sha256(archive).hexdigest()
     if found != sha256:
-        raise ValueError(f"{archive} arrived damaged: its SHA-256 is {found}, not {sha256}. Deploy again.")
+        raise ValueError(f"the archive arrived damaged: its SHA-256 is {found}, not {sha256}. Deploy again.")
     for abandoned in dest.parent.glob(f".{dest.name}.*"):
         shutil.rmtree(abandoned)
     partial = Path(tempfile.mkdtemp(dir=dest.parent, prefix=f".{dest.name}."))
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             # As it is, link to the host's Python and all: the digest says that it is ours. Debian 12's Python has no
             # `filter=` yet, and newer ones refuse such a link without one.
             tar.extraction_filter = lambda member, _: member
@@ -82,21 +85,27 @@ def main() -> None:
     """Stage, unless it is there."""
     module = AnsibleModule(
         argument_spec={
-            "archive": {"type": "path", "required": True},
+            "archive": {"type": "path"},
+            # Not a secret, but nobody wants to read it.
+            "content": {"type": "str", "no_log": True},
             "sha256": {"type": "str", "required": True},
             "dest": {"type": "path", "required": True},
         },
         supports_check_mode=True,
+        required_one_of=[("archive", "content")],
+        mutually_exclusive=[("archive", "content")],
     )
-    archive, dest = Path(module.params["archive"]), Path(module.params["dest"])
+    sent, dest = module.params["archive"], Path(module.params["dest"])
     missing = not dest.is_dir()
     if missing and not module.check_mode:
         os.umask(0o022)
         try:
+            archive = Path(sent).read_bytes() if sent else base64.b64decode(module.params["content"])
             stage(archive, module.params["sha256"], dest)
         except (OSError, ValueError, tarfile.TarError) as error:
             module.fail_json(msg=f"{dest} can't be made: {error}")
-        archive.unlink()
+        if sent:
+            Path(sent).unlink()
     module.exit_json(changed=missing)
 
 

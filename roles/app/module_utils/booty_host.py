@@ -151,6 +151,38 @@ def journal(name: str, invocation: str = "", lines: int = 20) -> list[str]:
     return output.splitlines()
 
 
+# What only documentation and templates use as a key or a host: RFC 2606's names, and those of Sentry's own examples.
+PLACEHOLDER = re.compile(
+    r"[<>{}]|change.?me|replace.?me|placeholder|your[-_.]|xxxx|todo|//(public|key|(example)?public_?key)[:@]"
+    r"|[@.]example\.(com|org|net)[:/]|\.(example|invalid)[:/]|@o0\.ingest\.",
+    re.IGNORECASE,
+)
+# What makes a whole file unusable, and then a line of it. Systemd reads it (`parse_env_file_internal` in its
+# src/basic/env-file.c): what it would misread, or pass over in silence, is a fault here, and so is what other readers of
+# such files would take for something else.
+FLAWS_OF_TEXT = (
+    (r"\ufeff", "it begins with a byte order mark (BOM): save it as UTF-8 without one"),
+    (r"[^\r]*\r", "it has Windows line ends (CRLF): remove them with sed -i 's/\\r$//'"),
+    (r"[^\0]*\0", "it holds a NUL byte: it is no text"),
+    (r"\s*\Z", "it is empty"),
+)
+FLAWS_OF_LINE = (
+    (r"export ", "begins with export, which systemd does not know: remove the word"),
+    (r"[^=]*(\s=|=\s)", "has blanks around its =: remove them"),
+    (r"(?![A-Za-z_][A-Za-z0-9_]*=)", "is not NAME=value, so systemd would pass over it"),
+    # release.env says these, and it is read after the secrets: here they would look as if they had a say.
+    (r"SENTRY_RELEASE=", "sets SENTRY_RELEASE, which is release.env's to say: remove it"),
+    (r"SENTRY_ENVIRONMENT=", "sets SENTRY_ENVIRONMENT, which is release.env's to say: remove it"),
+    (r"BOOTY_RELEASE_DIR=", "sets BOOTY_RELEASE_DIR, which is release.env's to say: remove it"),
+    (r"\w+=(?!['\"]).*['\"]\Z", "has an unbalanced quote"),
+    (r"\w+=(?!['\"]).*\\", "has a backslash, which systemd would take away: put the value in single quotes"),
+)
+# A quoted value may go on over several lines, as a private key does; in double quotes a backslash hides the next sign.
+QUOTED = {"'": re.compile(r"'([^']*)'"), '"': re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)}
+# Another assignment in a quoted value: the quote was forgotten.
+SWALLOWED = re.compile(r"\n[A-Z][A-Z0-9]*_[A-Z0-9_]*=")
+
+
 def judge_dsn(dsn: str) -> str | None:
     """Say what is wrong with a Sentry DSN, without showing it; None when it can be used.
 
@@ -158,39 +190,50 @@ def judge_dsn(dsn: str) -> str | None:
     """
     try:
         parts = urllib.parse.urlsplit(dsn)
-        host, _ = parts.hostname, parts.port
+        host, _ = parts.hostname or "", parts.port
     except ValueError:
         return "SENTRY_DSN is not a URL"
-    if parts.scheme not in {"http", "https"}:
-        return "SENTRY_DSN does not begin with http:// or https://"
-    if not parts.username:
-        return "SENTRY_DSN has no public key"
-    if not host or any(character.isspace() for character in dsn):
-        return "SENTRY_DSN has no usable host"
-    if not parts.path.rpartition("/")[2]:
-        return "SENTRY_DSN has no project id"
-    return None
+    project = parts.path.rpartition("/")[2]
+    flaws = (
+        (PLACEHOLDER.search(dsn), "is a placeholder; the tracker shows the real one, among the project's client keys"),
+        (parts.scheme not in {"http", "https"}, "does not begin with http:// or https://"),
+        (not parts.username, "has no public key"),
+        (not host or any(character.isspace() for character in dsn), "has no usable host"),
+        (":" in host, "has an IPv6 address for a host, which Sentry's SDK does not support"),
+        (not project, "has no project id"),
+        (not (project.isascii() and project.isdecimal()), "has a project id that is not a number"),
+    )
+    return next((f"SENTRY_DSN {flaw}" for found, flaw in flaws if found), None)
 
 
 def judge_secrets(text: str) -> str | None:
-    """Say what is wrong with the text of `secrets.env`, without showing any of it; None when it can be used.
-
-    Systemd reads the file: a line that it would misread or pass over in silence is a fault here.
-    """
-    dsn = ""
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = raw.strip()
+    """Say what is wrong with the text of `secrets.env`, without showing any of it; None when it can be used."""
+    if flaw := next((flaw for pattern, flaw in FLAWS_OF_TEXT if re.match(pattern, text)), None):
+        return flaw
+    values: dict[str, tuple[int, str]] = {}
+    lines = text.split("\n")
+    number = 0
+    while number < len(lines):
+        line, rest, number = lines[number].strip(), "\n".join(lines[number:]), number + 1
         if not line or line.startswith(("#", ";")):
             continue
-        name, equals, value = line.partition("=")
-        if not equals or not name.isidentifier():
-            return f"line {number} is not NAME=value, so systemd would pass over it"
-        if value[:1] in {"'", '"'}:
-            if len(value) < 2 or value[-1] != value[0]:
+        if flaw := next((flaw for pattern, flaw in FLAWS_OF_LINE if re.match(pattern, line)), None):
+            return f"line {number} {flaw}"
+        name, _, value = line.partition("=")
+        if value[:1] in QUOTED:
+            quoted = QUOTED[value[0]].match(rest, rest.index("=") + 1)
+            if not quoted or SWALLOWED.search(quoted[1]):
                 return f"line {number} has an unbalanced quote"
-            value = value[1:-1]
-        if name == "SENTRY_DSN":
-            dsn = value.strip()
+            if rest[quoted.end() :].partition("\n")[0].strip():
+                return f"line {number} goes on after its closing quote: systemd knows no comments there"
+            value, after = quoted[1].strip(), number + quoted[1].count("\n")
+        else:
+            after = number
+        if name in values:
+            return f"lines {values[name][0]} and {number} set the same name: remove one"
+        values[name] = (number, value)
+        number = after
+    dsn = values.get("SENTRY_DSN", (0, ""))[1]
     return judge_dsn(dsn) if dsn else "SENTRY_DSN is not set"
 
 
@@ -206,7 +249,9 @@ def secrets() -> dict[str, Any]:
     except FileNotFoundError:
         return {"present": False, "closed": None, "usable": f"{SECRETS} is missing"}
     closed = None
-    if not stat.S_ISREG(status.st_mode):
+    if stat.S_ISLNK(status.st_mode):
+        closed = f"{SECRETS} is a symbolic link, which is not a regular file: put the file itself there"
+    elif not stat.S_ISREG(status.st_mode):
         closed = f"{SECRETS} is not a regular file"
     elif status.st_uid != 0:
         closed = f"{SECRETS} is not owned by root"
@@ -215,7 +260,8 @@ def secrets() -> dict[str, Any]:
     if closed:
         return {"present": True, "closed": closed, "usable": closed}
     try:
-        fault = judge_secrets(SECRETS.read_text(encoding="utf-8"))
+        # Bytes, since reading text would hide its line ends.
+        fault = judge_secrets(SECRETS.read_bytes().decode())
     except UnicodeDecodeError:
         fault = "it is not UTF-8 text"
     return {"present": True, "closed": None, "usable": fault and f"{SECRETS}: {fault}"}

@@ -1,0 +1,85 @@
+"""What a change of release costs those who are connected: a plain restart, a held socket, and ours.
+
+`python -m tests.bench.cutover` prints a row for each: failed requests of how many, and the slowest ones beside those of
+a quiet run of the same length on the same host.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sandbox import hosts
+from tests.conftest import ROOT, ROUTES, Repository
+from tests.load import Load
+
+RUNS = 5
+SECONDS = 8
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    directory = Path(tempfile.mkdtemp(prefix="booty-bench-"))
+    try:
+        host = hosts.up("bench", with_tracker=False, inventory=directory / "hosts.yml")[0]
+        measure(host, directory)
+    finally:
+        hosts.down("bench")
+        shutil.rmtree(directory)
+
+
+def measure(host: hosts.Host, directory: Path) -> None:
+    """Take turns on one host."""
+    repository = Repository(directory / "repository")
+    variables = {
+        "app_environment": "staging",
+        "app_repository": str(repository.path),
+        "app_cache": str(directory / "artifacts"),
+    }
+
+    def play(playbook: str) -> None:
+        command = [str(Path(sys.executable).parent / "ansible-playbook"), playbook, "-i", str(directory / "hosts.yml")]
+        subprocess.run(
+            [*command, "-e", json.dumps(variables)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=300
+        )
+
+    def ours() -> None:
+        repository.write("app/src/booty/routes.py", f"{ROUTES}# {time.monotonic()}\n")
+        repository.commit("Another")
+        play("deploy.yml")
+
+    play("bootstrap.yml")
+    ours()
+    ways: dict[str, Callable[[], Any]] = {
+        "quiet": lambda: None,
+        "plain restart": lambda: host.ssh("systemctl restart booty.socket booty.service"),
+        # uvicorn's own stop closes what is idle at once; without any drain at all, that is what is left of it.
+        "held socket, no drain": lambda: host.ssh("systemctl kill --signal=KILL booty.service; sleep 3"),
+        "held socket, drain": lambda: host.ssh("systemctl restart booty.service"),
+        "Booty": ours,
+    }
+    reports: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
+    for _ in range(RUNS):
+        for name, way in ways.items():
+            with Load(host.address) as load:
+                began = time.monotonic()
+                way()
+                time.sleep(max(0.0, SECONDS - (time.monotonic() - began)))
+            reports[name].append(load.report)
+    print(f"\n24 clients over raw sockets, {RUNS} changes each, {SECONDS} s a run\n")
+    print("| cutover | failed | of | p99.9, ms | slowest, ms |\n| --- | --- | --- | --- | --- |")
+    for name, found in reports.items():
+        failed, requests = (sum(report[key] for report in found) for key in ("failed", "requests"))
+        tail, slowest = (sorted(report[key] for report in found)[RUNS // 2] * 1000 for key in ("p99.9", "slowest"))
+        print(f"| {name} | {failed} | {requests} | {tail:.0f} | {slowest:.0f} |")
+
+
+if __name__ == "__main__":
+    main()

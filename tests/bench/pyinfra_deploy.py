@@ -1,0 +1,22 @@
+"""The plainest deploy in pyinfra: ship, write two files, restart, ask for health. Reads what it ships from the data."""
+
+from pyinfra import host
+from pyinfra.operations import files, server, systemd
+
+data = host.data
+release = f"/opt/plain/{data.release}"
+
+files.put(src=data.archive, dest=f"/opt/plain/{data.release}.tar.gz")
+server.shell(
+    commands=[f"test -d {release} || (mkdir -p {release} && tar -xzf /opt/plain/{data.release}.tar.gz -C {release})"]
+)
+pointer = files.put(src=data.pointer, dest="/opt/plain/release.env", mode="644")
+unit = files.put(src=data.unit, dest="/etc/systemd/system/plain.service", mode="644")
+systemd.service(
+    service="plain.service",
+    running=True,
+    enabled=True,
+    restarted=pointer.will_change or unit.will_change,
+    daemon_reload=unit.will_change,
+)
+server.shell(commands=[data.health])

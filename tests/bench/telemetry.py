@@ -1,0 +1,179 @@
+"""What telemetry costs: the quiet path and the error path of the service with Sentry and without, in one run.
+
+    .venv/bin/python -m tests.bench.telemetry [--seconds 3] [--rounds 5]
+
+Both services run all the time and are asked in turns, so that what else the machine does meets both. Where wrk is
+installed it is the client, else a small one of our own, which then takes a part of the machine too: CPU time of the
+service says more than requests a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import http.server
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CLIENTS = 16
+TICK = os.sysconf("SC_CLK_TCK")
+
+SERVICE = """
+import sys
+from booty import routes
+from booty.__main__ import main
+
+@routes.router.get("/fail")
+async def fail() -> None:
+    raise LookupError("one error")
+
+sys.exit(main())
+"""
+
+
+class Accepting(http.server.BaseHTTPRequestHandler):
+    """A tracker that takes everything."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        """Answer 200."""
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def tracker() -> str:
+    """Start the tracker in this process and return its DSN."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Accepting)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://0123456789abcdef@127.0.0.1:{server.server_port}/1"
+
+
+class Service:
+    """The service as a process of its own."""
+
+    def __init__(self, directory: Path, **settings: str) -> None:
+        with closing(socket.create_server(("127.0.0.1", 0))) as sock:
+            self.port = sock.getsockname()[1]
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "app/src"), **settings}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVICE, f"--port={self.port}"],
+            env=environment,
+            cwd=directory,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port)).close()
+                return
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+    def cpu(self) -> float:
+        """Return the seconds of CPU that the service has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICK
+
+    def stop(self) -> None:
+        """Stop it."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(10)
+
+
+@contextmanager
+def services() -> Iterator[dict[str, Service]]:
+    """Run the service without Sentry and with it."""
+    with tempfile.TemporaryDirectory() as directory:
+        found = {
+            "without Sentry": Service(Path(directory)),
+            "with Sentry": Service(Path(directory), SENTRY_DSN=tracker(), SENTRY_RELEASE="0" * 40),
+        }
+        try:
+            yield found
+        finally:
+            for service in found.values():
+                service.stop()
+
+
+async def _client(port: int, path: str, until: float) -> int:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    request, answers = f"GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n".encode(), 0
+    while time.monotonic() < until:
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        assert length
+        await reader.readexactly(int(length[1]))
+        answers += 1
+    writer.close()
+    return answers
+
+
+def load(port: int, path: str, seconds: float) -> int:
+    """Ask for so long and return how many answers came."""
+    if wrk := shutil.which("wrk"):
+        url, options = f"http://127.0.0.1:{port}{path}", ["-t1", f"-c{CLIENTS}", f"-d{seconds:g}s"]
+        done = subprocess.run([wrk, *options, url], capture_output=True, text=True, check=True)
+        told = re.search(r"(\d+) requests in", done.stdout)
+        assert told
+        return int(told[1])
+
+    async def ask() -> int:
+        until = time.monotonic() + seconds
+        return sum(await asyncio.gather(*(_client(port, path, until) for _ in range(CLIENTS))))
+
+    return asyncio.run(ask())
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3, help="of each round (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts (%(default)s)")
+    args = parser.parse_args()
+    print("| path | service | requests a second | CPU ms a request |")
+    print("| --- | --- | --- | --- |")
+    with services() as running:
+        for path in ("/", "/fail"):
+            rates: dict[str, list[float]] = {name: [] for name in running}
+            costs: dict[str, list[float]] = {name: [] for name in running}
+            for turn in range(args.rounds + 1):
+                for name, service in running.items():
+                    before, began = service.cpu(), time.monotonic()
+                    answers = load(service.port, path, args.seconds)
+                    if turn:  # the first warms up
+                        rates[name].append(answers / (time.monotonic() - began))
+                        costs[name].append((service.cpu() - before) / answers * 1000)
+            rate = {name: statistics.median(found) for name, found in rates.items()}
+            cost = {name: statistics.median(found) for name, found in costs.items()}
+            for name in running:
+                print(f"| `{path}` | {name} | {rate[name]:.0f} | {cost[name]:.2f} |")
+            without, with_sentry = running
+            share, more = rate[with_sentry] / rate[without], cost[with_sentry] - cost[without]
+            print(f"| `{path}` | **ratio, difference** | **{share:.2f}** | **+{more:.2f}** |")
+
+
+if __name__ == "__main__":
+    main()

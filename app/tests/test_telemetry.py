@@ -198,6 +198,13 @@ def test_the_whole_route_is_the_transaction_unless_another_name_was_chosen(name,
     assert sent(event, route="/a/{b}")["transaction"] == expected
 
 
+def test_errors_of_one_request_are_one_trace():
+    traces = [sent({}, request=request)["contexts"]["trace"] for request in ("one-request", "one-request", "another-1")]
+    assert traces[0] == traces[1] != traces[2]
+    assert [(len(trace["trace_id"]), len(trace["span_id"])) for trace in traces] == [(32, 16)] * 3
+    assert sent({}, request="ab" * 16)["contexts"]["trace"]["trace_id"] == "ab" * 16
+
+
 @pytest.mark.parametrize("name", ["event_id", "release", "environment", "timestamp", "modules", "server_name"])
 def test_labels_and_ids_are_not_touched(name):
     assert sent({name: SECRET}) == {name: SECRET}
@@ -346,6 +353,7 @@ def test_a_request_without_a_plain_id_gets_one(start, tcp, tracker):
     service.stop()
     service.wait()
     assert seen == {event["tags"]["request_id"] for event in tracker.events}
+    assert seen == {event["contexts"]["trace"]["trace_id"] for event in tracker.events}
     assert {len(one) for one in seen} == {32}
     assert len(seen) == 3
 

@@ -61,6 +61,7 @@ _LINES = 5
 _LINE_LENGTH = 500
 
 _PLAIN_ID = re.compile(rb"[\w.-]{8,64}", re.ASCII)
+_TRACE_ID = re.compile("[0-9a-f]{32}")
 _GATE = "booty-telemetry-gate"
 _RATE_LIMITED = 429
 # The routes of the app that answers, the method and the path, for an error that happens on the way to the route.
@@ -270,7 +271,8 @@ def start(settings: Settings) -> None:
         # The SDK reads each frame's whole file anew, for milliseconds; before_send adds the lines from a cache.
         include_source_context=False,
         # The journal's traceback keeps the cause of an error.
-        _experiments={"suppress_asgi_chained_exceptions": False},
+        # Level 9 costs four times the CPU of level 3 for a tenth of the size.
+        _experiments={"suppress_asgi_chained_exceptions": False, "transport_compression_level": 3},
     )
 
 
@@ -321,6 +323,9 @@ def before_send(
         sent["request"] = _request(sent["request"], origin + sent.get("transaction", ""), headers)
     if request:
         sent["tags"] = {**sent.get("tags", {}), "request_id": request}
+        # Errors of one request are one trace, and the SDK, which begins none, would give all the same.
+        trace = request if _TRACE_ID.fullmatch(request) else uuid.uuid5(uuid.NAMESPACE_URL, request).hex
+        sent["contexts"] = {**sent.get("contexts", {}), "trace": {"trace_id": trace, "span_id": trace[:16]}}
     for kind in ("exception", "threads"):
         for value in sent.get(kind, {}).get("values", ()):
             for frame in (value.get("stacktrace") or {}).get("frames", ()):

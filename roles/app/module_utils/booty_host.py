@@ -153,13 +153,13 @@ def journal(name: str, invocation: str = "", lines: int = 20) -> list[str]:
 
 # What only documentation and templates use as a key or a host: RFC 2606's names, and those of Sentry's own examples.
 PLACEHOLDER = re.compile(
-    r"[<>{}]|change.?me|replace.?me|placeholder|your[-_.]|xxxx|todo|//(public|key|(example)?public_?key)[:@]"
+    r"[<>{}]|change.?me|replace.?me|placeholder|\byour[-_.]|xxxx|\btodo\b|//(public|key|(example)?public_?key)[:@]"
     r"|[@.]example\.(com|org|net)[:/]|\.(example|invalid)[:/]|@o0\.ingest\.",
     re.IGNORECASE,
 )
 # What makes a whole file unusable, and then a line of it. Systemd reads it (`parse_env_file_internal` in its
-# src/basic/env-file.c): what it would misread, or pass over in silence, is a fault here, and so is what other readers of
-# such files would take for something else.
+# src/basic/env-file.c): what it would misread, or pass over in silence, is a fault here, and so is what other readers
+# of such files would take for something else.
 FLAWS_OF_TEXT = (
     (r"\ufeff", "it begins with a byte order mark (BOM): save it as UTF-8 without one"),
     (r"[^\r]*\r", "it has Windows line ends (CRLF): remove them with sed -i 's/\\r$//'"),

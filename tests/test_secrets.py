@@ -1,0 +1,192 @@
+"""Secrets get to a host by the ways that docs/new-host.md tells of, are judged there, and shown nowhere."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sandbox import hosts
+from tests.conftest import ROOT, Site
+from tests.load import Load
+
+PLANTED = "hunter2-in-secrets"
+DOCUMENT = ROOT / "docs" / "new-host.md"
+
+
+@pytest.fixture
+def kept(site: Site) -> Iterator[str]:
+    """Return what the host's secrets are, and put them back afterwards."""
+    text = site.run("cat /etc/booty/secrets.env") + "\n"
+    yield text
+    site.run("rm -rf /etc/booty/secrets.env")
+    site.place_secrets(text)
+
+
+def planted(site: Site) -> str:
+    return f"PLANTED={PLANTED}\nSENTRY_DSN={site.tracker.dsn}"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("rm $file", "/etc/booty/secrets.env is missing"),
+        (": > $file", "it is empty"),
+        ("chown nobody $file", "is not owned by root"),
+        ("chmod 0644 $file", "is open to others (mode 0644; make it 0600)"),
+        ("mv $file /root/elsewhere && ln -s /root/elsewhere $file", "is a symbolic link"),
+        ("sed -i 's/$/\\r/' $file", "it has Windows line ends (CRLF)"),
+        ("sed -i '1s/^/\\xef\\xbb\\xbf/' $file", "a byte order mark (BOM)"),
+        ("sed -i 's/^/export /' $file", "line 1 begins with export"),
+        ("sed -i '2s/=/=\"/' $file", "line 2 has an unbalanced quote"),
+        ("sed -i 2d $file", "SENTRY_DSN is not set"),
+        ("sed -i 's/^SENTRY_DSN=.*/SENTRY_DSN=https:\\/\\/public@example.com\\/1/' $file", "is a placeholder"),
+        ("echo SENTRY_RELEASE=x >> $file", "line 3 sets SENTRY_RELEASE, which is release.env's to say"),
+    ],
+)
+def test_production_refuses_what_it_could_not_use(site: Site, kept: str, command: str, message: str) -> None:
+    if not site.host.ssh("systemctl is-active booty.service").stdout.startswith("active"):
+        site.deploy()
+    pid, pointer = site.pid(), site.run("sha256sum /etc/booty/release.env")
+    site.place_secrets(f"{planted(site)}\n")
+    site.run(f"file=/etc/booty/secrets.env; {command}")
+    played = site.play("deploy.yml", "--diff", app_environment="production")
+    assert played.status != 0
+    output = " ".join(played.output.split())
+    assert message in output
+    assert PLANTED not in output
+    assert site.tracker.dsn not in output
+    assert (site.pid(), site.run("sha256sum /etc/booty/release.env")) == (pid, pointer)
+
+
+def test_systemd_reads_what_is_judged_usable(site: Site, kept: str) -> None:
+    """The judge knows systemd's own reading of such a file."""
+    pem = "-----BEGIN-----\nQUJD=\n-----END-----"
+    values = {"PLAIN": "a b$c#d", "SINGLE": 'back\\slash "quoted"', "DOUBLE": "it's", "PEM": pem, "EMPTY": ""}
+    lines = [f"SENTRY_DSN={site.tracker.dsn}", "# a comment", "PLAIN=a b$c#d", "SINGLE='back\\slash \"quoted\"'"]
+    site.place_secrets("\n".join([*lines, 'DOUBLE="it\'s"', f"PEM='{pem}'", "EMPTY=", ""]))
+    played = site.play("bootstrap.yml")
+    assert "is ready, with usable secrets" in " ".join(played.output.split())
+    read = "import os, json; print(json.dumps(dict(os.environ)))"
+    environ = site.run(
+        f"systemd-run --quiet --pipe --wait -p EnvironmentFile=/etc/booty/secrets.env python3 -c '{read}'"
+    )
+    found: dict[str, Any] = yaml.safe_load(environ)
+    assert {name: found.get(name, "") for name in values} == values
+
+
+def command_of(output: str) -> str:
+    """Return the command that a playbook printed for placing the secrets."""
+    found = re.search(r"(ssh .*? \"(?:sudo )?sh -c '.*?'\")", " ".join(output.split()))
+    assert found, output
+    return found[1]
+
+
+def mode(site: Site) -> str:
+    return site.run("stat -c '%U:%G %a' /etc/booty/secrets.env; ls /etc/booty")
+
+
+def test_typed_over_ssh(site: Site, kept: str) -> None:
+    site.run("rm /etc/booty/secrets.env")
+    command = command_of(site.play("bootstrap.yml").output)
+    # A terminal, since a person types: Ctrl-D ends the file.
+    terminal, end = pty.openpty()
+    with subprocess.Popen(command, shell=True, stdin=end) as typing:
+        for line in planted(site).splitlines():
+            os.write(terminal, line.encode() + b"\n")
+        os.write(terminal, b"\x04")
+        assert typing.wait(30) == 0
+    os.close(end)
+    os.close(terminal)
+    assert "with usable secrets" in " ".join(site.play("bootstrap.yml").output.split())
+    assert site.run("cat /etc/booty/secrets.env") == planted(site)
+    assert mode(site).split() == ["root:root", "600", "firewall.nft", "release.env", "secrets.env"]
+    left = site.run(
+        "grep -rs hunter2-in-secrets /root /var/log /tmp /home || true; journalctl -q --grep=hunter2 || true"
+    )
+    assert left == ""
+
+
+def documented(language: str, word: str) -> str:
+    """Return the block of the document that a user would copy."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    (found,) = (block for block in blocks if word in block)
+    return str(found)
+
+
+@pytest.mark.parametrize("tool", ["ansible-vault", "gpg"])
+def test_decrypted_here_and_piped(site: Site, kept: str, tmp_path: Path, tool: str) -> None:
+    """Each as the document shows it, with the test's own host, files and password."""
+    (tmp_path / "plain").write_text(f"{planted(site)}\n")
+    (tmp_path / "password").write_text("a password\n")
+    home = tmp_path / "gnupg"
+    home.mkdir(mode=0o700)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "ANSIBLE_VAULT_PASSWORD_FILE": str(tmp_path / "password"),
+        "GNUPGHOME": str(home),
+    }
+
+    def shell(command: str) -> None:
+        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    encrypt, extra = {
+        "ansible-vault": ("ansible-vault encrypt plain --output web1.secrets", ""),
+        "gpg": (
+            "gpg --batch --passphrase-file password -o web1.secrets -c plain",
+            " --batch --passphrase-file password",
+        ),
+    }[tool]
+    shell(encrypt)
+    (tmp_path / "plain").unlink()
+    site.run("rm /etc/booty/secrets.env")
+    line = documented("sh", f"{tool} -d" if tool == "gpg" else f"{tool} decrypt")
+    (line,) = (line for line in line.splitlines() if line.startswith(tool))
+    ssh = " ".join(["ssh", *hosts.ssh_options("test"), f"root@{site.host.address}"])
+    shell(
+        line.replace("ssh deploy@web1.example.com", ssh).replace("sudo ", "").replace(tool, f"{tool}{extra}", 1)
+        if tool == "gpg"
+        else line.replace("ssh deploy@web1.example.com", ssh).replace("sudo ", "")
+    )
+    assert site.run("cat /etc/booty/secrets.env") == planted(site)
+    assert mode(site).split()[:2] == ["root:root", "600"]
+    assert PLANTED not in "".join(path.read_text(errors="replace") for path in tmp_path.iterdir() if path.is_file())
+
+
+def test_written_by_a_provisioner_before_the_first_bootstrap(site: Site) -> None:
+    """As cloud-init's write_files does it: before Booty was ever there."""
+    (file,) = yaml.safe_load(documented("yaml", "write_files"))["write_files"]
+    content = file["content"].replace("https://KEY@HOST/PROJECT", site.tracker.dsn)
+    site.bare.ssh("rm -rf /etc/booty")
+    done = site.bare.ssh(
+        f"umask 022; mkdir -p $(dirname {file['path']}); cat > {file['path']}; "
+        f"chown {file['owner']} {file['path']}; chmod {file['permissions']} {file['path']}",
+        input=content,
+    )
+    assert done.returncode == 0
+    played = site.play("bootstrap.yml", on=site.bare)
+    assert "is ready, with usable secrets" in " ".join(played.output.split())
+
+
+def test_rotation(site: Site, kept: str) -> None:
+    old, new = "old-hunter2", "new-hunter2"
+    site.place_secrets(f"{kept}ROTATED={old}\n")
+    site.deploy(app_restart="true")
+    find = "grep -lsz '^ROTATED={}$' /proc/[0-9]*/environ | wc -l"
+    assert site.run(find.format(old)) != "0"
+    with Load(site.host.address) as load:
+        site.place_secrets(f"{kept}ROTATED={new}\n")
+        site.deploy(app_restart="true")
+    assert site.run(find.format(old)) == "0"
+    assert site.run(find.format(new)) != "0"
+    assert load.report["failures"] == []

@@ -253,3 +253,12 @@ def test_a_secret_shows_neither_in_an_event_nor_in_the_journal(site: Site, relea
     finally:
         site.place_secrets(f"{secrets}\n")
         site.run("systemctl restart booty.service")
+
+
+def test_the_candidate_s_gate_is_one_event_of_its_release(site: Site) -> None:
+    before, sha = known(site), site.release()
+    site.deploy(app_telemetry_gate="true")
+    (event,) = received(site, before, 1)
+    assert event["message"] == "Booty release is being proven"
+    assert (event["release"], event["environment"], event["level"]) == (sha, "staging", "info")
+    site.release()  # not to be deployed again by a test that expects one event

@@ -69,6 +69,7 @@ class Tracker:
                 pass
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.handle_error = lambda *_: None  # a service that did not wait for its answer
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         self.dsn = self.url.replace("//", "//0123456789abcdef@") + "/1"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()

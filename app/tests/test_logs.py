@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import re
+import threading
 
 import pytest
 
@@ -13,6 +14,7 @@ def record(tmp_path, monkeypatch):
     """Configure logging onto a file, log a warning and an error with a traceback, return what was written."""
     root, path = logging.getLogger(), tmp_path / "stderr"
     handlers, level = root.handlers[:], root.level
+    monkeypatch.setattr("threading.excepthook", threading.excepthook)
 
     def record(log_format, journal):
         with path.open("w") as stderr:

@@ -340,6 +340,7 @@ def test_request_beyond_the_bound_is_cut_there_and_reported(start, tcp, tracker,
     assert "cutting 1 requests, 1 connections after 0.5 s" in stderr
     (event,) = tracker.events
     assert event["exception"]["values"][-1]["type"] == "CancelledError"
+    assert event["transaction"] == path.partition("?")[0]
 
 
 def test_second_signal_cuts(start, tcp):

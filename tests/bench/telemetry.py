@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = 16
@@ -42,6 +43,13 @@ async def fail() -> None:
 
 sys.exit(main())
 """
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Says nothing of a service that was stopped before its answer."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing."""
 
 
 class Accepting(http.server.BaseHTTPRequestHandler):
@@ -63,7 +71,7 @@ class Accepting(http.server.BaseHTTPRequestHandler):
 
 def tracker() -> str:
     """Start the tracker in this process and return its DSN."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Accepting)
+    server = Server(("127.0.0.1", 0), Accepting)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return f"http://0123456789abcdef@127.0.0.1:{server.server_port}/1"
 
@@ -91,10 +99,12 @@ class Service:
                     raise
                 time.sleep(0.05)
 
-    def cpu(self) -> float:
-        """Return the seconds of CPU that the service has used."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICK
+    def cpu(self) -> tuple[float, float]:
+        """Return the seconds of CPU that the service has used: its event loop, which is the main thread, and all."""
+        process = Path(f"/proc/{self.process.pid}")
+        stats = (process / "task" / str(self.process.pid) / "stat", process / "stat")
+        loop, whole = (stat.read_text().rpartition(")")[2].split()[11:13] for stat in stats)
+        return sum(map(int, loop)) / TICK, sum(map(int, whole)) / TICK
 
     def stop(self) -> None:
         """Stop it."""
@@ -159,26 +169,25 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3, help="of each round (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of which the median counts (%(default)s)")
     args = parser.parse_args()
-    print("| path | service | requests a second | CPU ms a request |")
-    print("| --- | --- | --- | --- |")
+    print("| path | service | requests a second | event loop, ms of CPU a request | all threads |")
+    print("| --- | --- | --- | --- | --- |")
     with services() as running:
         for path in ("/", "/fail"):
-            rates: dict[str, list[float]] = {name: [] for name in running}
-            costs: dict[str, list[float]] = {name: [] for name in running}
+            measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in running}
             for turn in range(args.rounds + 1):
                 for name, service in running.items():
                     before, began = service.cpu(), time.monotonic()
                     answers = load(service.port, path, args.seconds)
+                    rate = answers / (time.monotonic() - began)
+                    loop, whole = ((after - b) / answers * 1000 for after, b in zip(service.cpu(), before, strict=True))
                     if turn:  # the first warms up
-                        rates[name].append(answers / (time.monotonic() - began))
-                        costs[name].append((service.cpu() - before) / answers * 1000)
-            rate = {name: statistics.median(found) for name, found in rates.items()}
-            cost = {name: statistics.median(found) for name, found in costs.items()}
-            for name in running:
-                print(f"| `{path}` | {name} | {rate[name]:.0f} | {cost[name]:.2f} |")
-            without, with_sentry = running
-            share, more = rate[with_sentry] / rate[without], cost[with_sentry] - cost[without]
-            print(f"| `{path}` | **ratio, difference** | **{share:.2f}** | **+{more:.2f}** |")
+                        measured[name].append((rate, loop, whole))
+            rows = [tuple(map(statistics.median, zip(*found, strict=True))) for found in measured.values()]
+            for name, (rate, loop, whole) in zip(running, rows, strict=True):
+                print(f"| `{path}` | {name} | {rate:.0f} | {loop:.2f} | {whole:.2f} |")
+            (rate, *costs), (rate_with, *costs_with) = rows
+            more = [f"**+{high - low:.2f}**" for low, high in zip(costs, costs_with, strict=True)]
+            print(f"| `{path}` | **ratio, difference** | **{rate_with / rate:.2f}** | {' | '.join(more)} |")
 
 
 if __name__ == "__main__":

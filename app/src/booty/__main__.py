@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-import sys
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,4 +69,7 @@ def _port(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    logging.shutdown()
+    # What must end has ended in the lifespan. Taking the interpreter down object by object would cost each stop 0.1 s.
+    os._exit(status)

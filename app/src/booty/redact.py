@@ -35,14 +35,18 @@ _SETTINGS = {
 _NAMED_IN_VALUE = re.compile(r"(?i)(?:pass\w*|pwd|\w*secret|\w*token|\w*key)=([^\s;&'\"]+)")
 
 # What libraries put into the text of an exception, beside the value of any variable: part of the text that tells
-# such a place, its pattern, and what to put there.
+# such a place, its pattern, and what to put there. Bounded, since a client may have a say in the text.
 _PLACES: tuple[tuple[str, re.Pattern[str], str], ...] = (
     ("://", re.compile(r"(://[^\s/:@'\"]*:)[^\s/@'\"]+@"), rf"\1{FILTERED}@"),  # a URL's password
     ("?", re.compile(r"\?[\w.%~\[\]-]+=[^\s'\"{}<>()][^\s'\"<>()]*"), f"?{FILTERED}"),  # a URL's query
-    ("input_value=", re.compile(r"input_value=.*?, input_type=", re.DOTALL), f"input_value={FILTERED}, input_type="),
-    ("'input': ", re.compile(r"(\{'type': .*?'loc': .*?'input': ).*"), rf"\1{FILTERED}"),  # FastAPI's validation
-    ("[parameters: ", re.compile(r"\[parameters: .*\]"), f"[parameters: {FILTERED}]"),  # SQLAlchemy
-    ("Command ", re.compile(r"Command '.*' (?=returned|died|timed)"), f"Command {FILTERED} "),  # subprocess
+    # pydantic, which itself shortens the input
+    ("input_value=", re.compile(r"(?s)input_value=.{0,200}?, input_type="), f"input_value={FILTERED}, input_type="),
+    # FastAPI
+    ("'input': ", re.compile(r"(\{'type': .{0,99}?'loc': .{0,999}?'input': ).*"), rf"\1{FILTERED}"),
+    # SQLAlchemy
+    ("[parameters: ", re.compile(r"\[parameters: .*"), f"[parameters: {FILTERED}]"),
+    # subprocess
+    ("Command ", re.compile(r"Command '.{0,2000}' (?=returned|died|timed)"), f"Command {FILTERED} "),
 )
 
 

@@ -26,6 +26,8 @@ from sandbox.tracker import Tracker, find
 
 ROOT = Path(__file__).parent.parent
 ROLE = ROOT / "roles" / "app"
+# Two runs at once on one machine need two names.
+INSTANCE = os.environ.get("BOOTY_TEST_INSTANCE", "test")
 
 
 def load(path: Path, name: str) -> ModuleType:
@@ -214,8 +216,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     repository = Repository(directory / "repository")
     inventory = directory / "inventory" / "hosts.yml"
     try:
-        found = sandbox.up("test", 2, with_tracker=True, inventory=inventory)
-        tracker = find(sandbox.INSTANCES / "test" / "tracker")
+        found = sandbox.up(INSTANCE, 2, with_tracker=True, inventory=inventory)
+        tracker = find(sandbox.INSTANCES / INSTANCE / "tracker")
         assert tracker
         made = Site(found, tracker, repository, directory)
         played = made.play("bootstrap.yml")
@@ -223,4 +225,4 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         made.place_secrets(f"SENTRY_DSN={tracker.dsn}\n")
         yield made
     finally:
-        sandbox.down("test")
+        sandbox.down(INSTANCE)

@@ -37,7 +37,8 @@ def names(archive: str) -> list[str]:
 def test_same_commit_gives_same_bytes(artifact: ModuleType, repository: Repository, tmp_path: Path) -> None:
     sha = repository.git("rev-parse", "HEAD")
     first, second = (
-        artifact.build(repository.path, "app", sha, PYTHON, MACHINE, tmp_path / cache) for cache in ("one", "two")
+        artifact.build(repository.path, "app", "booty", sha, PYTHON, MACHINE, tmp_path / cache)
+        for cache in ("one", "two")
     )
     for part in ("release", "layer"):
         one, two = Path(first[part]["file"]), Path(second[part]["file"])
@@ -48,7 +49,7 @@ def test_same_commit_gives_same_bytes(artifact: ModuleType, repository: Reposito
 
 def test_layers_are_apart(artifact: ModuleType, repository: Repository, cache: Path) -> None:
     sha = repository.git("rev-parse", "HEAD")
-    built = artifact.build(repository.path, "app", sha, PYTHON, MACHINE, cache)
+    built = artifact.build(repository.path, "app", "booty", sha, PYTHON, MACHINE, cache)
     release, layer = names(built["release"]["file"]), names(built["layer"]["file"])
     site = f"lib/python{PYTHON}/site-packages"
     assert f"{site}/booty/__main__.py" in release
@@ -58,6 +59,7 @@ def test_layers_are_apart(artifact: ModuleType, repository: Repository, cache: P
     assert built["release"]["size"] < 100_000
     with tarfile.open(built["release"]["file"]) as tar:
         assert tar.getmember("bin/python").linkname == "/usr/bin/python3"
+        assert tar.getmember("bin/serve").mode == 0o755
         pth, manifest = (tar.extractfile(name) for name in (f"{site}/layer.pth", "release.json"))
         assert pth
         assert pth.read().decode() == f"/opt/booty/layers/{built['layer']['name']}\n"
@@ -68,9 +70,9 @@ def test_layers_are_apart(artifact: ModuleType, repository: Repository, cache: P
 
 
 def test_a_change_of_the_app_keeps_the_layer(artifact: ModuleType, repository: Repository, cache: Path) -> None:
-    first = artifact.build(repository.path, "app", repository.git("rev-parse", "HEAD"), PYTHON, MACHINE, cache)
+    first = artifact.build(repository.path, "app", "booty", repository.git("rev-parse", "HEAD"), PYTHON, MACHINE, cache)
     repository.write("app/src/booty/extra.py", "")
-    second = artifact.build(repository.path, "app", repository.commit("More"), PYTHON, MACHINE, cache)
+    second = artifact.build(repository.path, "app", "booty", repository.commit("More"), PYTHON, MACHINE, cache)
     assert second["layer"] == first["layer"]
     assert second["release"]["sha256"] != first["release"]["sha256"]
     assert f"lib/python{PYTHON}/site-packages/booty/extra.py" in names(second["release"]["file"])
@@ -81,7 +83,7 @@ def test_the_working_tree_does_not_leak_in(artifact: ModuleType, repository: Rep
     assert not artifact.dirty(repository.path, "app")
     repository.write("app/src/booty/leak.py", "")
     assert artifact.dirty(repository.path, "app")
-    built = artifact.build(repository.path, "app", sha, PYTHON, MACHINE, cache)
+    built = artifact.build(repository.path, "app", "booty", sha, PYTHON, MACHINE, cache)
     assert not [name for name in names(built["release"]["file"]) if "leak" in name]
 
 
@@ -110,17 +112,17 @@ def test_what_a_release_needs_is_said(artifact: ModuleType, repository: Reposito
     repository.git("rm", "--quiet", f"app/{missing}")
     sha = repository.commit("Break it")
     with pytest.raises(artifact.BuildError, match=f"has no app/{missing}: a release needs"):
-        artifact.build(repository.path, "app", sha, PYTHON, MACHINE, cache)
+        artifact.build(repository.path, "app", "booty", sha, PYTHON, MACHINE, cache)
 
 
 def test_a_lock_without_hashes_is_refused(artifact: ModuleType, repository: Repository, cache: Path) -> None:
     repository.write("app/requirements.txt", "fastapi==0.165.0\n")
     with pytest.raises(artifact.BuildError, match="hash"):
-        artifact.build(repository.path, "app", repository.commit("Unlock"), PYTHON, MACHINE, cache)
+        artifact.build(repository.path, "app", "booty", repository.commit("Unlock"), PYTHON, MACHINE, cache)
 
 
 def test_an_unsupported_machine_is_refused(artifact: ModuleType, repository: Repository, cache: Path) -> None:
     sha = repository.git("rev-parse", "HEAD")
     with pytest.raises(artifact.BuildError, match="The host is armv7l"):
-        artifact.build(repository.path, "app", sha, PYTHON, "armv7l", cache)
+        artifact.build(repository.path, "app", "booty", sha, PYTHON, "armv7l", cache)
     assert not list(cache.glob(f"releases/{sha}*"))

@@ -44,6 +44,8 @@ def test_a_deploy_loses_nothing(site: Site, releases: tuple[str, str]) -> None:
 
 def test_a_rollback_and_its_undoing_lose_nothing(site: Site, releases: tuple[str, str]) -> None:
     old, new = releases
+    for sha in releases:
+        site.deploy(app_release=sha)
     with Load(site.host.address) as load:
         played = site.play("rollback.yml")
         assert played.status == 0, played.output
@@ -60,9 +62,12 @@ def test_a_rollback_to_a_named_release(site: Site, releases: tuple[str, str]) ->
     played = site.play("rollback.yml", app_release=releases[0][:12])
     assert played.status == 0, played.output
     assert site.health()["release"] == releases[0]
-    played = site.play("rollback.yml", app_release="0123456789")
-    assert played.status != 0
-    assert "has no release 0123456789 to go back to" in " ".join(played.output.split())
+    gone = site.release()
+    for name, message in (("no-such-tag", "names no single commit"), ("main", "has no release main to go back to")):
+        played = site.play("rollback.yml", app_release=name)
+        assert played.status != 0
+        assert message in " ".join(played.output.split())
+    assert gone not in site.run("ls /opt/booty/releases")
 
 
 def test_a_restart_loses_nothing(site: Site, releases: tuple[str, str]) -> None:
@@ -241,7 +246,7 @@ def test_a_killed_controller(site: Site, releases: tuple[str, str], moment: int)
     assert answer["release"] in {releases[1], newer}
     assert load.report["failures"] == []
     if moment % 2:
-        sandbox.reboot("test", site.host.name)
+        sandbox.reboot(site.host.instance, site.host.name)
         assert site.health() == answer
     environ = site.run(f"tr '\\0' '\\n' < /proc/{site.pid()}/environ")
     assert f"BOOTY_RELEASE_DIR=/opt/booty/releases/{answer['release']}\n" in environ + "\n"
@@ -252,16 +257,16 @@ def test_a_killed_controller(site: Site, releases: tuple[str, str], moment: int)
 def test_a_host_that_dies_during_the_cutover(site: Site, releases: tuple[str, str]) -> None:
     """Power is cut in the middle of it; a proven release serves after the boot, and the next deploy goes as usual."""
     for moment in (0.1, 0.6, 1.0):
-        newer = site.release()
+        before, newer = site.health()["release"], site.release()
         played = site.start("deploy.yml")
         site.wait_for("systemctl is-active booty-candidate.service | grep -q activating", pause=0.02)
         time.sleep(moment)
-        sandbox.stop("test", site.host.name)
+        sandbox.stop(site.host.instance, site.host.name)
         played.end()
-        sandbox.start("test", site.host.name)
+        sandbox.start(site.host.instance, site.host.name)
         site.wait_for("systemctl is-active --quiet booty.service")
         answer = site.health()
-        assert answer["release"] in {newer, *site.run("ls /opt/booty/releases").split()}
+        assert answer["release"] in {before, newer}
         assert f"SENTRY_RELEASE={answer['release']}" in site.run("cat /etc/booty/release.env")
         site.deploy()
         assert site.health()["release"] == newer

@@ -206,12 +206,16 @@ def test_the_unit_is_sandboxed(site: Site) -> None:
     site.deploy()
     # In tenths: 1.1, which is what is left without RootDirectory= and with a network.
     site.run("systemd-analyze security booty.service --threshold=11")
+    limits = site.run("systemctl show booty.service --property=TasksMax,MemoryMax,LimitCORE --value").split()
+    assert "512" in limits
+    assert "0" in limits
+    assert "infinity" not in limits
 
 
 def test_after_a_reboot_it_serves_the_same_release(site: Site) -> None:
     site.deploy()
     before = site.health()
-    hosts.reboot("test", site.host.name)
+    hosts.reboot(site.host.instance, site.host.name)
     assert site.health() == before
     assert site.deploy().recap(site.host.name)["changed"] == 0
 

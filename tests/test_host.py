@@ -261,6 +261,7 @@ HEALTHY = {"status": 200, "release": "a" * 40, "environment": "staging"}
     [
         (WANTED, HEALTHY, None),
         ({}, HEALTHY, "SENTRY_RELEASE is None"),
+        ({**WANTED, "BOOTY_UNIT": "2b"}, HEALTHY, "BOOTY_UNIT is 2b, not 1a"),
         ({**WANTED, "SENTRY_RELEASE": "b"}, HEALTHY, "SENTRY_RELEASE is b, not aaaa"),
         ({**WANTED, "BOOTY_RELEASE_DIR": "/b"}, HEALTHY, "BOOTY_RELEASE_DIR is /b"),
         (WANTED, {"status": 0, "reason": "refused"}, "/health says 0: refused"),
@@ -273,8 +274,9 @@ HEALTHY = {"status": 200, "release": "a" * 40, "environment": "staging"}
         ),
     ],
 )
-def test_fault_names_what_differs(
-    plugin: Any, running: dict[str, str], health: dict[str, Any], expected: str | None
-) -> None:
-    found = plugin("library/booty_cutover.py").fault(WANTED, running, health)
+def test_fault_names_what_differs(running: dict[str, str], health: dict[str, Any], expected: str | None) -> None:
+    wanted = host.Release(
+        "".join(f"{name}={value}\n" for name, value in WANTED.items()), {host.SERVICE: "BOOTY_UNIT=1a"}
+    )
+    found = host.fault(wanted, {"BOOTY_UNIT": "1a", **running}, health)
     assert (expected in found) if expected else found is None

@@ -6,6 +6,8 @@ import hashlib
 import io
 import os
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -68,6 +70,24 @@ def test_a_failure_leaves_nothing(
     with pytest.raises(OSError, match="No space"):
         stage.stage(archive.read_bytes(), sha256(archive), tmp_path / "abc")
     assert [path.name for path in tmp_path.iterdir()] == ["archive.tar.gz"]
+
+
+def test_two_deploys_of_the_same_release_make_it_once(
+    stage: ModuleType, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, compile_dir = [], stage.compileall.compile_dir
+
+    def slowly(*arguments: Any, **options: Any) -> None:
+        made.append(arguments[0])
+        time.sleep(0.2)
+        compile_dir(*arguments, **options)
+
+    monkeypatch.setattr(stage.compileall, "compile_dir", slowly)
+    with ThreadPoolExecutor() as pool:
+        content, digest = archive.read_bytes(), sha256(archive)
+        list(pool.map(lambda _: stage.stage(content, digest, tmp_path / "abc"), range(3)))
+    assert len(made) == 1
+    assert (tmp_path / "abc/lib/app.py").exists()
 
 
 def test_what_a_killed_run_left_is_removed(stage: ModuleType, archive: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_the_pointer_holds_the_code_and_its_label_alone() -> None:
 def test_the_later_environment_file_is_the_pointer() -> None:
     unit = render("booty.service.j2")
     assert values(unit, "EnvironmentFile") == ["-/etc/booty/secrets.env", "/etc/booty/release.env"]
-    assert values(unit, "ExecStart") == ["/usr/bin/env ${BOOTY_RELEASE_DIR}/bin/python -P -m booty"]
+    assert values(unit, "ExecStart") == ["/usr/bin/env ${BOOTY_RELEASE_DIR}/bin/serve"]
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,10 @@ def test_the_address_is_named(address: str, stream: str) -> None:
     ("variable", "value", "directive", "expected"),
     [
         ("app_user", "web", "User", "web"),
-        ("app_module", "shop", "ExecStart", "/usr/bin/env ${BOOTY_RELEASE_DIR}/bin/python -P -m shop"),
+        ("app_module", "shop", "Description", "Booty: shop"),
         ("app_drain_seconds", 5, "TimeoutStopSec", "15"),
+        ("app_memory_max", "256M", "MemoryMax", "256M"),
+        ("app_tasks_max", "64", "TasksMax", "64"),
     ],
 )
 def test_each_variable_reaches_the_unit(variable: str, value: Any, directive: str, expected: str) -> None:

@@ -36,7 +36,7 @@ else: raise SystemExit('no health')" """
 # As plain as a unit gets: it binds its port itself, and is up when it is started.
 UNIT = """[Service]
 EnvironmentFile=/opt/plain/release.env
-ExecStart=/usr/bin/env ${RELEASE_DIR}/bin/python -P -m booty --host 127.0.0.1 --port 9000
+ExecStart=/usr/bin/env ${RELEASE_DIR}/bin/serve --host 127.0.0.1 --port 9000
 [Install]
 WantedBy=multi-user.target
 """
@@ -159,7 +159,7 @@ def measure(host: hosts.Host, directory: Path) -> None:  # noqa: PLR0915 - a mea
     def release() -> str:
         repository.write("app/src/booty/version.py", f"# {time.monotonic()}\n")
         sha = repository.commit("Another")
-        artifact.build(repository.path, "app", sha, python, "x86_64", directory / "artifacts")
+        artifact.build(repository.path, "app", "booty", sha, python, "x86_64", directory / "artifacts")
         return sha
 
     python = host.ssh("python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'").stdout.strip()

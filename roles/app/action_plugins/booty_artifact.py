@@ -26,7 +26,7 @@ from ansible.plugins.action import ActionBase
 from uv import find_uv_bin
 
 # Part of every key: raise it when this file makes other bytes from the same commit.
-RECIPE = "1"
+RECIPE = "2"
 # Debian 12, the oldest supported suite, has glibc 2.36: a wheel that needs a newer one must not be chosen.
 PLATFORM = "{machine}-manylinux_2_36"
 MACHINES = ("x86_64", "aarch64")
@@ -138,7 +138,7 @@ def pack(tree: Path, archive: Path, mtime: int, extra: dict[str, bytes | Path] |
                 tar.addfile(entry, io.BytesIO(content))
 
         for name, content in sorted((extra or {}).items()):
-            add(name, content)
+            add(name, content, executable=name.startswith("bin/"))
         for path in files(tree):
             name = prefix + str(path.relative_to(tree))
             add(name, path.readlink() if path.is_symlink() else path.read_bytes(), os.access(path, os.X_OK))
@@ -176,12 +176,13 @@ def key(*parts: str | bytes) -> str:
     ]
 
 
-def build(repository: Path, path: str, sha: str, python: str, machine: str, cache: Path) -> dict[str, Any]:
+def build(repository: Path, path: str, module: str, sha: str, python: str, machine: str, cache: Path) -> dict[str, Any]:
     """Build what a host needs to run a commit, or find it in the cache.
 
     Args:
         repository: the git repository.
         path: the app's folder in it.
+        module: what serves, as in `python -m`.
         sha: the commit, all 40 characters.
         python: the host's Python, as `3.11`.
         machine: the host's architecture, as `uname -m` says it.
@@ -198,10 +199,10 @@ def build(repository: Path, path: str, sha: str, python: str, machine: str, cach
     lock = show(repository, sha, f"{path}/requirements.txt")
     layer_name = f"{key(RECIPE, lock, python, machine)}-py{python}-{machine}"
     layer = once(cache / "layers" / f"{layer_name}.tar.gz", lambda archive: build_layer(archive, lock, python, machine))
-    release_name = f"{sha}-{key(RECIPE, str(repository), path, layer_name)}"
+    release_name = f"{sha}-{key(RECIPE, str(repository), path, module, layer_name)}"
     release = once(
         cache / "releases" / f"{release_name}.tar.gz",
-        lambda archive: build_release(archive, repository, path, sha, python, layer_name),
+        lambda archive: build_release(archive, repository, path, module, sha, python, layer_name),
     )
     return {"release": release, "layer": {**layer, "name": layer_name}}
 
@@ -238,7 +239,7 @@ def build_layer(archive: Path, lock: bytes, python: str, machine: str) -> None:
         pack(target, archive, mtime=0)
 
 
-def build_release(archive: Path, repository: Path, path: str, sha: str, python: str, layer: str) -> None:
+def build_release(archive: Path, repository: Path, path: str, module: str, sha: str, python: str, layer: str) -> None:
     """Build the app's wheel from the commit, and pack it as a virtual environment over its layer."""
     show(repository, sha, f"{path}/pyproject.toml")
     time = run("git", "-C", repository, "show", "--no-patch", "--format=%ct", sha).decode().strip()
@@ -280,6 +281,8 @@ def build_release(archive: Path, repository: Path, path: str, sha: str, python: 
         manifest = {"release": sha, "layer": layer, "python": python}
         extra: dict[str, bytes | Path] = {
             "bin/python": Path("/usr/bin/python3"),
+            # The release itself knows what serves in it: a unit would be another release's before and after.
+            "bin/serve": f'#!/bin/sh\nexec "${{0%/*}}/python" -P -m {module} "$@"\n'.encode(),
             "pyvenv.cfg": b"home = /usr/bin\ninclude-system-site-packages = false\n",
             f"{site}/layer.pth": f"/opt/booty/layers/{layer}\n".encode(),
             "release.json": json.dumps(manifest, indent=1).encode() + b"\n",
@@ -304,12 +307,13 @@ class ActionModule(ActionBase):
             {
                 "repository": {"type": "path", "required": True},
                 "path": {"type": "str", "required": True},
+                "module": {"type": "str"},
                 "release": {"type": "str", "required": True},
                 "python": {"type": "str"},
                 "machine": {"type": "str"},
                 "cache": {"type": "path"},
             },
-            required_together=[("python", "machine", "cache")],
+            required_together=[("module", "python", "machine", "cache")],
         )
         repository = Path(wanted["repository"]).resolve()
         try:
@@ -317,6 +321,7 @@ class ActionModule(ActionBase):
                 built = build(
                     repository,
                     wanted["path"],
+                    wanted["module"],
                     wanted["release"],
                     wanted["python"],
                     wanted["machine"],

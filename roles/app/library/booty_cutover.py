@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from contextlib import suppress
 from typing import Any
 
 from ansible.module_utils import booty_host as host
@@ -21,7 +22,8 @@ description:
   - The steps run in a process of their own on the host, which ends them also when the connection is gone, and which
     holds the host's deploy lock.
 options:
-  pointer: {description: The text of release.env. Without it the last cutover is taken back., type: str}
+  pointer: {description: The text of release.env., type: str}
+  take_back: {description: Or the release that this run switched to and that is taken back., type: str}
   units: {description: The text of each unit by its name., type: dict, default: {}}
   keep: {description: How many releases that served are kept., type: int, default: 5}
   by: {description: Who asks and for what; shown to others while the lock is held., type: str, required: true}
@@ -31,10 +33,10 @@ EXAMPLES = r"""
 - booty_cutover: {pointer: "SENTRY_RELEASE=…", units: {…}, by: me@here}
 """
 RETURN = r"""
-host:
-  description: The evidence, in booty_info's words; pointer, running and health.
+unsettled:
+  description: What is left to do, as booty_info says it; nothing.
   returned: success
-  type: dict
+  type: str
 notices:
   description: What was found that a person should know.
   returned: always
@@ -46,38 +48,27 @@ class CutoverError(Exception):
     """A step failed; the message says which and why."""
 
 
-class Release:
-    """What a host is told to serve: the text of release.env, and of the units that belong to it."""
-
-    def __init__(self, pointer: str, units: dict[str, str]) -> None:
-        self.pointer, self.units = pointer, units
-        self.labels = host.parse_assignments(pointer)
-        self.sha = self.labels.get("SENTRY_RELEASE", "")
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """The address and port that it is served on."""
-        found: tuple[str, int] = host.parse_stream(self.units[host.SOCKET])
-        return found
-
-
 def main() -> None:
     """Cut over, or say what would change."""
     module = AnsibleModule(
         argument_spec={
             "pointer": {"type": "str"},
+            "take_back": {"type": "str"},
             "units": {"type": "dict", "default": {}},
             "keep": {"type": "int", "default": 5},
             "by": {"type": "str", "required": True},
         },
         supports_check_mode=True,
+        required_one_of=[("pointer", "take_back")],
+        mutually_exclusive=[("pointer", "take_back")],
     )
-    wanted = Release(module.params["pointer"] or "", module.params["units"])
+    wanted = host.Release(module.params["pointer"] or "", module.params["units"])
     diff = difference(wanted)
     if module.check_mode:
         module.exit_json(changed=True, diff=diff)
     try:
-        result = host.detached(lambda: cut_over(wanted, module.params["keep"]), by=module.params["by"])
+        taken, keep = module.params["take_back"], module.params["keep"]
+        result = host.detached(lambda: take_back(taken) if taken else cut_over(wanted, keep), by=module.params["by"])
     except host.Held as error:
         module.fail_json(msg=str(error))
     if "failed" in result:
@@ -85,7 +76,7 @@ def main() -> None:
     module.exit_json(changed=True, diff=diff, **result)
 
 
-def difference(wanted: Release) -> list[dict[str, str]]:
+def difference(wanted: host.Release) -> list[dict[str, str]]:
     """Return what changes on disk, as Ansible shows it."""
     pairs = [(host.UNITS / name, text) for name, text in wanted.units.items()] + [(host.POINTER, wanted.pointer)]
     return [
@@ -95,8 +86,8 @@ def difference(wanted: Release) -> list[dict[str, str]]:
     ]
 
 
-def cut_over(wanted: Release, keep: int) -> dict[str, Any]:
-    """Prove, point, restart, retire; go back when that fails, or when nothing is wanted.
+def cut_over(wanted: host.Release, keep: int) -> dict[str, Any]:
+    """Prove, point, restart, retire; go back when that fails.
 
     Returns:
         the module's result, with `failed` and `msg` when the release does not serve.
@@ -104,29 +95,29 @@ def cut_over(wanted: Release, keep: int) -> dict[str, Any]:
     state = host.State.load()
     notices = settle(state)
     before = what_serves(wanted)
-    if not wanted.pointer:
-        return take_back(state)
+    listened = host.unit(host.SOCKET)["ActiveState"] == "active"
     touched = False
     try:
+        state.previous = {"pointer": before.pointer, "units": before.units, "served": state.served}
+        state.save()
         verify(wanted)
         prove(wanted)
-        state.previous = {"pointer": before.pointer, "units": before.units}
-        state.save()
         touched = True
         switch(wanted)
     except Exception as error:  # whatever it was, what served before comes first
-        host.log(f"failed: {error}")
-        state.abandon(wanted.sha, str(error).splitlines()[0])
-        outcome = go_back(before) if touched else untouched(before)
-        return {"failed": True, "msg": f"{wanted.sha} does not serve: {error}\n{outcome}", "notices": notices}
+        why = str(error) or repr(error)
+        host.log(f"failed: {why}")
+        outcome = go_back(before) if touched else leave(before, listened)
+        with suppress(OSError):
+            state.abandon(wanted.sha, why.splitlines()[0])
+        return {"failed": True, "msg": f"{wanted.sha} does not serve: {why}\n{outcome}", "notices": notices}
     state.serve(wanted.sha)
-    evidence = {"pointer": host.pointer(), "running": running(), "health": host.health(*wanted.address)}
     host.log(f"serving {wanted.sha}")
+    result = {"unsettled": host.unsettled(wanted), "notices": notices}
     try:
-        removed = prune(state, keep)
-    except OSError as error:
-        return {"failed": True, "msg": f"{wanted.sha} serves, but old releases can't be removed: {error}"}
-    return {"host": evidence, "notices": notices, "pruned": removed}
+        return {**result, "pruned": prune(state, keep)}
+    except (OSError, ValueError) as error:
+        return {**result, "unpruned": f"{wanted.sha} serves, but old releases can't be removed: {error}"}
 
 
 def settle(state: host.State) -> list[str]:
@@ -141,24 +132,25 @@ def settle(state: host.State) -> list[str]:
             f"An interrupted deploy had left release.env at {pointer.get('SENTRY_RELEASE')},"
             f" while {labels.get('SENTRY_RELEASE')} runs."
         )
-    elif labels:
+    elif labels and host.health(*host.parse_stream(host.read(host.UNITS / host.SOCKET)))["status"] == 200:
         state.serve(labels["SENTRY_RELEASE"])
     for notice in notices:
         host.log(notice)
     return notices
 
 
-def what_serves(like: Release) -> Release:
+def what_serves(like: host.Release) -> host.Release:
     """Return the release that serves now, or that release.env names; an empty one on a new host."""
     labels = {name: value for name, value in running().items() if name in like.labels} or host.pointer()
     units = {path.name: host.read(path) for path in map(host.UNITS.joinpath, host.ALL_UNITS) if path.exists()}
     text = host.read(host.POINTER)
     if labels and host.parse_assignments(text) != labels:
-        text = "".join(f"{name}={value}\n" for name, value in labels.items())
-    return Release(text, units)
+        header = [line for line in like.pointer.splitlines() if line.startswith("#")]
+        text = "\n".join([*header, *(f"{name}={value}" for name, value in labels.items()), ""])
+    return host.Release(text, units)
 
 
-def verify(release: Release) -> None:
+def verify(release: host.Release) -> None:
     """Find what can be known before anything is started."""
     # The units name each other, so they are verified as one set; what is installed was verified before.
     changed = any(host.read(host.UNITS / name) != text for name, text in release.units.items())
@@ -169,7 +161,7 @@ def verify(release: Release) -> None:
         raise CutoverError(f"{address}:{port} is taken by another program. See which: ss -ltnp 'sport = :{port}'")
 
 
-def prove(release: Release) -> None:
+def prove(release: host.Release) -> None:
     """Start a release as a candidate beside what serves; it is ready when it has checked itself."""
     if host.unit(host.SOCKET)["ActiveState"] != "active":
         # Nothing is served, so there is nothing to lose: the candidate needs the sockets.
@@ -183,14 +175,14 @@ def prove(release: Release) -> None:
     try:
         systemctl("start", host.CANDIDATE)
         labels = host.labels(int(host.unit(host.CANDIDATE)["MainPID"]))
-        if fault := differs(release.labels, labels):
-            raise CutoverError(f"the candidate's {fault}")
+        if fault := host.differs(release.labels, labels) if labels else "process is gone":
+            raise CutoverError(f"the candidate's {fault}\n{host.journal_of(host.CANDIDATE)}")
     except CutoverError:
         retire()
         raise
 
 
-def switch(release: Release) -> None:
+def switch(release: host.Release) -> None:
     """Point to a proven release and restart the service while the candidate answers; then let that one go."""
     install(release.units)
     host.write_atomically(host.POINTER, release.pointer)
@@ -201,86 +193,77 @@ def switch(release: Release) -> None:
         # Another address or port: the one change that can't be made without letting go of the old socket.
         systemctl("stop", host.CANDIDATE, host.SERVICE)
         systemctl("restart", host.SOCKET)
+    if {unit["UnitFileState"] for unit in host.units(*host.ENABLED)} != {"enabled"}:
+        systemctl("enable", *host.ENABLED)
     systemctl("restart", host.SERVICE)
     confirm(release)
     retire()
     confirm(release)
-    if not all(host.unit(name).get("UnitFileState") == "enabled" for name in host.ENABLED):
-        systemctl("enable", *host.ENABLED)
 
 
-def go_back(before: Release) -> str:
+def go_back(before: host.Release) -> str:
     """Restore what served before, without losing a request, and say how that went."""
-    if not before.sha:
-        host.POINTER.unlink(missing_ok=True)
-        retire()
-        systemctl("stop", host.SERVICE, host.SOCKET, check=False)
+    try:
+        if not before.sha:
+            host.POINTER.unlink(missing_ok=True)
+            systemctl("disable", *host.ENABLED, check=False)
+            retire()
+            close()
+            return "Nothing served before, so nothing does now."
+        host.log(f"going back to {before.sha}")
+        # The pointer first: whatever happens from here on, it names a release that served.
+        install(before.units)
+        host.write_atomically(host.POINTER, before.pointer)
         systemctl("reset-failed", host.SERVICE, host.SOCKET, check=False)
-        return "Nothing served before, so nothing does now."
-    host.log(f"going back to {before.sha}")
-    retire()
-    try:
-        prove(before)
-    except CutoverError as error:
-        # Its proof may fail for what is not its fault, such as a tracker that is down: it served before.
-        host.log(f"{before.sha} as a candidate: {error}")
-    try:
+        if host.unit(host.CANDIDATE)["ActiveState"] != "active":
+            try:
+                prove(before)
+            except CutoverError as error:
+                # Its proof may fail for what is not its fault, such as a tracker that is down: it served before.
+                host.log(f"{before.sha} as a candidate: {error}")
+        # Else the release that failed as the service still answers as the candidate, while the service restarts.
         switch(before)
-    except CutoverError as error:
-        return f"And {before.sha}, which served before, does not come back: {error}"
+    except Exception as error:
+        return f"And {before.sha}, which served before, does not come back: {error or repr(error)}"
     return f"Went back to {before.sha}, which serves."
 
 
-def untouched(before: Release) -> str:
-    """Say what serves after a failed proof."""
+def leave(before: host.Release, listened: bool) -> str:
+    """Undo what a failed proof needed, and say what serves."""
+    retire()
+    if not listened:
+        close()
+        install(before.units)
     return f"{before.sha or 'What served'} was not touched." if running() else "Nothing was served before."
 
 
-def take_back(state: host.State) -> dict[str, Any]:
-    """Undo the last cutover of this host: what it switched to is given up, as if it had failed here."""
-    previous = Release(state.previous.get("pointer", ""), state.previous.get("units", {}))
-    taken = host.pointer().get("SENTRY_RELEASE", "")
-    outcome = go_back(previous)
-    if taken != previous.sha:
-        state.served = [release for release in state.served if release != taken]
-        state.abandon(taken, "taken back, since it failed on another host")
+def close() -> None:
+    """Stop serving, and clear what failed."""
+    systemctl("stop", host.SERVICE, host.SOCKET, check=False)
+    systemctl("reset-failed", host.SERVICE, host.SOCKET, check=False)
+
+
+def take_back(taken: str) -> dict[str, Any]:
+    """Undo this host's last cutover, if that was the one to the release `taken`."""
+    state = host.State.load()
+    serving = host.pointer().get("SENTRY_RELEASE", "")
+    if serving != taken:
+        return {"notices": [f"{serving} serves by now, from another deploy: it stays."]}
+    outcome = go_back(host.Release(state.previous.get("pointer", ""), state.previous.get("units", {})))
+    state.served = state.previous.get("served", [])
+    state.abandon(taken, "taken back, since it failed on another host")
     return {"notices": [outcome]}
 
 
-def confirm(release: Release, timeout: float = 15) -> None:
+def confirm(release: host.Release, timeout: float = 15) -> None:
     """See the release that was asked for answer on the real socket; raise CutoverError when it does not."""
     deadline = time.monotonic() + timeout
-    while found := fault(release.labels, running(), host.health(*release.address)):
-        if time.monotonic() > deadline or host.unit(host.SERVICE)["ActiveState"] == "failed":
+    while found := host.fault(release, running(), host.health(*release.address)):
+        service = host.unit(host.SERVICE)
+        # A first restart is enough: a crash loop would end in a failed socket as well.
+        if time.monotonic() > deadline or service["ActiveState"] == "failed" or service["NRestarts"] != "0":
             raise CutoverError(f"{found}\n{host.journal_of(host.SERVICE)}")
         time.sleep(0.05)
-
-
-def fault(wanted: dict[str, str], found: dict[str, str], health: dict[str, Any]) -> str | None:
-    """Say how what serves differs from what was asked for; None when it does not.
-
-    Args:
-        wanted: the labels of release.env.
-        found: the labels that the main process was started with.
-        health: what the real socket answered.
-    """
-    if difference := differs(wanted, found):
-        return f"the running process's {difference}"
-    if health["status"] != 200:
-        return f"/health says {health['status']}: {health.get('reason', 'no reason given')}"
-    answers = {"SENTRY_RELEASE": health.get("release"), "SENTRY_ENVIRONMENT": health.get("environment")}
-    for name, answer in answers.items():
-        if answer != wanted[name]:
-            return f"/health answers {answer} for {name}, not {wanted[name]}"
-    return None
-
-
-def differs(wanted: dict[str, str], found: dict[str, str]) -> str | None:
-    """Name the first label that differs; None when none does."""
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            return f"{name} is {found.get(name)}, not {value}"
-    return None
 
 
 def running() -> dict[str, str]:
@@ -315,16 +298,20 @@ def systemctl(verb: str, *names: str, check: bool = True) -> None:
 
 def prune(state: host.State, keep: int) -> list[str]:
     """Remove releases and layers that nobody needs any more; return the releases' names."""
+    now = time.time()
     staged = {path.name: path.stat().st_mtime for path in host.RELEASES.glob("[!.]*")}
     inuse = {host.pointer().get("SENTRY_RELEASE", ""), *host.releases_in_use()}
-    removed = removable(staged, state.served, {*state.abandoned}, inuse, keep, time.time())
+    removed = removable(staged, state.served, {*state.abandoned}, inuse, keep, now)
     for name in removed:
         host.log(f"removing {name}")
-        shutil.rmtree(host.RELEASES / name)
-    layers = {json.loads(path.read_text()).get("layer") for path in host.RELEASES.glob("*/release.json")}
+        host.remove(host.RELEASES / name)
+    layers = {json.loads(path.read_text())["layer"] for path in host.RELEASES.glob("*/release.json")}
     for path in host.LAYERS.glob("[!.]*"):
         # One that another deploy has just staged has no release yet.
-        if path.name not in layers and path.stat().st_mtime < time.time() - DAY:
+        if path.name not in layers and path.stat().st_mtime < now - DAY:
+            host.remove(path)
+    for path in (*host.RELEASES.glob(".*"), *host.LAYERS.glob(".*")):  # what a killed run left
+        if path.stat().st_mtime < now - DAY:
             shutil.rmtree(path)
     return removed
 

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import platform
 import pwd
 import sys
-from pathlib import Path
 from typing import Any
 
 from ansible.module_utils import booty_host as host
@@ -20,28 +19,23 @@ description:
   - Reads the release pointer, the releases and layers that are there, the units, what runs and how it answers.
   - Judges secrets.env where it lies. No value of it is returned.
 options:
-  address: {description: What booty.socket listens on., type: str, required: true}
-  port: {description: Likewise., type: int, required: true}
   user: {description: The service's user., type: str, required: true}
-  units: {description: Names of the units whose files are compared., type: list, elements: str, default: []}
+  pointer: {description: The text of the release.env that is wanted., type: str, default: ""}
+  units: {description: The text of each unit that is wanted., type: dict, default: {}}
 author: [Booty]
 """
 EXAMPLES = r"""
-- booty_info: {address: 0.0.0.0, port: 8000, user: booty, units: [booty.service]}
+- booty_info: {user: booty}
 """
 RETURN = r"""
 python: {description: "The version of the host's Python, as 3.11", returned: always, type: str}
 """
 
 
-def names(directory: Path) -> list[str]:
-    """Return what is whole in a directory: half-made entries have a leading dot."""
-    return sorted(path.name for path in directory.glob("[!.]*")) if directory.is_dir() else []
-
-
-def digest(path: Path) -> str:
-    """Return a file's SHA-256; nothing when it is not there."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+def releases(python: str) -> list[str]:
+    """Return the releases that are staged for this Python: a half-made one has a leading dot, and no manifest yet."""
+    found = host.RELEASES.glob("[!.]*/release.json")
+    return sorted(path.parent.name for path in found if json.loads(path.read_text())["python"] == python)
 
 
 def user_exists(name: str) -> bool:
@@ -53,27 +47,19 @@ def user_exists(name: str) -> bool:
     return True
 
 
-def gather(address: str, port: int, user: str, units: list[str]) -> dict[str, Any]:
+def gather(user: str, pointer: str, units: dict[str, str]) -> dict[str, Any]:
     """Return everything, each part under the name that the tasks use."""
-    service = host.unit(host.SERVICE)
-    running = host.labels(int(service.get("MainPID") or 0))
-    system = host.parse_assignments(Path("/etc/os-release").read_text())
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
     return {
-        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "python": python,
         "machine": platform.machine(),
-        "system": f"{system.get('ID', 'unknown')} {system.get('VERSION_ID', '')}".replace('"', "").strip(),
         "ready": user_exists(user) and host.RELEASES.is_dir() and host.ETC.is_dir(),
         "pointer": host.pointer(),
-        "releases": names(host.RELEASES),
-        "layers": names(host.LAYERS),
-        "units": {name: digest(host.UNITS / name) for name in units},
-        "service": service,
-        "socket": host.unit(host.SOCKET),
-        "candidate": host.unit(host.CANDIDATE).get("ActiveState", "inactive"),
+        "releases": releases(python),
+        "layers": sorted(path.name for path in host.LAYERS.glob("[!.]*")),
         "served": host.State.load().served,
-        "running": running,
-        # Asking a stopped service would start it: the socket is systemd's.
-        "health": host.health(address, port) if running else {"status": 0, "reason": f"{host.SERVICE} does not run"},
+        "running": host.labels(int(host.unit(host.SERVICE)["MainPID"])),
+        "unsettled": host.unsettled(host.Release(pointer, units)) if units else "",
         "secrets": host.secrets(),
     }
 
@@ -82,10 +68,9 @@ def main() -> None:
     """Answer."""
     module = AnsibleModule(
         argument_spec={
-            "address": {"type": "str", "required": True},
-            "port": {"type": "int", "required": True},
             "user": {"type": "str", "required": True},
-            "units": {"type": "list", "elements": "str", "default": []},
+            "pointer": {"type": "str", "default": ""},
+            "units": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )

@@ -51,6 +51,14 @@ def stage(archive: bytes, sha256: str, dest: Path) -> None:
     found = hashlib.sha256(archive).hexdigest()
     if found != sha256:
         raise ValueError(f"the archive arrived damaged: its SHA-256 is {found}, not {sha256}. Deploy again.")
+    # Another deploy of the same release may be at it as well. The lock ends with the process.
+    with host.locked(dest.parent):
+        if not dest.is_dir():
+            make(archive, dest)
+
+
+def make(archive: bytes, dest: Path) -> None:
+    """Make the directory; nobody else does at the same time."""
     for abandoned in dest.parent.glob(f".{dest.name}.*"):
         shutil.rmtree(abandoned)
     partial = Path(tempfile.mkdtemp(dir=dest.parent, prefix=f".{dest.name}."))
@@ -97,7 +105,7 @@ def main() -> None:
     )
     sent, dest = module.params["archive"], Path(module.params["dest"])
     missing = not dest.is_dir()
-    if missing and not module.check_mode:
+    if not module.check_mode:
         os.umask(0o022)
         try:
             archive = Path(sent).read_bytes() if sent else base64.b64decode(module.params["content"])
@@ -105,7 +113,7 @@ def main() -> None:
         except (OSError, ValueError, tarfile.TarError) as error:
             module.fail_json(msg=f"{dest} can't be made: {error}")
         if sent:
-            Path(sent).unlink()
+            Path(sent).unlink(missing_ok=True)
     module.exit_json(changed=missing)
 
 

@@ -8,14 +8,15 @@ import ipaddress
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import syslog
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,16 @@ def parse_environ(environ: bytes) -> dict[str, str]:
     return {name: value for name, _, value in pairs if name in LABELS}
 
 
-def unit(name: str) -> dict[str, str]:
-    """Return what systemd says of a unit's state, by systemd's own property names."""
+def units(*names: str) -> list[dict[str, str]]:
+    """Return what systemd says of units' states, by systemd's own property names, in the order asked for."""
     properties = "ActiveState,SubState,Result,MainPID,NeedDaemonReload,UnitFileState,NRestarts,InvocationID"
-    return parse_assignments(run("systemctl", "show", name, f"--property={properties}").stdout)
+    told = run("systemctl", "show", *names, f"--property={properties}").stdout
+    return [parse_assignments(block) for block in told.split("\n\n")]
+
+
+def unit(name: str) -> dict[str, str]:
+    """Return what systemd says of one unit's state."""
+    return units(name)[0]
 
 
 def labels(pid: int) -> dict[str, str]:
@@ -111,8 +118,11 @@ def listener(address: str, port: int) -> str:
     inode = parse_listeners(table).get((str(ipaddress.ip_address(address)), port))
     if inode is None:
         return ""
-    held = (os.readlink(path) for path in Path("/proc/1/fd").iterdir() if path.is_symlink())
-    return "systemd" if f"socket:[{inode}]" in held else "another program"
+    for path in Path("/proc/1/fd").iterdir():
+        with suppress(OSError):  # closed in this instant
+            if os.readlink(path) == f"socket:[{inode}]":
+                return "systemd"
+    return "another program"
 
 
 def health(address: str, port: int, timeout: float = 5.0) -> dict[str, Any]:
@@ -267,6 +277,76 @@ def secrets() -> dict[str, Any]:
     return {"present": True, "closed": None, "usable": fault and f"{SECRETS}: {fault}"}
 
 
+class Release:
+    """What a host is told to serve: the text of release.env, and of the units that belong to it."""
+
+    def __init__(self, pointer: str, units: dict[str, str]) -> None:
+        self.pointer, self.units = pointer, units
+        self.labels = parse_assignments(pointer)
+        self.sha = self.labels.get("SENTRY_RELEASE", "")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The address and port that it is served on."""
+        return parse_stream(self.units[SOCKET])
+
+    @property
+    def expected(self) -> dict[str, str]:
+        """The labels of a main process that serves it: those of release.env, and under which unit it was started."""
+        found = re.search(r"BOOTY_UNIT=(\w+)", self.units[SERVICE])
+        return {**self.labels, **({"BOOTY_UNIT": found[1]} if found else {})}
+
+
+def unsettled(wanted: Release) -> str:
+    """Say what is left to do until a release serves as it is wanted; nothing when it does.
+
+    Decided by what runs and not by what some run changed: an interrupted deploy leaves no handler behind.
+    """
+    socket, service, candidate = units(SOCKET, SERVICE, CANDIDATE)
+    for name, text in wanted.units.items():
+        # The candidate's own is installed whenever there is one.
+        if name != CANDIDATE and read(UNITS / name) != text:
+            return f"{UNITS / name} differs"
+    if pointer() != wanted.labels:
+        return f"{POINTER} does not name {wanted.sha}"
+    if {socket["UnitFileState"], service["UnitFileState"]} != {"enabled"}:
+        return f"{SOCKET} and {SERVICE} are not enabled"
+    if "yes" in {socket["NeedDaemonReload"], service["NeedDaemonReload"]}:
+        return "systemd has not read the units as they are"
+    if candidate["ActiveState"] not in {"inactive", "failed"}:
+        return f"{CANDIDATE} is {candidate['ActiveState']}"
+    # Asking a stopped service would start it: the socket is systemd's.
+    found = labels(int(service["MainPID"]))
+    return (fault(wanted, found, health(*wanted.address)) if found else f"{SERVICE} does not run") or ""
+
+
+def fault(wanted: Release, found: dict[str, str], health: dict[str, Any]) -> str | None:
+    """Say how what serves differs from what was asked for; None when it does not.
+
+    Args:
+        wanted: the release.
+        found: the labels that the main process was started with.
+        health: what the real socket answered.
+    """
+    if difference := differs(wanted.expected, found):
+        return f"the running process's {difference}"
+    if health["status"] != 200:
+        return f"/health says {health['status']}: {health.get('reason', 'no reason given')}"
+    answers = {"SENTRY_RELEASE": health.get("release"), "SENTRY_ENVIRONMENT": health.get("environment")}
+    for name, answer in answers.items():
+        if answer != wanted.labels[name]:
+            return f"/health answers {answer} for {name}, not {wanted.labels[name]}"
+    return None
+
+
+def differs(wanted: dict[str, str], found: dict[str, str]) -> str | None:
+    """Name the first label that differs; None when none does."""
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            return f"{name} is {found.get(name)}, not {value}"
+    return None
+
+
 def read(path: Path) -> str:
     """Return a file's text; nothing when it is not there."""
     try:
@@ -362,7 +442,7 @@ def detached(work: Callable[[], dict[str, Any]], by: str) -> dict[str, Any]:
     Raises:
         Held: another one is at it.
     """
-    with LOCK.open("a+") as lock:
+    with os.fdopen(os.open(LOCK, os.O_RDWR | os.O_CREAT, 0o600), "r+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -410,6 +490,24 @@ def write_atomically(path: Path, content: str, mode: int = 0o644) -> None:
         Path(temporary).unlink()
         raise
     sync_directory(path.parent)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a directory against others who ask for it likewise, until the end of the block or of the process."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove(directory: Path) -> None:
+    """Remove a directory; should that be interrupted, nobody takes what is left for whole."""
+    doomed = directory.with_name(f".{directory.name}.removed")
+    directory.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def sync_directory(path: Path) -> None:

@@ -1,0 +1,198 @@
+"""What an attacker meets who runs code of their own in the service: docs/security.md is the table of it.
+
+A release of the test's own asks from inside, under the very unit that serves.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.conftest import ROOT, ROUTES, Site
+
+# Each tries one thing and returns what it got; an OSError's name is the answer too.
+PROBES = """
+import ctypes, errno, mmap, os, pathlib, resource, signal, socket, subprocess
+libc = ctypes.CDLL(None, use_errno=True)
+
+def call(name, *arguments):
+    if getattr(libc, name)(*arguments) == -1:
+        raise OSError(ctypes.get_errno(), name)
+    return "done"
+
+def write(path):
+    pathlib.Path(path).write_text("x")
+    return "done"
+
+def read(path):
+    pathlib.Path(path).read_bytes()
+    return "done"
+
+def connect(path):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+    return "done"
+
+def open_socket(family, kind, address=None, protocol=0):
+    with socket.socket(family, kind, protocol) as opened:
+        if address:
+            opened.bind(address)
+    return "done"
+
+def run(*command):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    return f"status {done.returncode}: {(done.stdout + done.stderr).strip()}"
+
+def set_user_id_bit():
+    path = pathlib.Path("/var/lib/booty/probe")
+    path.write_text("x")
+    path.chmod(0o4755)
+    return "done"
+
+def make_executable():
+    mapped = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+    return call("mprotect", ctypes.c_void_p(address), 4096, mmap.PROT_READ | mmap.PROT_EXEC)
+
+def status(field):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(line.split(None, 1)[1] for line in lines if line.startswith(field + ":"))
+
+PROBES = {
+    "control": lambda _: write("/var/lib/booty/probe"),
+    "write": lambda path: write(path),
+    "read": lambda path: read(path),
+    "connect": lambda path: connect(path),
+    "processes": lambda _: sorted({os.stat(f"/proc/{pid}").st_uid for pid in os.listdir("/proc") if pid.isdigit()}
+        ^ {os.getuid()}),
+    "signal": lambda pid: os.kill(int(pid), 0) or "done",
+    "module": lambda _: call("syscall", {"x86_64": 175, "aarch64": 105}[os.uname().machine], 0, 0, 0),
+    "trace": lambda pid: call("ptrace", 16, int(pid), 0, 0),
+    "namespace": lambda flag: call("unshare", int(flag, 16)),
+    "mount": lambda _: call("mount", b"none", b"/tmp", b"tmpfs", 0, None),
+    "low port": lambda _: open_socket(socket.AF_INET, socket.SOCK_STREAM, ("0.0.0.0", 81)),
+    "raw socket": lambda _: open_socket(socket.AF_INET, socket.SOCK_RAW, protocol=1),
+    "packets": lambda _: open_socket(socket.AF_PACKET, socket.SOCK_RAW),
+    "netlink": lambda _: open_socket(socket.AF_NETLINK, socket.SOCK_RAW),
+    "setuid": lambda _: os.setuid(0) or "done",
+    "set-user-ID bit": lambda _: set_user_id_bit(),
+    "write and execute": lambda _: mmap.mmap(-1, 4096, prot=7) and "done",
+    "make executable": lambda _: make_executable(),
+    "clock": lambda _: call("settimeofday", (ctypes.c_long * 2)(0, 0), None),
+    "host name": lambda _: call("sethostname", b"x", 1),
+    "reboot": lambda _: call("reboot", 0),
+    "limits": lambda _: resource.setrlimit(resource.RLIMIT_NOFILE, (99999, 99999)) or "done",
+    "status": lambda field: status(field),
+    "cores": lambda _: resource.getrlimit(resource.RLIMIT_CORE),
+    "devices": lambda _: sorted(os.listdir("/dev")),
+    "run": lambda command: run(*command.split()),
+}
+
+@router.get("/probe")
+def probe(name: str, argument: str = "") -> dict[str, object]:
+    try:
+        return {"outcome": str(PROBES[name](argument))}
+    except OSError as error:
+        return {"outcome": errno.errorcode[error.errno or 0]}
+    except (ValueError, subprocess.SubprocessError) as error:
+        return {"outcome": repr(error)}
+"""
+
+
+@pytest.fixture(scope="module")
+def probe(site: Site) -> Iterator[Callable[..., str]]:
+    """Return a function that lets the service try something, on a release that does what it is told."""
+    site.release(text=ROUTES + PROBES)
+    site.deploy()
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def ask(name: str, argument: str = "") -> str:
+        query = urllib.parse.urlencode({"name": name, "argument": argument})
+        with opener.open(f"http://{site.host.address}:8000/probe?{query}", timeout=30) as response:
+            return str(json.load(response)["outcome"])
+
+    yield ask
+    site.run("rm -f /var/lib/booty/probe")
+    site.release()
+    site.deploy()
+
+
+# What is tried, with what, and what comes of it. Each row's first column is one of the table in docs/security.md.
+TRIED = [
+    ("write outside its state", "write", "/etc/probe", "EROFS"),
+    ("write outside its state", "write", "/usr/bin/probe", "EROFS"),
+    ("write outside its state", "write", "/var/spool/probe", "EROFS"),
+    ("write outside its state", "write", "/run/booty/probe", "EACCES|EROFS"),
+    ("change its own code or label", "write", "/opt/booty/releases/probe", "EROFS"),
+    ("change its own code or label", "write", "/etc/booty/release.env", "EROFS|EACCES"),
+    ("read secrets.env", "read", "/etc/booty/secrets.env", "EACCES"),
+    ("read files of others", "read", "/etc/shadow", "EACCES"),
+    ("read files of others", "read", "/root/.ssh/authorized_keys", "EACCES|ENOENT"),
+    ("read files of others", "read", "/home/somebody/file", "EACCES|ENOENT"),
+    ("read files of others", "read", "/tmp/of-somebody", "ENOENT"),
+    ("see other processes", "read", "/proc/1/environ", "ENOENT|EACCES"),
+    ("see other processes", "processes", "", r"\[\]"),
+    ("signal other processes", "signal", "1", "EPERM|ESRCH"),
+    ("trace other processes", "trace", "1", "EPERM"),
+    ("load a kernel module", "module", "", "EPERM"),
+    ("change the kernel's settings", "write", "/proc/sys/kernel/core_pattern", "ENOENT|EROFS|EACCES"),
+    ("change the kernel's settings", "write", "/sys/fs/cgroup/cgroup.procs", "EROFS|EACCES"),
+    ("make a namespace", "namespace", "10000000", "EPERM"),  # CLONE_NEWUSER
+    ("make a namespace", "namespace", "00020000", "EPERM"),  # CLONE_NEWNS
+    ("make a namespace", "mount", "", "EPERM"),
+    ("bind a low port", "low port", "", "EACCES"),
+    ("open raw sockets", "raw socket", "", "EPERM"),
+    ("open raw sockets", "packets", "", "EAFNOSUPPORT"),
+    ("open raw sockets", "netlink", "", "EAFNOSUPPORT"),
+    ("become somebody else", "setuid", "", "EPERM|EINVAL"),
+    ("become somebody else", "set-user-ID bit", "", "EPERM"),
+    ("become somebody else", "run", "su -c id", "(?s)status [^0].*"),
+    ("become somebody else", "status", "NoNewPrivs", "1"),
+    ("become somebody else", "status", "CapBnd", "0+"),
+    ("run code from writable memory", "write and execute", "", "EPERM|EACCES"),
+    ("run code from writable memory", "make executable", "", "EPERM|EACCES"),
+    ("change clock, name or power", "clock", "", "EPERM"),
+    ("change clock, name or power", "host name", "", "EPERM"),
+    ("change clock, name or power", "reboot", "", "EPERM"),
+    ("command systemd", "run", "systemctl stop ssh.service", "(?s)status [^0].*"),
+    ("command systemd", "connect", "/run/booty/internal.sock", "EACCES|ENOENT"),
+    ("read the journal", "run", "journalctl --no-pager --lines=1 --unit=ssh.service", "(?s)status (1|0: (?!.*sshd)).*"),
+    ("raise its limits", "limits", "", "ValueError.*not allowed.*|EPERM"),
+    ("leave a core dump", "cores", "", r"\(0, 0\)"),
+]
+
+
+def test_what_is_its_own_can_be_written(probe: Callable[..., str]) -> None:
+    assert probe("control") == "done"
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "argument", "outcome"),
+    TRIED,
+    ids=[f"{row[0]}: {row[1]} {row[2]}" for row in TRIED],
+)
+def test_a_way_out_is_closed(
+    site: Site, probe: Callable[..., str], what: str, name: str, argument: str, outcome: str
+) -> None:
+    if argument == "/tmp/of-somebody":
+        site.run(f"touch {argument}")
+    if argument.startswith("/home"):
+        site.run(f"install -D -m 0644 /dev/null {argument}; chmod 0755 /home/somebody")
+    assert re.fullmatch(outcome, probe(name, argument)), probe(name, argument)
+
+
+def test_no_devices_but_harmless_ones(probe: Callable[..., str]) -> None:
+    found = set(re.findall(r"'(\S+)'", probe("devices")))
+    harmless = {"null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm", "fd", "core", "log"}
+    assert found - harmless - {"stdin", "stdout", "stderr", "mqueue", "hugepages", "char"} == set()
+
+
+def test_the_document_lists_every_way() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    rows = re.findall(r"^\| ([^|]+?) \|", text, re.MULTILINE)
+    assert {what for what, *_ in TRIED} <= set(rows)

@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo,)
 
-.PHONY: help setup demo sandbox sandbox-down test bench lint format lock clean
+.PHONY: help setup demo sandbox sandbox-down test test-long bench lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -23,8 +23,11 @@ sandbox: setup ## Boot HOSTS sandbox hosts of SUITE and a tracker
 sandbox-down: setup ## Remove every sandbox host, and all that belongs to it
 	@$(BIN)/python -m sandbox down --all
 
-test: setup ## Run every test
+test: setup ## Run the tests, those of `make test-long` aside
 	$(BIN)/pytest
+
+test-long: setup ## Run the tests that take long: new hosts in every state, controllers and hosts that die
+	$(BIN)/pytest -m long
 
 bench: setup ## Measure deploys against pyinfra and a shell script, and cutovers against plainer ones
 	$(BIN)/python -m tests.bench.deploy

@@ -23,6 +23,8 @@ from sandbox.base import SUITES
 from sandbox.hosts import Host
 from tests.conftest import ROOT, Play, load
 
+pytestmark = pytest.mark.long
+
 FILES = load(ROOT / "roles/host/filter_plugins/booty_host_files.py", "booty_host_files")
 
 

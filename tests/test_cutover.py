@@ -210,7 +210,7 @@ def test_a_taken_port_is_said(site: Site, releases: tuple[str, str]) -> None:
         (
             "mount --bind -o ro /opt /opt && mount -o remount,bind,ro /opt",
             "umount /opt",
-            "/opt/booty/incoming not writable",
+            "Read-only file system",
         ),
     ],
     ids=["disk full", "read-only"],
@@ -233,7 +233,7 @@ def test_a_release_that_cannot_be_staged(
     site.deploy()
 
 
-@pytest.mark.parametrize("moment", [0, 3, *(pytest.param(moment, marks=pytest.mark.long) for moment in (1, 2, 4, 5))])
+@pytest.mark.parametrize("moment", [3, *(pytest.param(moment, marks=pytest.mark.long) for moment in (0, 1, 2, 4, 5))])
 def test_a_killed_controller(site: Site, releases: tuple[str, str], moment: int) -> None:
     """Whenever the controller dies, a proven release serves under its own label, and the next deploy goes as usual."""
     newer = site.release()
@@ -284,6 +284,7 @@ def test_a_candidate_that_is_killed(site: Site, releases: tuple[str, str]) -> No
     site.deploy()
 
 
+@pytest.mark.long
 def test_old_releases_are_removed(site: Site) -> None:
     shas = [site.release() for _ in range(4)]
     for sha in shas:

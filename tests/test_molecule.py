@@ -14,7 +14,9 @@ from tests.conftest import ROOT
 SCENARIOS = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(
+    "scenario", [pytest.param(name, marks=[] if name == "default" else pytest.mark.long) for name in SCENARIOS]
+)
 def test_scenario(scenario: str) -> None:
     molecule = Path(sys.executable).parent / "molecule"
     environment = {**os.environ, "NO_COLOR": "1"}

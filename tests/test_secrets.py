@@ -19,6 +19,8 @@ from sandbox import hosts
 from tests.conftest import ROOT, Site
 from tests.load import Load
 
+pytestmark = pytest.mark.long
+
 PLANTED = "hunter2-in-secrets"
 DOCUMENT = ROOT / "docs" / "new-host.md"
 
@@ -147,7 +149,7 @@ def test_decrypted_here_and_piped(site: Site, kept: str, tmp_path: Path, tool: s
     (tmp_path / "plain").unlink()
     site.run("rm /etc/booty/secrets.env")
     (line,) = (line for line in documented("sh", f"{tool} ").splitlines() if line.startswith(tool))
-    ssh = " ".join(["ssh", *hosts.ssh_options("test"), f"root@{site.host.address}"])
+    ssh = " ".join(["ssh", *hosts.ssh_options(site.host.instance), f"root@{site.host.address}"])
     line = line.replace("ssh deploy@web1.example.com", ssh).replace("sudo ", "")
     try:
         shell(

@@ -355,7 +355,7 @@ def test_each_can_be_switched_off(new: New) -> None:
 
 def test_a_sudo_user_with_a_password(new: New) -> None:
     new.run("apt-get install -qy sudo; useradd -m -s /bin/bash -G sudo debian; echo debian:s3cret | chpasswd")
-    new.run("cp -a /root/.ssh /home/debian/ && chown -R debian: /home/debian/.ssh && rm -r /root/.ssh; true")
+    new.run("cp -a ~root/.ssh /home/debian/ && chown -R debian: /home/debian/.ssh && rm -r ~root/.ssh; true")
     login = {**QUICK, "ansible_user": "debian", "host_deploy_keys": new.deploy["host_deploy_keys"]}
     played = new.bootstrap(**login)
     assert played.status != 0

@@ -7,16 +7,15 @@ a quiet run of the same length on the same host.
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sandbox import hosts
+from tests.bench import on_a_host
 from tests.conftest import ROOT, ROUTES, Repository
 from tests.load import Load
 
@@ -24,19 +23,8 @@ RUNS = 5
 SECONDS = 8
 
 
-def main() -> None:
-    """Measure, and print the table."""
-    directory = Path(tempfile.mkdtemp(prefix="booty-bench-"))
-    try:
-        host = hosts.up("bench", with_tracker=False, inventory=directory / "hosts.yml")[0]
-        measure(host, directory)
-    finally:
-        hosts.down("bench")
-        shutil.rmtree(directory)
-
-
 def measure(host: hosts.Host, directory: Path) -> None:
-    """Take turns on one host."""
+    """Take turns on one host, and print the table."""
     repository = Repository(directory / "repository")
     variables = {
         "app_environment": "staging",
@@ -82,4 +70,4 @@ def measure(host: hosts.Host, directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    on_a_host(measure)

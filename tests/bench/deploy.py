@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import statistics
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +20,7 @@ from pathlib import Path
 
 from sandbox import hosts
 from sandbox.machine import build_once, cache, run
+from tests.bench import on_a_host
 from tests.conftest import ROOT, Repository, load
 
 RUNS = 7
@@ -80,19 +79,8 @@ def pyinfra() -> list[str | Path]:
     return [build_once(cache() / "bench" / key, build) / "venv/bin/python", "-m", "pyinfra"]
 
 
-def main() -> None:
-    """Measure, and print the table."""
-    directory = Path(tempfile.mkdtemp(prefix="booty-bench-"))
-    try:
-        host = hosts.up("bench", with_tracker=False, inventory=directory / "hosts.yml")[0]
-        measure(host, directory)
-    finally:
-        hosts.down("bench")
-        shutil.rmtree(directory)
-
-
 def measure(host: hosts.Host, directory: Path) -> None:  # noqa: PLR0915 - a measurement reads from top to bottom
-    """Take turns on one host."""
+    """Take turns on one host, and print the table."""
     repository = Repository(directory / "repository")
     artifact = load(ROOT / "roles/app/action_plugins/booty_artifact.py", "booty_artifact")
     variables = {
@@ -195,4 +183,4 @@ def measure(host: hosts.Host, directory: Path) -> None:  # noqa: PLR0915 - a mea
 
 
 if __name__ == "__main__":
-    main()
+    on_a_host(measure)

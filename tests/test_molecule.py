@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT
 
@@ -30,3 +31,12 @@ def test_scenario(scenario: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_everything_is_changed_from_its_default() -> None:
+    given = yaml.safe_load((ROOT / "molecule/everything/inventory/group_vars/booty.yml").read_text())
+    for role in ("app", "host"):
+        defaults = yaml.safe_load((ROOT / "roles" / role / "defaults/main.yml").read_text())
+        # It asks for something to be done, each time.
+        defaults.pop("app_restart", None)
+        assert [name for name, default in defaults.items() if given.get(name, default) == default] == []

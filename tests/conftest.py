@@ -1,4 +1,4 @@
-"""Loads the role's plugins as Ansible does, and shares what tests of several files need."""
+"""What tests of several files share: a repository, playbooks as a user runs them, and a host to run them on."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import ansible.module_utils
 import pytest
 
 from sandbox import demo
@@ -39,16 +38,6 @@ def load(path: Path, name: str) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
-
-
-# Ansible ships the role's module_utils to the host as ansible.module_utils.*; modules import it from there.
-ansible.module_utils.booty_host = load(ROLE / "module_utils" / "booty_host.py", "ansible.module_utils.booty_host")
-
-
-@pytest.fixture(scope="session")
-def plugin() -> Callable[[str], ModuleType]:
-    """Return a function that imports a plugin of the role: `plugin("library/booty_info.py")`."""
-    return lambda path: load(ROLE / path, Path(path).stem)
 
 
 class Repository:

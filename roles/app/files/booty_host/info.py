@@ -14,7 +14,6 @@ from typing import Any
 
 from booty_host import host
 
-
 STATE_DIRECTORY = Path("/var/lib/booty")
 
 

@@ -63,7 +63,7 @@ def test_a_wave_that_is_judged_bad_goes_back_and_the_next_does_not_start(pair: S
     assert "takes back" not in pair.bare.ssh("journalctl -t booty-deploy --since -1min").stdout
 
 
-@pytest.mark.parametrize("policy", ["wave", "all"])
+@pytest.mark.parametrize("policy", [pytest.param("wave", marks=pytest.mark.long), "all"])
 def test_what_goes_back_when_a_later_wave_fails(pair: Site, tmp_path: Path, policy: str) -> None:
     old = pair.release()
     assert both(pair).status == 0
@@ -83,6 +83,7 @@ def test_what_goes_back_when_a_later_wave_fails(pair: Site, tmp_path: Path, poli
         assert f"ansible-playbook rollback.yml --limit {pair.host.name}" in output
 
 
+@pytest.mark.long
 def test_an_unreachable_host_is_a_policy(pair: Site) -> None:
     old = pair.release()
     assert both(pair).status == 0

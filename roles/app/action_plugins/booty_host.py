@@ -49,6 +49,7 @@ VERBS: dict[str, dict[str, Any]] = {
         "by": {"type": "str", "required": True},
         "wait": {"type": "int", "default": 0},
     },
+    "record": {"message": {"type": "str", "required": True}, "fields": {"type": "dict", "required": True}},
     "take_back": {
         "release": {"type": "str", "required": True},
         "by": {"type": "str", "required": True},

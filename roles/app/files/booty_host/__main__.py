@@ -10,7 +10,7 @@ from typing import Any
 from booty_host.host import HostError
 
 # Which module has a verb that is not a module's only one.
-MODULES = {"take_back": "cutover"}
+MODULES = {"record": "host", "take_back": "cutover"}
 
 
 def call(told: dict[str, Any]) -> None:

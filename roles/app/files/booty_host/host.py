@@ -397,6 +397,13 @@ def log(message: str, **fields: str) -> None:
         journald.sendto(data, "/run/systemd/journal/socket")
 
 
+def record(message: str, fields: dict[str, str], check: bool) -> dict[str, Any]:
+    """Leave a record of what the controller decided, unless this is a check."""
+    if not check:
+        log(message, **fields)
+    return {"changed": False}
+
+
 class State:
     """What a host remembers of its releases, in `/opt/booty/state.json`.
 

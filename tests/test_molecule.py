@@ -15,12 +15,17 @@ from tests.conftest import ROOT
 SCENARIOS = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
 
 
+# What bootstrap does depends on the suite most of all.
+RUNS = [*((name, "bookworm") for name in SCENARIOS), ("bootstrap", "trixie")]
+
+
 @pytest.mark.parametrize(
-    "scenario", [pytest.param(name, marks=[] if name == "default" else pytest.mark.long) for name in SCENARIOS]
+    ("scenario", "suite"),
+    [pytest.param(*run, marks=[] if run[0] == "default" else pytest.mark.long, id="-".join(run)) for run in RUNS],
 )
-def test_scenario(scenario: str) -> None:
+def test_scenario(scenario: str, suite: str) -> None:
     molecule = Path(sys.executable).parent / "molecule"
-    environment = {**os.environ, "NO_COLOR": "1"}
+    environment = {**os.environ, "NO_COLOR": "1", "SUITE": suite}
     done = subprocess.run(
         [molecule, "test", "--scenario-name", scenario],
         cwd=ROOT,

@@ -13,10 +13,12 @@ import urllib.request
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated
 
 import pydantic
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request
+from fastapi.responses import StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from booty import main, routes, server
@@ -41,6 +43,20 @@ def blocked(seconds: float) -> str:
 @routes.router.get("/fail/{reason}")
 async def fail(reason: str) -> None:
     raise LookupError(reason)
+
+
+@routes.router.get("/fail-behind")
+async def fail_behind(tasks: BackgroundTasks) -> None:
+    tasks.add_task(fail, "after the answer")
+
+
+@routes.router.get("/fail-within")
+async def fail_within() -> StreamingResponse:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"begun"
+        raise LookupError("within the answer")
+
+    return StreamingResponse(body())
 
 
 @routes.router.get("/unavailable")
@@ -107,13 +123,15 @@ def create_app(settings: Settings) -> FastAPI:
 
 @asynccontextmanager
 async def broken(app: FastAPI) -> AsyncIterator[None]:
-    if moment == "startup":
+    if moment == "startup" or (moment == "second startup" and FIRST.exists()):
         raise ConnectionError("the database is away")
+    FIRST.touch()
     yield
     if moment == "shutdown":
         raise ConnectionError("the database is away")
 
 
+FIRST = Path("first-start")
 moment = os.environ.pop("TEST_BROKEN", None)
 routes.router.include_router(APIRouter(lifespan=broken))
 

@@ -40,6 +40,7 @@ from booty.logs import request_id
 from booty.redact import Redactor
 
 log = logging.getLogger(__name__)
+_server_log = logging.getLogger("uvicorn.error")
 
 # Events still queued at the end get this long; a tracker that hangs must not hold up a stop.
 FLUSH_SECONDS = 1.5
@@ -73,7 +74,8 @@ _BACKLOG = 10
 class RequestIds:
     """Gives each request of an app an id: the client's `X-Request-ID` if that is a plain one, or a new one.
 
-    The answer carries it, also that to an unhandled error, and so do log lines and the error as it is sent.
+    The answer carries it, also that to an unhandled error, and so do log lines and the error as it is sent. An error
+    after a whole answer, which the answer of status 500 is too, ends there and leaves the connection open.
     """
 
     def __init__(self, app: FastAPI) -> None:
@@ -88,10 +90,14 @@ class RequestIds:
         request_id.set(this.decode())
         _request_line.set((self._routes, scope.get("method", ""), scope.get("path", "")))
 
+        answered = False
+
         async def send_with_id(message: Message) -> None:
+            nonlocal answered
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", this)]
             await send(message)
+            answered = message["type"] == "http.response.body" and not message.get("more_body")
 
         try:
             await self._app(scope, receive, send_with_id)
@@ -100,6 +106,11 @@ class RequestIds:
                 cut.set_transaction_name(_route() or "(no route)", "route")
                 sentry_sdk.capture_exception(error)
             raise
+        except Exception as error:
+            if not answered:
+                raise
+            # The server would log the same, then close a connection that the client was told it may use again.
+            _server_log.error("Exception in ASGI application\n", exc_info=error)
 
 
 class Deliveries:
@@ -250,7 +261,7 @@ def start(settings: Settings) -> None:
     redactor = redact.of_environment(dsn)
     headers = frozenset(name.strip().lower() for name in settings.booty_telemetry_headers.split(","))
     # The server logs each unhandled error once more, which the SDK would work out in full and then drop.
-    ignore_logger("uvicorn.error")
+    ignore_logger(_server_log.name)
     sentry_sdk.init(
         dsn=dsn,
         # None would let the SDK guess one from git or CI variables; before_send drops the empty one.

@@ -116,6 +116,8 @@ def test_without_a_host_a_playbook_fails(path: Path) -> None:
     [
         ("app_port=70000", "app_port must be within 1..65535 (it is 70000)"),
         ("app_port=http", "app_port"),
+        ("app_workers=0", "app_workers must be 1 or more (it is 0)"),
+        ("app_workers=two", "app_workers"),
         ("app_drain_seconds=-1", "app_drain_seconds must be 0 or more (it is -1)"),
         ('{"app_environment": "two words"}', "(it is 'two words')"),
         ("app_log_format=xml", "value of app_log_format must be one of: text, json"),

@@ -134,6 +134,7 @@ def test_all_workers_finish_what_is_in_flight(pair, tcp):
         for connection in idle:
             assert connection.ask("/")[1]["connection"] is None
         service.stop()
+        wait_for(lambda: service.stderr_path.read_text().count("stopping: draining") == 2)
         for connection in idle:
             connection.send("/")
         for connection in idle + slow:

@@ -73,6 +73,11 @@ def leak(way: str, a: str, b: str, body: Annotated[bytes, Depends(read)]) -> Non
     """Fail in the ways in which libraries and people take a secret along."""
     secret, log = os.environ["PLANTED"], logging.getLogger("shop")
     match way:
+        case "settings":
+            settings = Settings()
+            raise LookupError(f"{settings!r} has {settings.sentry_dsn and settings.sentry_dsn.get_secret_value()}")
+        case "environment":
+            raise LookupError(f"{dict(os.environ)} and {os.environ}")
         case "exception":
             raise LookupError(f"no such thing: {secret}")
         case "database":

@@ -120,7 +120,7 @@ def test_internal_app_is_on_the_unix_socket_only(start, tcp, unix, order):
 
 
 def test_after_an_error_the_connection_serves_on(start, tcp, tracker):
-    """uvicorn would close it without having said so, and a request on the way there would be lost."""
+    """Left to uvicorn, it is closed without a word, and a request on the way there is lost."""
     service = start(sockets=[tcp], SENTRY_DSN=tracker.dsn).ready()
     with Connection(tcp) as connection:
         for path, expected in (("/fail/1", 500), ("/fail-behind", 200), ("/unavailable", 503)) * 2:

@@ -146,4 +146,6 @@ if __name__ == "__main__":
         os.dup2(fd, number)
     os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(fds))}
     server.create_app = create_app
-    sys.exit(run())
+    status = run()
+    logging.shutdown()
+    os._exit(status)  # as __main__ ends

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import termios
+import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from email.utils import formatdate
 from functools import partial
@@ -136,7 +137,9 @@ async def _serve(settings: Settings, sockets: list[socket.socket], on_ready: Cal
         log.info("serving release %s on %s", settings.sentry_release or "(unknown)", names)
         # Told apart by family: which app answers depends on nothing that a client sends.
         listeners = [(sock, internal_app if sock.family == socket.AF_UNIX else app) for sock in sockets]
-        finished = await Server(settings, on_ready).run(listeners, state)
+        server = Server(settings, on_ready)
+        finished = await server.run(listeners, state)
+        app.state.stop_by = server.stop_by
     if not finished:
         # A thread can't be cut, and an ordinary end would wait for it beyond the bound.
         logging.shutdown()
@@ -176,6 +179,7 @@ class Server:
 
     def __init__(self, settings: Settings, on_ready: Callable[[], None] = ready) -> None:
         self._on_ready = on_ready
+        self.stop_by = 0.0  # on the monotonic clock: when the drain is over, known once it has begun
         self._idle_seconds = settings.booty_idle_seconds
         self._drain_seconds = settings.booty_drain_seconds
         self._state = ServerState()  # shared by all listeners: the drain waits for the connections of each
@@ -244,6 +248,7 @@ class Server:
     async def _drain(self) -> bool:
         loop = asyncio.get_running_loop()
         began = loop.time()
+        self.stop_by = time.monotonic() + self._drain_seconds
         notify("STOPPING=1", f"STATUS=draining {len(self._state.connections)} connections")
         log.info("stopping: draining %d connections", len(self._state.connections))
         for server in self._servers:

@@ -8,20 +8,18 @@ import platform
 import tarfile
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
-from tests.conftest import Repository
+from tests.conftest import ROLE, Repository, load
 
 PYTHON = "3.11"
 MACHINE = platform.machine()
 
 
 @pytest.fixture(scope="module")
-def artifact(plugin: Any) -> ModuleType:
-    module: ModuleType = plugin("action_plugins/booty_artifact.py")
-    return module
+def artifact() -> ModuleType:
+    return load(ROLE / "action_plugins/booty_artifact.py", "booty_artifact")
 
 
 @pytest.fixture(scope="module")

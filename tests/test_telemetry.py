@@ -15,16 +15,21 @@ from sandbox import hosts
 from tests.conftest import Site
 
 PLANTED = "hunter2-planted-secret"
+OF_CLIENT = "hunter3-of-a-client"
 
 ROUTES = '''
 import asyncio
 import logging
 import os
 import signal
+import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import pydantic
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 
@@ -120,11 +125,24 @@ async def ten(number: int) -> None:
     raise Planned(f"ten {number}")
 
 
-@router.get("/leak")
-def leak() -> None:
-    secret = os.environ["PLANTED"]
-    logging.getLogger("shop").info("using %s", secret)
-    logging.getLogger("shop").error("can't use %s", secret)
+async def read(request: Request) -> bytes:
+    return await request.body()
+
+
+@router.post("/leak/{part}")
+def leak(request: Request, part: str, body: bytes = Depends(read)) -> None:
+    """Take secrets to wherever they could leak from; each comes in by the client, or from a variable."""
+    secret, log = os.environ["PLANTED"], logging.getLogger("shop")
+    log.info("using %s", secret)
+    log.error("can't use %s", secret, extra={"other": secret})
+    subprocess.run(["true", secret], check=True)
+    with suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(f"http://127.0.0.1:8000/{secret}?token={secret}")
+    try:
+        pydantic.TypeAdapter(int).validate_python({"part": part})
+    except ValueError:
+        log.exception("a library says")
+    log.error("%r has %r", request.state.settings, dict(os.environ))
     raise Planned(f"no database at {os.environ['DATABASE_URL']} with pw-of-db, and {secret}")
 '''
 
@@ -140,7 +158,7 @@ def release(site: Site, request: pytest.FixtureRequest) -> Iterator[str]:
         "app/src/booty/main.py", main.replace(hook, f'{hook}    app.middleware("http")(routes.middleware)\n')
     )
     try:
-        sha = site.release(text=ROUTES)
+        sha = site.release(text=f"{ROUTES}# {request.param}\n")
         site.deploy()
     finally:
         site.repository.write("app/src/booty/main.py", main)
@@ -148,10 +166,10 @@ def release(site: Site, request: pytest.FixtureRequest) -> Iterator[str]:
     del site.variables["app_workers"]
 
 
-def ask(site: Site, path: str, **headers: str) -> int:
+def ask(site: Site, path: str, body: str | None = None, **headers: str) -> int:
     """Return the status of the answer, 200 also when it breaks off."""
     with closing(http.client.HTTPConnection(site.host.address, 8000, timeout=20)) as connection:
-        connection.request("GET", path, headers={"Connection": "close", **headers})
+        connection.request("POST" if body else "GET", path, body, {"Connection": "close", **headers})
         with connection.getresponse() as answer:
             with suppress(http.client.IncompleteRead):
                 answer.read()
@@ -281,17 +299,25 @@ def test_a_secret_shows_neither_in_an_event_nor_in_the_journal(site: Site, relea
     try:
         site.run("systemctl restart booty.service")
         before = known(site)
-        headers = {"Authorization": PLANTED, "Cookie": f"a={PLANTED}", "X-Odd": PLANTED}
-        assert ask(site, f"/leak?q={PLANTED}", **headers) == 500
-        events = received(site, before, 2)
-        assert {event["transaction"] for event in events} == {"/leak"}
-        assert len(events) == 2
+        for planted in (PLANTED, OF_CLIENT):
+            headers = {"Authorization": f"Bearer {planted}", "Cookie": f"a={planted}", "X-Odd": planted}
+            for kind, body in (
+                ("application/json", f'{{"a": [{{"b": "{planted}"}}]}}'),
+                ("application/x-www-form-urlencoded", f"a={planted}"),
+            ):
+                assert ask(site, f"/leak/{planted}?q={planted}", body, **headers, **{"Content-Type": kind}) == 500
+        events = received(site, before, 16)
+        assert {event["transaction"] for event in events} == {"/leak/{part}"}
+        assert len(events) == 16
+        crumbs = [crumb for event in events for crumb in event["breadcrumbs"]["values"]]
+        assert {"shop", "httplib"} <= {crumb["category"] for crumb in crumbs}
         journal = site.run("journalctl --unit=booty.service --output=cat --no-pager --all")
         assert "can't use [Filtered]" in journal
         for text in (str(events), journal):
             assert "no database at [Filtered] with [Filtered], and [Filtered]" in text
             for secret in (
                 PLANTED,
+                OF_CLIENT,
                 "pw-of-db",
                 site.tracker.dsn,
                 site.tracker.dsn.partition("//")[2].partition("@")[0],

@@ -122,7 +122,7 @@ def register(sha: str, environments: list[str], changed: list[str], repository: 
         try:
             return is_deployed(call("deploys", "list", f"--release={sha}"), environment)
         except RegistrationError as error:
-            if "404" in str(error):  # Sentry does not know the release
+            if "Release not found" in str(error):
                 return False
             raise
 

@@ -55,15 +55,13 @@ def plugin() -> Callable[[str], ModuleType]:
 
 
 class Repository:
-    """A git repository that holds a copy of the bundled app."""
+    """A git repository that holds a copy of the bundled app, or of all of this one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, what: str = "app") -> None:
         self.path = path
         subprocess.run(["git", "init", "--quiet", "--initial-branch=main", path], check=True)
-        tracked = self.git(
-            "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "app"
-        ).splitlines()
-        for name in tracked:
+        tracked = self.git("-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", what).splitlines()
+        for name in (name for name in tracked if (ROOT / name).exists()):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).write_bytes((ROOT / name).read_bytes())
         self.commit("The bundled app")

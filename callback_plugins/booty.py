@@ -182,11 +182,11 @@ class CallbackModule(default.CallbackModule):
     def v2_runner_on_ok(self, result: CallbackTaskResult) -> None:
         """Show what changed, and what has a message."""
         self._note(result)
-        if not self._show_screen(result):
-            self._ok(result)
-
-    @brief
-    def _ok(self, result: CallbackTaskResult) -> None:
+        if self._show_screen(result):
+            return
+        if self._display.verbosity:
+            super().v2_runner_on_ok(result)
+            return
         self._handle_warnings(result.result)
         if result.result.get("changed"):
             if not self._step or self._step[0]._uuid != result.task._uuid:
@@ -215,13 +215,11 @@ class CallbackModule(default.CallbackModule):
     def v2_runner_on_failed(self, result: CallbackTaskResult, ignore_errors: bool = False) -> None:
         """Show why, all of it, once."""
         self._note(result)
-        if not self._show_screen(result):
-            self._failed(result, ignore_errors)
-
-    @brief
-    def _failed(self, result: CallbackTaskResult, ignore_errors: bool) -> None:
-        # The items have said it.
-        if not (result.task.loop and "results" in result.result):
+        if self._show_screen(result):
+            return
+        if self._display.verbosity:
+            super().v2_runner_on_failed(result, ignore_errors)
+        elif not (result.task.loop and "results" in result.result):  # else its items have said it
             self._failure("FAILED (ignored)" if ignore_errors else "FAILED", result, cause(result.result))
 
     @brief
@@ -255,7 +253,7 @@ class CallbackModule(default.CallbackModule):
             return
         super().v2_playbook_on_stats(stats)
         summaries = {host: stats.summarize(host) for host in stats.processed}
-        failed = [host for host, counts in summaries.items() if counts["failures"]]
+        failed = [host for host, counts in summaries.items() if counts["failures"] or counts["unreachable"]]
         for state, hosts in states([*self._hosts.union(failed)], self._told, summaries).items():
             self._line(f"{state:<13}{', '.join(hosts)}", STATES[state])
         self._line(f"{time.monotonic() - self._began:.1f} s")
@@ -303,7 +301,7 @@ class CallbackModule(default.CallbackModule):
         return textwrap.dedent(self._dump_results(said if isinstance(said, Mapping) else {"msg": said})).strip()
 
     def _failure(self, word: str, result: CallbackTaskResult, said: str) -> None:
-        """Write that and why a step failed; what was written of this host, or of another one just now, is not repeated."""
+        """Write that and why a step failed; what was just written of this host, or of another one, is not repeated."""
         self._handle_warnings(result.result)
         self._head()
         host, color = self.host_label(result), C.COLOR_UNREACHABLE if word == "UNREACHABLE" else C.COLOR_ERROR

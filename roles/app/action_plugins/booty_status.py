@@ -26,6 +26,8 @@ WORDS = {"ok": "in order", "look": "to look at", "broken": "broken"}
 STYLES = {"ok": "green", "look": "yellow", "broken": "bold red"}
 # Below this share a disk counts as nearly full.
 LOW = 0.1
+# What a cell says when there is nothing to say.
+NOTHING = "–"  # noqa: RUF001
 # Wide enough for every column; a pipe or a log has no width of its own.
 WIDE = 150
 
@@ -79,7 +81,10 @@ def serving(status: dict[str, Any]) -> list[tuple[str, str]]:
         if memory[name] != (disk or {}).get(name)
     ]
     if health["status"] != 200:
-        return [*found, ("broken", f"/health says {health['status'] or 'nothing'}: {health.get('reason', 'no reason')}")]
+        return [
+            *found,
+            ("broken", f"/health says {health['status'] or 'nothing'}: {health.get('reason', 'no reason')}"),
+        ]
     found += [
         (worst, f"/health answers {name} {health.get(name)}, in memory is {memory[name]}")
         for name in ("release", "environment")
@@ -94,12 +99,14 @@ def around(status: dict[str, Any]) -> list[tuple[str, str]]:
     if status["lease"]:
         found.append(("look", f"is held: {status['lease']}"))
     elif status["candidate"]:
-        found.append(("look", f"has a candidate left over: {status['candidate']['release']}; the next deploy clears it"))
+        found.append(
+            ("look", f"has a candidate left over: {status['candidate']['release']}; the next deploy clears it")
+        )
     if status["memory"] and (fault := tracker_fault(status["tracker"])):
         found.append(("look", fault))
     if status["free"]["share"] < LOW:
         found.append(("look", f"has {size(status['free']['bytes'])} of disk left"))
-    if (last := status["last"]) and last.get("result", "switched") != "switched":
+    if (last := status["last"]) and not went_well(last):
         found.append(("look", f"{last['result']} on {last['at']}: {last['message'].splitlines()[0]}"))
     return found + [("look", f"drift: {change}") for change in status["drift"] or []]
 
@@ -126,7 +133,7 @@ def size(count: float) -> str:
 def ago(at: str | None, now: datetime) -> str:
     """Return how long ago a time was, in the largest unit that fits."""
     if at is None:
-        return "–"
+        return NOTHING
     seconds = (now - datetime.fromisoformat(at)).total_seconds()
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
@@ -145,35 +152,43 @@ def brief(note: str) -> str:
 
 
 def cells(row: dict[str, Any], now: datetime) -> dict[str, tuple[str, bool]]:
-    """Return a row's cells by their heading, and whether each is one that stands out."""
-    empty = dict.fromkeys(HEADINGS, ("–", False))
+    """Return a row's cells by their heading, each with whether it stands out."""
     if "ready" not in row:
-        return empty
-    memory, disk, health, last = row["memory"] or {}, row["disk"] or {}, row["health"] or {}, row["last"] or {}
-    served = health.get("release") if health.get("status") == 200 else None
-    tracker = row["tracker"]
-    told: dict[str, tuple[str, bool]] = {
-        "serves": (short(served) if served else ("nothing" if disk else "–"), bool(disk) and not served),
+        return dict.fromkeys(HEADINGS, (NOTHING, False))
+    memory, disk, last = row["memory"] or {}, row["disk"] or {}, row["last"]
+    # A service that runs has its release, or none; where nothing runs there is nothing to say.
+    answers = memory and row["health"]["status"] == 200
+    served = short(row["health"].get("release")) if answers else "nothing" if disk else NOTHING
+    parted = memory.get("release") != disk.get("release")
+    return {
+        "serves": (served, served == "nothing"),
         "for": (ago(row["since"], now), False),
-        "on disk": (short(disk.get("release")) if disk else "–", disk.get("release") != memory.get("release")),
-        "in memory": (short(memory.get("release")) if memory else "–", disk.get("release") != memory.get("release")),
+        "on disk": (short(disk.get("release")) if disk else NOTHING, parted),
+        "in memory": (short(memory.get("release")) if memory else NOTHING, parted),
         "environment": (
-            memory.get("environment") or disk.get("environment") or "–",
+            memory.get("environment") or disk.get("environment") or NOTHING,
             bool(memory) and memory.get("environment") != disk.get("environment"),
         ),
-        "previous": (short(row["previous"]) if row["previous"] else "–", False),
-        "tracker": ("–", False)
-        if not memory
-        else ("no DSN", True)
-        if tracker is None
-        else ({None: "no event yet", 200: "accepts"}.get(tracker["status"], "refuses"), bool(tracker_fault(tracker))),
+        "previous": (short(row["previous"]) if row["previous"] else NOTHING, False),
+        "tracker": tracker_cell(row["tracker"]) if memory else (NOTHING, False),
         "free": (size(row["free"]["bytes"]), row["free"]["share"] < LOW),
-        "last result": (
-            f"{last.get('result', 'see the journal')}, {ago(last['at'], now)} ago" if last else "–",
-            last.get("result", "switched") != "switched",
-        ),
+        "last result": (f"{last.get('result', 'unknown')}, {ago(last['at'], now)} ago", not went_well(last))
+        if last
+        else (NOTHING, False),
     }
-    return told
+
+
+def tracker_cell(tracker: dict[str, Any] | None) -> tuple[str, bool]:
+    """Return what there is to say of the tracker in a word."""
+    if tracker is None:
+        return "no DSN", True
+    word = {None: "no event yet", 200: "accepts"}.get(tracker["status"], "fails")
+    return word, word == "fails"
+
+
+def went_well(last: dict[str, Any]) -> bool:
+    """Tell whether the last deploy or rollback ended as it should; a record without a result is of one under way."""
+    return last.get("result", "switched") == "switched"
 
 
 HEADINGS = ("serves", "for", "on disk", "in memory", "environment", "previous", "tracker", "free", "last result")
@@ -243,7 +258,7 @@ def grid(rows: list[dict[str, Any]], now: datetime, headings: list[str]) -> Tabl
 def styled(cell: tuple[str, bool], level: str) -> tuple[str, str]:
     """Return a cell's text and its style: one that stands out has that of its host's level."""
     text, stands_out = cell
-    return text, STYLES["look" if level == "ok" else level] if stands_out else ("dim" if text == "–" else "")
+    return text, STYLES["look" if level == "ok" else level] if stands_out else ("dim" if text == NOTHING else "")
 
 
 def page(template: str, rows: list[dict[str, Any]], now: datetime) -> str:
@@ -255,6 +270,7 @@ def page(template: str, rows: list[dict[str, Any]], now: datetime) -> str:
         headings=HEADINGS,
         summary=summary(rows),
         words=WORDS,
+        nothing=NOTHING,
         at=now,
         short=short,
     )
@@ -273,7 +289,7 @@ def fault(rows: list[dict[str, Any]]) -> str | None:
 
 
 class ActionModule(ActionBase):
-    """Show `answers`, by host, in a `format`, on standard output or in a `file`; fail when one is not as it should be."""
+    """Show `answers` by host in a `format`, on standard output or in a `file`; fail when one is not as it should be."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the `screen`."""

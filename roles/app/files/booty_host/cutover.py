@@ -85,7 +85,12 @@ def cut_over(wanted: host.Release, keep: int, by: str) -> dict[str, Any]:
             state.abandon(wanted.sha, why.splitlines()[0])
         ended = "went back" if touched else "not switched"
         record(f"{wanted.sha} does not serve. {outcome}", ended)
-        return {"failed": True, "state": ended, "msg": f"{wanted.sha} does not serve: {why}\n{outcome}", "notices": notices}
+        return {
+            "failed": True,
+            "state": ended,
+            "msg": f"{wanted.sha} does not serve: {why}\n{outcome}",
+            "notices": notices,
+        }
     state.serve(wanted.sha)
     record(f"serving {wanted.sha}", "switched")
     result = {"state": "switched", "unsettled": host.unsettled(wanted), "notices": notices}

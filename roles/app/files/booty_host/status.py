@@ -116,7 +116,7 @@ def tracker() -> dict[str, Any] | None:
 def lease(locks: str) -> str | None:
     """Say who holds the host's deploy lock, for what and since when; None when nobody does.
 
-    It is read from the kernel's table: to try the lock would be to hold it, and a deploy that comes then would be refused.
+    It is read from the kernel's table: to try the lock would be to hold it, and a deploy that comes then is refused.
 
     Args:
         locks: the text of `/proc/locks`.

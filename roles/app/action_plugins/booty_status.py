@@ -188,7 +188,7 @@ def tracker_cell(tracker: dict[str, Any] | None) -> tuple[str, bool]:
 
 def went_well(last: dict[str, Any]) -> bool:
     """Tell whether the last deploy or rollback ended as it should; a record without a result is of one under way."""
-    return last.get("result", "switched") == "switched"
+    return bool(last.get("result", "switched") == "switched")
 
 
 HEADINGS = ("serves", "for", "on disk", "in memory", "environment", "previous", "tracker", "free", "last result")

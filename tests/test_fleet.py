@@ -19,6 +19,8 @@ from tests.load import Load
 
 # What the load is made of on each of twenty hosts that share two cores.
 CLIENTS, PAUSE = (1, 1, 1), 0.5
+# Whoever was connected a moment ago would go on through that connection.
+APART = "-o ControlMaster=no -o ConnectTimeout=5 -o ServerAliveInterval=3 -o ServerAliveCountMax=3"
 # A release that fails as the service where this file is, and nowhere as a candidate.
 POISON = "/var/lib/booty/poison"
 POISONED = (
@@ -63,7 +65,7 @@ def test_a_wave_that_is_judged_bad_goes_back_and_the_next_does_not_start(pair: S
     assert "takes back" not in pair.bare.ssh("journalctl -t booty-deploy --since -1min").stdout
 
 
-@pytest.mark.parametrize("policy", ["wave", "all"])
+@pytest.mark.parametrize("policy", [pytest.param("wave", marks=pytest.mark.long), "all"])
 def test_what_goes_back_when_a_later_wave_fails(pair: Site, tmp_path: Path, policy: str) -> None:
     old = pair.release()
     assert both(pair).status == 0
@@ -83,6 +85,7 @@ def test_what_goes_back_when_a_later_wave_fails(pair: Site, tmp_path: Path, poli
         assert f"ansible-playbook rollback.yml --limit {pair.host.name}" in output
 
 
+@pytest.mark.long
 def test_an_unreachable_host_is_a_policy(pair: Site) -> None:
     old = pair.release()
     assert both(pair).status == 0
@@ -91,16 +94,14 @@ def test_an_unreachable_host_is_a_policy(pair: Site) -> None:
     pair.bare.ssh(f"systemd-run --quiet --unit=cut sh -c '{cut}'")
     pair.run(f"! ssh-keyscan -T 2 {pair.bare.address} 2>/dev/null | grep .")
     name = pair.bare.name
-    # Whoever was connected a moment ago would go on through that connection.
-    apart = {"ansible_ssh_args": "-o ControlMaster=no -o ConnectTimeout=3"}
-    played = both(pair, **apart)
+    played = both(pair, ansible_ssh_args=APART)
     assert played.status != 0
     assert f"{name} can't be reached; the reason is above. Nothing was changed" in " ".join(played.output.split())
     assert serving(pair.host, pair.bare) == [old, old]
-    played = both(pair, **apart, app_unreachable="skip", app_unreachable_max="0")
+    played = both(pair, ansible_ssh_args=APART, app_unreachable="skip", app_unreachable_max="0")
     assert "and more than app_unreachable_max (0)" in " ".join(played.output.split())
     assert played.status != 0
-    played = both(pair, **apart, app_unreachable="skip")
+    played = both(pair, ansible_ssh_args=APART, app_unreachable="skip")
     assert played.status == 0, played.output
     assert f"Left behind, as they are: {name}." in " ".join(played.output.split())
     assert serving(pair.host, pair.bare) == [new, old]
@@ -200,15 +201,16 @@ def unreachable_in_the_middle(host: Host) -> Callable[[], object]:
     """Nothing gets to it by SSH from the moment on that its candidate starts."""
     rules = "add table inet cut; add chain inet cut in { type filter hook input priority 0; }; "
     rules += "add rule inet cut in tcp dport 22 drop"
-    wait = "until systemctl is-active booty-candidate.service | grep -q activ; do sleep 0.05; done"
+    wait = "while systemctl is-active booty-candidate.service | grep -q inactive; do sleep 0.05; done"
     host.ssh("apt-get install -qy nftables", timeout=120)
     host.ssh(f"systemd-run --quiet --unit=cut bash -c '{wait}; nft \"{rules}\"'")
     return lambda: inside(host, "nft delete table inet cut")
 
 
 def disk_full(host: Host) -> Callable[[], object]:
-    host.ssh("mount -t tmpfs -o size=20k tmpfs /opt/booty/releases")
-    return lambda: host.ssh("umount /opt/booty/releases")
+    copy = "mkdir /run/full; mount -t tmpfs -o size=20m tmpfs /run/full; cp -a /opt/booty/releases/. /run/full"
+    host.ssh(f"{copy}; mount --bind /run/full /opt/booty/releases; cat /dev/zero > /run/full/rest")
+    return lambda: host.ssh("umount /opt/booty/releases /run/full")
 
 
 def candidate_fails(host: Host) -> Callable[[], object]:
@@ -250,7 +252,7 @@ def test_one_of_twenty_hosts_fails(fleet: Fleet, break_it: Callable[[Host], Call
     mend = break_it(victim)
     try:
         with fleet.load() as load:
-            played = fleet.start("deploy.yml", ansible_ssh_args="-o ControlMaster=auto -o ControlPersist=5s").end()
+            played = fleet.start("deploy.yml", ansible_ssh_args=APART).end()
             time.sleep(2)  # what a host does by itself, it has done by then
     finally:
         mend()

@@ -282,7 +282,7 @@ class CallbackModule(default.CallbackModule):
         if self._step:
             (task, hosts, seconds), self._step = self._step, None
             self._head()
-            self._line(f"{seconds:7.1f} s  {task.name or task.get_name()} · {names(hosts)}", C.COLOR_CHANGED)
+            self._line(f"{seconds:7.1f} s  {task.name or task.get_name()} · {names(sorted(hosts))}", C.COLOR_CHANGED)
 
     def _message(self, result: CallbackTaskResult) -> None:
         """Write what a result has to say to a person."""

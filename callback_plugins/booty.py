@@ -66,13 +66,14 @@ def cause(result: Mapping[str, Any]) -> str:
 
 
 def states(
-    hosts: list[str], told: Mapping[str, str], summaries: Mapping[str, Mapping[str, int]]
+    hosts: set[str], told: Mapping[str, str], away: set[str], summaries: Mapping[str, Mapping[str, int]]
 ) -> dict[str, list[str]]:
     """Sort hosts by what became of them.
 
     Args:
         hosts: all that the run was about.
         told: what hosts themselves said became of them, in one of the words of STATES.
+        away: those that could not be reached, be that the run's end or not.
         summaries: Ansible's counts of those that it got to.
     """
     found: dict[str, list[str]] = {}
@@ -80,7 +81,7 @@ def states(
         counts = summaries.get(host, {})
         if host in told:
             state = told[host]
-        elif counts.get("unreachable"):
+        elif host in away:
             state = "unreachable"
         elif counts.get("failures"):
             state = "failed"
@@ -123,6 +124,7 @@ class CallbackModule(default.CallbackModule):
         self._said: dict[str, str] = {}
         self._last = ("", "")
         self._told: dict[str, str] = {}
+        self._away: set[str] = set()
         self._screen = False
         # One line that comes and goes: what is under way. Only where it can be taken back.
         self._live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
@@ -228,10 +230,12 @@ class CallbackModule(default.CallbackModule):
         item = self._get_item_label(result.result)
         self._failure("FAILED", result, f"{item}: {cause(result.result)}")
 
-    @brief
     def v2_runner_on_unreachable(self, result: CallbackTaskResult) -> None:
         """Show why, unless the host's row of the status screen will."""
-        if result.task.args.get("verb") != "status":
+        self._away.add(result.host.get_name())
+        if self._display.verbosity:
+            super().v2_runner_on_unreachable(result)
+        elif result.task.args.get("verb") != "status":
             self._failure("UNREACHABLE", result, cause(result.result))
 
     @brief
@@ -253,8 +257,8 @@ class CallbackModule(default.CallbackModule):
             return
         super().v2_playbook_on_stats(stats)
         summaries = {host: stats.summarize(host) for host in stats.processed}
-        failed = [host for host, counts in summaries.items() if counts["failures"] or counts["unreachable"]]
-        for state, hosts in states([*self._hosts.union(failed)], self._told, summaries).items():
+        failed = {host for host, counts in summaries.items() if counts["failures"]}
+        for state, hosts in states(self._hosts | failed, self._told, self._away, summaries).items():
             self._line(f"{state:<13}{', '.join(hosts)}", STATES[state])
         self._line(f"{time.monotonic() - self._began:.1f} s")
 
@@ -290,6 +294,7 @@ class CallbackModule(default.CallbackModule):
         if not told.get("_ansible_verbose_always") or told.get("msg") == "All assertions passed":
             return
         self._head()
+        self._clean_results(told, result.task.action)
         self._line(textwrap.indent(self._plain(told.get("msg", told)), INDENT), C.COLOR_OK)
 
     def _plain(self, said: Any) -> str:
@@ -312,9 +317,11 @@ class CallbackModule(default.CallbackModule):
         self._last = (result.task._uuid, said)
 
     def _note(self, result: CallbackTaskResult) -> None:
-        """Note what a host says became of it; a delegated one is the host that it was delegated to."""
-        if (state := result.result.get("state")) in STATES:
-            self._told[result.task.delegate_to or result.host.get_name()] = state
+        """Note what a host says became of it; where each item is another host, that is the one."""
+        told, state = result.result, result.result.get("state")
+        if isinstance(state, str) and state in STATES:
+            host = told["item"] if result.task.delegate_to and "item" in told else result.host.get_name()
+            self._told[str(host)] = state
 
     def _show_screen(self, result: CallbackTaskResult) -> bool:
         """Show a result that is a screen of its own; standard output is then a file or a pipe like any other."""

@@ -112,11 +112,14 @@ def test_only_what_happens_gets_a_line(play: Callable[..., Shown]) -> None:
 
 
 def test_ansibles_own_output_comes_back(play: Callable[..., Shown]) -> None:
-    for shown in (play(STEPS, "-v"), play(STEPS, ANSIBLE_STDOUT_CALLBACK="default")):
+    verbose, usual = play(STEPS, "-v"), play(STEPS, ANSIBLE_STDOUT_CALLBACK="default")
+    for shown in (verbose, usual):
         assert "TASK [Look]" in shown.output
         assert "ok: [web3]" in shown.output
         assert shown.recap("web2")["changed"] == 1
-    assert "cmd:" in play(STEPS, "-v").output
+    assert "cmd:" in verbose.output
+    assert "changed      web1, web2\n" in verbose.output
+    assert "changed      web1" not in usual.output
 
 
 FAILS = """
@@ -222,11 +225,11 @@ def test_waves_and_what_became_of_each_host(play: Callable[..., Shown]) -> None:
     assert "Switch · wave 1: web1\n" in shown.output
     assert "Switch · wave 2: web2, web3\n" in shown.output
     assert shown.output.count("mind the gap") >= 1
-    assert "\nswitched     web1, web2, web3\nuntouched    away\n" in shown.output
+    assert "\nswitched     web1, web2, web3\nunreachable  away\n" in shown.output
     shown = play(WAVES, "-e", "stop=web1")
     assert shown.status == 2
     assert "wave 2" not in shown.output
-    assert "\nswitched     web1\nuntouched    away, web2, web3\n" in shown.output
+    assert "\nswitched     web1\nuntouched    web2, web3\nunreachable  away\n" in shown.output
 
 
 DIFF = """
@@ -284,21 +287,26 @@ def test_a_terminal_shows_the_step_that_is_under_way(tmp_path: Path) -> None:
     assert b"\033[K\033[0;33m" in shown
 
 
+COUNTS = {"failures": 0, "unreachable": 0, "changed": 0}
+
+
 @pytest.mark.parametrize(
-    ("told", "counts", "expected"),
+    ("told", "away", "counts", "expected"),
     [
-        ({}, {"failures": 0, "unreachable": 0, "changed": 0}, "unchanged"),
-        ({}, {"failures": 0, "unreachable": 0, "changed": 1}, "changed"),
-        ({}, {"failures": 1, "unreachable": 0, "changed": 1}, "failed"),
-        ({}, {"failures": 0, "unreachable": 1, "changed": 1}, "unreachable"),
-        ({}, {}, "untouched"),
-        ({"web1": "went back"}, {"failures": 1, "unreachable": 0, "changed": 0}, "went back"),
-        ({"web2": "switched"}, {"failures": 0, "unreachable": 0, "changed": 1}, "untouched"),
-        ({"web2": "switched"}, {"failures": 1, "unreachable": 0, "changed": 0}, "failed"),
+        ({}, False, COUNTS, "unchanged"),
+        ({}, False, {**COUNTS, "changed": 1}, "changed"),
+        ({}, False, {**COUNTS, "failures": 1, "changed": 1}, "failed"),
+        ({}, True, {**COUNTS, "unreachable": 1, "changed": 1}, "unreachable"),
+        ({"web2": "switched"}, True, COUNTS, "unreachable"),
+        ({}, False, {}, "untouched"),
+        ({"web1": "went back"}, False, {**COUNTS, "failures": 1}, "went back"),
+        ({"web2": "switched"}, False, {**COUNTS, "changed": 1}, "untouched"),
+        ({"web2": "switched"}, False, {**COUNTS, "failures": 1}, "failed"),
     ],
 )
-def test_states(told: dict[str, str], counts: dict[str, int], expected: str) -> None:
-    assert callback.states(["web1"], told, {"web1": counts} if counts else {}) == {expected: ["web1"]}
+def test_states(told: dict[str, str], away: bool, counts: dict[str, int], expected: str) -> None:
+    found = callback.states({"web1"}, told, {"web1"} if away else set(), {"web1": counts} if counts else {})
+    assert found == {expected: ["web1"]}
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, "a1"), (4, "a1, a2, a3, a4"), (5, "5 hosts")])

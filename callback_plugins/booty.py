@@ -142,8 +142,8 @@ class CallbackModule(default.CallbackModule):
         self._waves = self._waves + 1 if name == self._play_name else 1
         self._play_name = name
         wave = f"wave {self._waves}: " if play.serial and len(everyone) > 1 else ""
-        check = " · check: nothing is changed" if play.check_mode else ""
-        self._heading = f"{name} · {wave}{names(batch)}{check}"
+        parts = [name, f"{wave}{names(batch)}", "check: nothing is changed" if play.check_mode else ""]
+        self._heading = " · ".join(part for part in parts if part)
         self._play = play
         if self._display.verbosity:
             super().v2_playbook_on_play_start(play)

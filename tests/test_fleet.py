@@ -248,7 +248,7 @@ def test_one_of_twenty_hosts_fails(fleet: Fleet, break_it: Callable[[Host], Call
     """No request is lost anywhere, the others serve what the policy says, and one command mends it."""
     canary, victim = fleet.hosts[0], fleet.hosts[7]
     old = demo.health(canary)["release"]
-    new = fleet.release(POISONED)
+    new = fleet.release(POISONED if break_it is dies_after_the_switch else ROUTES)
     mend = break_it(victim)
     try:
         with fleet.load() as load:

@@ -50,6 +50,7 @@ VERBS: dict[str, dict[str, Any]] = {
         "wait": {"type": "int", "default": 0},
     },
     "record": {"message": {"type": "str", "required": True}, "fields": {"type": "dict", "required": True}},
+    "status": {"pointer": {"type": "str", "default": ""}, "units": {"type": "dict", "default": {}}},
     "take_back": {
         "release": {"type": "str", "required": True},
         "by": {"type": "str", "required": True},

@@ -83,11 +83,17 @@ def cut_over(wanted: host.Release, keep: int, by: str) -> dict[str, Any]:
         outcome = go_back(before) if touched else leave(before, listened)
         with suppress(OSError):
             state.abandon(wanted.sha, why.splitlines()[0])
-        record(f"{wanted.sha} does not serve. {outcome}", "went back" if touched else "not switched")
-        return {"failed": True, "msg": f"{wanted.sha} does not serve: {why}\n{outcome}", "notices": notices}
+        ended = "went back" if touched else "not switched"
+        record(f"{wanted.sha} does not serve. {outcome}", ended)
+        return {
+            "failed": True,
+            "state": ended,
+            "msg": f"{wanted.sha} does not serve: {why}\n{outcome}",
+            "notices": notices,
+        }
     state.serve(wanted.sha)
     record(f"serving {wanted.sha}", "switched")
-    result = {"unsettled": host.unsettled(wanted), "notices": notices}
+    result = {"state": "switched", "unsettled": host.unsettled(wanted), "notices": notices}
     try:
         return {**result, "pruned": prune(state, keep)}
     except (OSError, ValueError) as error:
@@ -239,7 +245,7 @@ def undo(release: str, by: str) -> dict[str, Any]:
     state.abandon(release, "taken back, since it failed on another host")
     seconds = f"{time.monotonic() - began:.2f}"
     host.log(outcome, result="taken back", release=before.sha, **{"from": release}, by=by, seconds=seconds)
-    return {"notices": [outcome]}
+    return {"state": "taken back", "notices": [outcome]}
 
 
 def confirm(release: host.Release, timeout: float = 15) -> None:

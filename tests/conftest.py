@@ -27,6 +27,9 @@ ROOT = Path(__file__).parent.parent
 ROLE = ROOT / "roles" / "app"
 # Two runs at once on one machine need two names.
 INSTANCE = os.environ.get("BOOTY_TEST_INSTANCE", "test")
+# Nobody's own Sentry hears of a test.
+for name in [name for name in os.environ if name.startswith("SENTRY_")]:
+    del os.environ[name]
 
 
 def load(path: Path, name: str) -> ModuleType:
@@ -41,15 +44,13 @@ def load(path: Path, name: str) -> ModuleType:
 
 
 class Repository:
-    """A git repository that holds a copy of the bundled app."""
+    """A git repository that holds a copy of the bundled app, or of all of this one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, what: str = "app") -> None:
         self.path = path
         subprocess.run(["git", "init", "--quiet", "--initial-branch=main", path], check=True)
-        tracked = self.git(
-            "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "app"
-        ).splitlines()
-        for name in tracked:
+        tracked = self.git("-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", what).splitlines()
+        for name in (name for name in tracked if (ROOT / name).exists()):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).write_bytes((ROOT / name).read_bytes())
         self.commit("The bundled app")

@@ -193,7 +193,7 @@ class CallbackModule(default.CallbackModule):
             if not self._step or self._step[0]._uuid != result.task._uuid:
                 self._flush()
                 self._step = (result.task, [], 0.0)
-            self._step = (result.task, [*self._step[1], self.host_label(result)], self._seconds(result.task))
+            self._step = (result.task, [*self._step[1], result.host.get_name()], self._seconds(result.task))
         if "results" not in result.result:
             self._message(result)
 

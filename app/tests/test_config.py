@@ -31,6 +31,9 @@ def test_defaults():
         "booty_log_level": "info",
         "booty_drain_seconds": 30.0,
         "booty_idle_seconds": 1.0,
+        "booty_queue_url": None,
+        "booty_queue_jobs": 4,
+        "booty_candidate": False,
         "state_directory": None,
     }
 

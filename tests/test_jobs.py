@@ -6,9 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from app.tests.postgres import Cluster
 from sandbox import hosts as sandbox
 from tests.conftest import ROOT, Site
 
@@ -199,3 +201,31 @@ def test_booty_verify_on_the_host(site: Site, release: str) -> None:
     site.wait_for("test -e /var/lib/booty/jobs.sqlite3")
     listed = json.loads(booty(site, "jobs --json")[1])["jobs"]
     assert [(job["kind"], job["state"], job["error"]) for job in listed] == [("verify", "waiting", None)]
+
+
+@pytest.mark.long
+def test_a_queue_in_postgresql(site: Site, release: str) -> None:
+    """In the unit's own sandbox; the server runs beside the tracker."""
+    address = urlsplit(site.tracker.url).hostname
+    assert address
+    secrets, cluster = f"SENTRY_DSN={site.tracker.dsn}\n", Cluster(address)
+    try:
+        site.place_secrets(f"{secrets}BOOTY_QUEUE_URL={cluster.url}\n")
+        site.deploy(app_release=release, app_restart="true")
+        enqueue(site, "slow", "long", 600)
+        wait_for_note(site, "begin long")
+        site.run("systemctl kill --signal=KILL booty.service")
+        wait_for_note(site, "end long", 120)
+        assert noted(site) == {"begin long": 2, "end long": 1}
+        cluster.stop()
+        site.release(text=ROUTES + "# not to be\n")
+        played = site.play("deploy.yml")
+        assert played.status != 0
+        assert "queue: connection failed" in " ".join(played.output.split())
+        assert site.health()["release"] == release
+        for text in (played.output, site.run("journalctl --output=cat")):
+            assert "pw-of-queue" not in text
+    finally:
+        cluster.close()
+        site.place_secrets(secrets)
+        site.deploy(app_release=release, app_restart="true")

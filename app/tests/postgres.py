@@ -28,37 +28,44 @@ def binaries() -> Path:
 
 
 class Cluster:
-    """A server on loopback, with one database; it does not run as root."""
+    """A server with one database; it does not run as root.
 
-    def __init__(self) -> None:
+    Args:
+        address: what it listens on.
+    """
+
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        self._address = address
         self._binaries = binaries()
         self._user: dict[str, Any] = {"user": "postgres"} if os.geteuid() == 0 else {}
         self._directory = Path(tempfile.mkdtemp(prefix="booty-postgres-"))
         if self._user:
             shutil.chown(self._directory, "postgres")
-        with socket.create_server(("127.0.0.1", 0)) as sock:
+        with socket.create_server((address, 0)) as sock:
             self.port = sock.getsockname()[1]
-        self.url = f"postgresql://booty:pw-of-queue@127.0.0.1:{self.port}/booty"
+        self.url = f"postgresql://booty:pw-of-queue@{address}:{self.port}/booty"
         self._admin = f"host={self._directory} port={self.port} user=booty dbname=postgres"
         self._process: subprocess.Popen[bytes] | None = None
         password = self._directory / "password"
         password.write_text("pw-of-queue\n")
         password.chmod(0o644)
         self._run("initdb", "--username=booty", f"--pwfile={password}", "--auth-host=scram-sha-256", "--no-sync")
+        with (self._directory / "data/pg_hba.conf").open("a") as clients:
+            clients.write(f"host all all {address}/16 scram-sha-256\n")
         self.start()
         with psycopg.connect(self._admin, autocommit=True) as connection:
             connection.execute("CREATE DATABASE booty")
 
     def _run(self, program: str, *arguments: str) -> None:
-        command = [self._binaries / program, "-D", self._directory / "data", *arguments]
+        command: list[str | Path] = [self._binaries / program, "-D", self._directory / "data", *arguments]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", **self._user)
 
     def start(self) -> None:
         """Start the server and return once it answers."""
-        command = [self._binaries / "postgres", "-D", self._directory / "data", "-h", "127.0.0.1", "-p", str(self.port)]
+        command: list[str | Path] = [self._binaries / "postgres", "-D", self._directory / "data", "-h", self._address]
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, "-k", self._directory], stdout=log, stderr=log, cwd="/", **self._user
+                [*command, "-p", str(self.port), "-k", self._directory], stdout=log, stderr=log, cwd="/", **self._user
             )
         deadline = time.monotonic() + 30
         while True:

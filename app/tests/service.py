@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -21,9 +22,10 @@ from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException,
 from fastapi.responses import StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from booty import main, routes, server
+from booty import main, queue, routes, server, store
 from booty.__main__ import main as run
 from booty.config import Settings
+from booty.queue import current, job
 
 CLIENTS = "-".join(["of", "the", "client"])  # not as it is sent, so that no source line holds it
 
@@ -105,6 +107,74 @@ def leak(way: str, a: str, b: str, body: Annotated[bytes, Depends(read)]) -> Non
         case "model":
             pydantic.TypeAdapter(int).validate_python({"c": CLIENTS})
     raise RuntimeError("done")
+
+
+def note(*words: object) -> None:
+    """Leave a line where the test finds it, whatever becomes of this process."""
+    file = os.open(os.environ["TEST_NOTES"], os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    os.write(file, (" ".join(map(str, words)) + "\n").encode())
+    os.close(file)
+
+
+@job(retries=0)
+async def work(name: str, seconds: float = 0) -> None:
+    note("begin", name)
+    await asyncio.sleep(seconds)
+    note("end", name)
+
+
+@job(retries=0)
+def toil(name: str, seconds: float = 0) -> None:
+    note("begin", name)
+    time.sleep(seconds)
+    note("end", name)
+
+
+@job(retries=2, wait=0.2, growth=2)
+def falter(name: str, times: int) -> None:
+    note(name, time.time())
+    if current().attempt <= times:
+        raise LookupError(f"{name} in attempt {current().attempt}, with {os.environ.get('PLANTED')}")
+
+
+@job(retries=0)
+def leave() -> None:
+    sys.exit("from a job")
+
+
+@job(retries=0)
+def kill(name: str) -> None:
+    note(name)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@job(retries=0)
+async def chain(name: str) -> None:
+    await current().queue.enqueue(work, name)
+
+
+@job(every=0.5)
+def tick() -> None:
+    if "TEST_TICK" in os.environ:
+        note("tick")
+
+
+@routes.router.post("/jobs/{kind}")
+async def enqueue(request: Request, kind: str) -> list[str]:
+    jobs: queue.Queue = request.state.queue
+    return [await jobs.enqueue(queue.KINDS[kind], **arguments) for arguments in await request.json()]
+
+
+@routes.router.post("/jobs/{kind}/sync")
+def put(request: Request, kind: str, name: str) -> str:
+    jobs: queue.Queue = request.state.queue
+    return jobs.put(queue.KINDS[kind], name)
+
+
+if "TEST_LEASE" in os.environ:
+    store.LEASE_SECONDS = int(os.environ.pop("TEST_LEASE"))
+for kind in os.environ.pop("TEST_WITHOUT", "").split():  # an older release, that does not know it
+    del queue.KINDS[kind]
 
 
 class FailingMiddleware:

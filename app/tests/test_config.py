@@ -32,6 +32,9 @@ def test_defaults():
         "booty_workers": 1,
         "booty_drain_seconds": 30.0,
         "booty_idle_seconds": 1.0,
+        "booty_queue_url": None,
+        "booty_queue_jobs": 4,
+        "booty_candidate": False,
         "state_directory": None,
     }
 
@@ -140,3 +143,24 @@ def test_label_must_fit_the_running_code(tmp_path):
 def test_version_is_the_package_s():
     project = tomllib.loads((CODE.parents[1] / "pyproject.toml").read_text())["project"]
     assert project["version"] == booty.__version__
+
+
+@pytest.mark.parametrize(
+    ("url", "flaw"),
+    [
+        ("mysql://u:planted@h/d", "does not begin with postgresql://"),
+        ("postgresql://u:planted@h", "names no database"),
+        ("postgresql://u:planted @h/d", "has a blank inside"),
+        ("postgresql://u:planted@[h/d", "is no URL"),
+    ],
+)
+def test_a_queue_url_that_is_none(url, flaw):
+    message = refusal(booty_queue_url=url)
+    assert message.startswith("BOOTY_QUEUE_URL must be a PostgreSQL URL")
+    assert message.endswith(f"({flaw})")
+    assert "planted" not in message
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:p@h/d", "postgres://h/d", "postgresql:///d?host=/run/postgresql"])
+def test_a_queue_url(url):
+    assert Settings(booty_queue_url=url).booty_queue_url.get_secret_value() == url

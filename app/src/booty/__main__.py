@@ -3,12 +3,13 @@
 import argparse
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from booty import __version__, logs
+from booty import __version__, ask, logs
 from booty.config import Settings, explain
 
 log = logging.getLogger("booty")
@@ -23,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 after a stop; 1 when the service refuses to start, which stays so until somebody
         changes something; 3, as uvicorn's, when it failed, which may pass: systemd starts it again.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in ask.COMMANDS:
+        return ask.main(argv)
     args = _parser().parse_args(argv)
     logs.configure()
     try:
@@ -61,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     settings = "\n".join(f"  {name.upper():<20} {field.description}" for name, field in Settings.model_fields.items())
     parser = argparse.ArgumentParser(
         prog="booty",
-        description="Serve the app, on the sockets that systemd passes or else on these.",
+        description="Serve the app, on the sockets that systemd passes or else on these. See also: booty verify --help,"
+        " booty jobs --help.",
         epilog=f"settings, taken from the environment:\n{settings}\n\n{_STATUSES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

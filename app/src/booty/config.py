@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
@@ -63,6 +64,15 @@ class Settings(BaseSettings):
     booty_idle_seconds: Seconds = Field(
         default=1.0, description="the seconds, 0 or more, that an idle connection is kept after SIGTERM"
     )
+    booty_queue_url: SecretStr | None = Field(
+        default=None,
+        description="a PostgreSQL URL, postgresql://USER:PASSWORD@HOST/DATABASE, for a queue that hosts share",
+    )
+    booty_queue_jobs: int = Field(default=4, ge=0, description="how many jobs a process runs at once, 0 or more")
+    booty_candidate: bool = Field(
+        default=False,
+        description="true or false: whether this is a release on trial, which must pass all checks to start",
+    )
     state_directory: Path | None = Field(default=None, description="a writable directory, given by systemd")
 
     @model_validator(mode="before")
@@ -87,6 +97,13 @@ class Settings(BaseSettings):
     @classmethod
     def _usable_dsn(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and (flaw := _dsn_flaw(value.get_secret_value())):
+            raise ValueError(flaw)
+        return value
+
+    @field_validator("booty_queue_url")
+    @classmethod
+    def _usable_queue(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and (flaw := _queue_flaw(value.get_secret_value())):
             raise ValueError(flaw)
         return value
 
@@ -121,6 +138,19 @@ def _dsn_flaw(dsn: str) -> str | None:
     if ":" in parsed.host:
         return "has an IPv6 address for a host, which the SDK does not support"
     return None
+
+
+def _queue_flaw(url: str) -> str | None:
+    """Say what is wrong with a PostgreSQL URL, in words that hold nothing of it, or None."""
+    if any(char.isspace() for char in url):
+        return "has a blank inside"
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "is no URL"
+    if parts.scheme not in {"postgresql", "postgres"}:
+        return "does not begin with postgresql://"
+    return None if parts.path.strip("/") else "names no database"
 
 
 def _label_flaw(release_dir: Path | None, release: str | None) -> str | None:

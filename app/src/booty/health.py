@@ -19,12 +19,12 @@ def health(request: Request) -> JSONResponse:
     if settings is None:
         return JSONResponse({"status": "unavailable", "reason": "the startup is not complete"}, 503)
     identity = {"release": settings.sentry_release, "environment": settings.sentry_environment}
-    if flaw := settings.label_flaw or _directory_flaw(settings.state_directory):
+    if flaw := settings.label_flaw or directory_flaw(settings.state_directory):
         return JSONResponse({"status": "unavailable", "reason": flaw, **identity}, 503)
     return JSONResponse({"status": "ok", **identity})
 
 
-def _directory_flaw(directory: Path | None) -> str | None:
+def directory_flaw(directory: Path | None) -> str | None:
     """Say why the state directory can't be written, or None: a byte in a file without a name proves it."""
     if directory is None:
         return None

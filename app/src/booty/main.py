@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import TypedDict
 
 import sentry_sdk
 from fastapi import FastAPI
 
+import booty.jobs  # noqa: F401 - which declares them
 from booty import __version__, health, routes, telemetry
 from booty.config import Settings
+from booty.queue import Queue
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +20,7 @@ class State(TypedDict):
     """What the lifespan hands to each request, as `request.state`."""
 
     settings: Settings
+    queue: Queue
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -35,7 +38,9 @@ def create_app(settings: Settings) -> FastAPI:
         app.middleware_stack = None
         try:
             # What the service needs while it runs starts around this: here, or in a router's own lifespan.
-            yield State(settings=settings)
+            # The server has its jobs begin once it is ready, and end while all of this still stands.
+            with closing(Queue(settings)) as queue:
+                yield State(settings=settings, queue=queue)
         except Exception as error:
             with sentry_sdk.new_scope() as scope:
                 scope.set_transaction_name("shutdown" if getattr(app.state, "started", False) else "startup", "task")

@@ -20,10 +20,11 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from booty import telemetry
+from booty import telemetry, verify
 from booty.config import Settings
 from booty.internal import create_internal_app
 from booty.main import create_app
+from booty.queue import Queue
 
 log = logging.getLogger(__name__)
 
@@ -127,10 +128,7 @@ async def _serve(settings: Settings, sockets: list[socket.socket], on_ready: Cal
     async with app.router.lifespan_context(app) as yielded:
         app.state.started = True
         state = dict(yielded or {})
-        flaw = await _health_flaw(app, state)
-        if not flaw and settings.booty_telemetry_gate:
-            flaw = await telemetry.gate_flaw()
-        if flaw:
+        if flaw := await _health_flaw(app, state) or await verify.start_flaw(settings, state["queue"]):
             log.error("refusing to serve: %s", flaw)
             raise SystemExit(1)
         names = ", ".join(_name(sock.getsockname()) for sock in sockets)
@@ -204,8 +202,12 @@ class Server:
         for sock, app in listeners:
             await self._listen(sock, app, state)
         self._on_ready()
+        queue: Queue = state["queue"]
+        queue.begin(state)
         await self._stop.wait()
+        jobs = loop.create_task(queue.end(self._drain_seconds, self._cut))
         finished = await self._drain()
+        await jobs
         clock.cancel()
         return finished
 

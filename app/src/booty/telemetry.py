@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from email.utils import mktime_tz, parsedate_tz
 from functools import cache
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -169,6 +170,8 @@ class Transport(HttpTransport):
         assert self.parsed_dsn
         self.place = f"{self.parsed_dsn.host}:{self.parsed_dsn.port}"
         self.deliveries = Deliveries(self.place)
+        self.release: str | None = None  # of the last event, "" if it had none
+        self.clock_offset: float | None = None  # by how many seconds the tracker was ahead at its last answer
 
     def outcome_of(self, event_id: str) -> "Future[Outcome]":
         """Promise the outcome of an event that is yet to be captured under this id."""
@@ -213,11 +216,14 @@ class Transport(HttpTransport):
         except urllib3.exceptions.ProtocolError:
             response = once()  # the connection was kept alive and just closed; an event id counts only once
         self._outcome = response.status
+        if date := _seconds(response.headers.get("date")):
+            self.clock_offset = date - time.time()
         return response
 
     def _conclude(self, envelope: Envelope, outcome: Outcome) -> None:
-        if not any(item.type == "event" for item in envelope.items):
+        if (event := envelope.get_event()) is None:
             return
+        self.release = str(event.get("release") or "")
         # Not quite none: what the SDK itself tells the tracker waits there as well.
         drained = cast(BackgroundWorker, self._worker)._queue.unfinished_tasks < _BACKLOG
         self._taken += accepted(outcome)
@@ -228,6 +234,12 @@ class Transport(HttpTransport):
             line = self.deliveries.record(outcome, drained, time.time())
         if line:
             log.warning(line)
+
+
+def _seconds(date: str | None) -> float | None:
+    """Read the date of an HTTP answer, in seconds since 1970."""
+    parsed = parsedate_tz(date or "")
+    return float(mktime_tz(parsed)) if parsed else None
 
 
 def _reason(error: BaseException) -> str:
@@ -434,6 +446,24 @@ def status() -> dict[str, Any] | None:
     """Tell what became of the errors so far, or None where none are reported."""
     transport = sentry_sdk.get_client().transport
     return transport.deliveries.status if isinstance(transport, Transport) else None
+
+
+def last_flaw() -> str | None:
+    """Say what became of the last event unless the tracker accepted it; None if there was none."""
+    transport = sentry_sdk.get_client().transport
+    if not isinstance(transport, Transport) or (outcome := transport.deliveries.status["status"]) is None:
+        return None
+    return None if accepted(outcome) else describe(outcome, transport.place)
+
+
+def sent_release() -> str | None:
+    """Tell which release the last event named, "" for none; None if there was no event."""
+    return getattr(sentry_sdk.get_client().transport, "release", None)
+
+
+def clock_offset() -> float | None:
+    """Tell by how many seconds the tracker's clock was ahead of this host's at its last answer, if there was one."""
+    return getattr(sentry_sdk.get_client().transport, "clock_offset", None)
 
 
 async def gate_flaw() -> str | None:

@@ -1,0 +1,94 @@
+"""A PostgreSQL cluster of its own, from Debian's packages, that is gone after the tests."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+BINARIES = "/usr/lib/postgresql/*/bin"
+
+
+def binaries() -> Path:
+    """Find the server's programs; root installs them where they are missing."""
+    found = sorted(Path("/").glob(f"{BINARIES[1:]}/postgres"))
+    if not found and os.geteuid() == 0:
+        subprocess.run(["apt-get", "install", "-y", "-q", "--no-install-recommends", "postgresql"], check=True)
+        found = sorted(Path("/").glob(f"{BINARIES[1:]}/postgres"))
+    if not found:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    return found[-1].parent
+
+
+class Cluster:
+    """A server with one database; it does not run as root.
+
+    Args:
+        address: what it listens on.
+    """
+
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        self._address = address
+        self._binaries = binaries()
+        self._user: dict[str, Any] = {"user": "postgres"} if os.geteuid() == 0 else {}
+        self._directory = Path(tempfile.mkdtemp(prefix="booty-postgres-"))
+        if self._user:
+            shutil.chown(self._directory, "postgres")
+        with socket.create_server((address, 0)) as sock:
+            self.port = sock.getsockname()[1]
+        self.url = f"postgresql://booty:pw-of-queue@{address}:{self.port}/booty"
+        self._admin = f"host={self._directory} port={self.port} user=booty dbname=postgres"
+        self._process: subprocess.Popen[bytes] | None = None
+        password = self._directory / "password"
+        password.write_text("pw-of-queue\n")
+        password.chmod(0o644)
+        self._run("initdb", "--username=booty", f"--pwfile={password}", "--auth-host=scram-sha-256", "--no-sync")
+        with (self._directory / "data/pg_hba.conf").open("a") as clients:
+            clients.write(f"host all all {address}/16 scram-sha-256\n")
+        self.start()
+        with psycopg.connect(self._admin, autocommit=True) as connection:
+            connection.execute("CREATE DATABASE booty")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command: list[str | Path] = [self._binaries / program, "-D", self._directory / "data", *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", **self._user)
+
+    def start(self) -> None:
+        """Start the server and return once it answers."""
+        command: list[str | Path] = [self._binaries / "postgres", "-D", self._directory / "data", "-h", self._address]
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "-p", str(self.port), "-k", self._directory], stdout=log, stderr=log, cwd="/", **self._user
+            )
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                psycopg.connect(self._admin).close()
+                return
+            except psycopg.OperationalError:
+                assert time.monotonic() < deadline, (self._directory / "log").read_text()
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Stop the server; its clients are cut."""
+        if self._process:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(30)
+        self._process = None
+
+    def close(self) -> None:
+        """Stop the server and remove all of it."""
+        self.stop()
+        shutil.rmtree(self._directory)
+
+    def clear(self) -> None:
+        """Forget all jobs."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute("DROP TABLE IF EXISTS booty_job")

@@ -1,0 +1,70 @@
+"""What the verifier finds wrong, in words."""
+
+import asyncio
+
+import pytest
+
+from booty import verify
+from booty.config import Settings
+from booty.queue import Queue
+
+
+def flaws(settings):
+    queue = Queue(settings)
+    report = asyncio.run(verify.verify(settings, queue))
+    queue.close()
+    assert report.json["ok"] == (report.flaw is None)
+    return {check.name: check.detail for check in report.checks if not check.ok}
+
+
+def test_all_is_well(tmp_path):
+    assert flaws(Settings(state_directory=tmp_path)) == {}
+
+
+def test_nothing_is_needed_in_development():
+    assert flaws(Settings()) == {}
+
+
+def test_a_state_directory_that_is_not_there(tmp_path):
+    missing = tmp_path / "missing"
+    found = flaws(Settings(state_directory=missing))
+    assert found["state"] == f"{missing} is not writable: No such file or directory"
+    assert found["queue"].startswith("[Errno 2] No such file or directory")
+    assert found["disk"] == f"{missing} can't be asked: No such file or directory"
+    assert len(found) == 3
+
+
+def test_a_disk_that_is_nearly_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "LOW_DISK_BYTES", 2**60)
+    assert f"{tmp_path} has only " in flaws(Settings(state_directory=tmp_path))["disk"]
+
+
+def test_code_that_is_not_what_the_label_says(tmp_path, monkeypatch):
+    from booty import config
+
+    code = tmp_path / "abc" / "booty" / "config.py"
+    code.parent.mkdir(parents=True)
+    code.touch()
+    monkeypatch.setattr(config, "__file__", str(code))
+    pointer = tmp_path / "release.env"
+    monkeypatch.setattr(verify, "POINTER", pointer)
+    settings = Settings(sentry_release="abc", booty_release_dir=tmp_path / "abc")
+    assert flaws(settings) == {}
+    pointer.write_text("SENTRY_RELEASE=abc\n")
+    assert flaws(settings) == {}
+    pointer.write_text("SENTRY_RELEASE=def\n")
+    assert flaws(settings) == {"release": f"abc runs, and {pointer} names def"}
+    assert flaws(settings.model_copy(update={"booty_candidate": True})) == {}  # what serves is another one
+    code.unlink()
+    assert flaws(settings) == {"release": f"the running code is gone from {code.parent}"}
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(-3600, "ahead of the tracker's"), (3600, "behind the tracker's")])
+def test_a_clock_that_is_off_is_no_release_s_time_to_start(start, tcp, tmp_path, tracker, seconds, words):
+    tracker.clock = seconds
+    settings = {"SENTRY_DSN": tracker.dsn, "STATE_DIRECTORY": str(tmp_path), "BOOTY_TELEMETRY_GATE": "true"}
+    service = start(sockets=[tcp], BOOTY_CANDIDATE="true", **settings)
+    status, journal = service.wait()
+    assert status == 1
+    assert "refusing to serve: clock: it is 36" in journal or "refusing to serve: clock: it is 35" in journal
+    assert words in journal

@@ -1,0 +1,231 @@
+"""Jobs of the real service on a real host: whatever dies, none is lost; while nobody does, none runs twice."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from app.tests.postgres import Cluster
+from sandbox import hosts as sandbox
+from tests.conftest import ROOT, Site
+
+JOBS = """
+
+import os
+import time
+
+
+def note(*words: object) -> None:
+    with open(os.path.join(os.environ["STATE_DIRECTORY"], "notes"), "a") as file:
+        print(*words, file=file, flush=True)
+        os.fsync(file.fileno())
+
+
+@job()
+def slow(name: str, seconds: float) -> None:
+    # It takes its time, unless it did so before.
+    again = os.path.exists(os.path.join(os.environ["STATE_DIRECTORY"], name))
+    open(os.path.join(os.environ["STATE_DIRECTORY"], name), "w").close()
+    note("begin", name)
+    if not again:
+        time.sleep(seconds)
+    note("end", name)
+
+
+@job(retries=1, wait=0.1)
+def broken(name: str, seconds: float) -> None:
+    raise LookupError(name)
+"""
+
+ROUTES = """
+from fastapi import APIRouter, Request
+
+from booty import jobs
+
+router = APIRouter()
+
+
+@router.post("/jobs/{kind}")
+async def enqueue(request: Request, kind: str, name: str, seconds: float = 0) -> str:
+    return await request.state.queue.enqueue(getattr(jobs, kind), name, seconds)
+"""
+
+
+@pytest.fixture(scope="module")
+def release(site: Site) -> Iterator[str]:
+    """Deploy an app with jobs, and return its SHA."""
+    jobs = (ROOT / "app/src/booty/jobs.py").read_text()
+    site.release("jobs.py", jobs + JOBS)
+    sha = site.release(text=ROUTES)
+    site.deploy()
+    yield sha
+    site.release("jobs.py", jobs)
+
+
+@pytest.fixture(autouse=True)
+def _no_notes(site: Site, release: str) -> None:
+    site.run("cd /var/lib/booty && rm -f notes long job-*")
+
+
+def enqueue(site: Site, kind: str, name: str, seconds: float = 0) -> str:
+    url = f"http://127.0.0.1:8000/jobs/{kind}?name={name}&seconds={seconds}"
+    identity: str = json.loads(ask(site, f"-X POST '{url}'"))
+    return identity
+
+
+def ask(site: Site, what: str) -> str:
+    """Ask from the host itself; Debian's minimal root has no curl, so Python's own client does."""
+    method, url = ("POST", what.split("'")[1]) if "POST" in what else ("GET", what)
+    program = f"import urllib.request as r; print(r.urlopen(r.Request({url!r}, method={method!r})).read().decode())"
+    return site.run(f'python3 -c "{program}"')
+
+
+def noted(site: Site) -> Counter[str]:
+    return Counter(site.run("cat /var/lib/booty/notes 2>/dev/null || true").splitlines())
+
+
+def wait_for_note(site: Site, line: str, seconds: float = 60) -> None:
+    site.wait_for(f"grep -qx '{line}' /var/lib/booty/notes", seconds)
+
+
+def booty(site: Site, command: str) -> tuple[int, str]:
+    """Run the release's command as root on the host."""
+    done = site.host.ssh(f". /etc/booty/release.env && $BOOTY_RELEASE_DIR/bin/serve {command}")
+    return done.returncode, done.stdout + done.stderr
+
+
+def jobs(site: Site) -> list[dict[str, Any]]:
+    status, output = booty(site, "jobs --json")
+    assert status == 0, output
+    return [job for job in json.loads(output)["jobs"] if job["kind"] != "verify"]
+
+
+def test_a_job_survives_a_kill_of_the_service(site: Site) -> None:
+    enqueue(site, "slow", "long", 600)
+    wait_for_note(site, "begin long")
+    site.run("systemctl kill --signal=KILL booty.service")
+    wait_for_note(site, "end long")
+    assert noted(site) == {"begin long": 2, "end long": 1}
+    site.wait_for("systemctl is-active booty.service")
+    assert jobs(site) == []
+
+
+@pytest.mark.long
+def test_a_job_survives_a_power_cut(site: Site) -> None:
+    enqueue(site, "slow", "long", 600)
+    wait_for_note(site, "begin long")
+    sandbox.stop(site.host.instance, site.host.name)
+    sandbox.start(site.host.instance, site.host.name)
+    wait_for_note(site, "end long")
+    assert noted(site) == {"begin long": 2, "end long": 1}
+    assert jobs(site) == []
+
+
+def test_a_deploy_during_a_long_job(site: Site, release: str) -> None:
+    enqueue(site, "slow", "long", 4)
+    wait_for_note(site, "begin long")
+    site.release(text=ROUTES + "# another one\n")
+    playing = site.start("deploy.yml")
+    for number in range(8):
+        enqueue(site, "slow", f"job-{number}", 0.1)
+    played = playing.end()
+    assert played.status == 0, played.output
+    for number in range(8):
+        wait_for_note(site, f"end job-{number}")
+    names = ["long", *(f"job-{number}" for number in range(8))]
+    assert noted(site) == Counter(f"{when} {name}" for when in ("begin", "end") for name in names)
+    assert jobs(site) == []
+
+
+def test_a_deploy_during_a_job_longer_than_the_drain(site: Site, release: str) -> None:
+    site.deploy(app_drain_seconds="1")
+    enqueue(site, "slow", "long", 600)
+    wait_for_note(site, "begin long")
+    site.release(text=ROUTES + "# yet another one\n")
+    site.deploy(app_drain_seconds="1")
+    wait_for_note(site, "end long")
+    assert noted(site) == {"begin long": 2, "end long": 1}
+    assert "1 jobs go back to the queue" in site.run("journalctl --unit=booty.service --output=cat")
+
+
+def test_a_failing_job_s_events_reach_the_tracker(site: Site, release: str) -> None:
+    before = {event["id"] for event in site.tracker.events()}
+    site.deploy(app_release=release)
+    identity = enqueue(site, "broken", "planned")
+    site.wait_for(f". /etc/booty/release.env; $BOOTY_RELEASE_DIR/bin/serve jobs | grep -q '^{identity}.*failed'", 60)
+    found: list[dict[str, Any]] = []
+
+    def events() -> list[dict[str, Any]]:
+        new = [event["id"] for event in site.tracker.events() if event["id"] not in before]
+        return [site.tracker.event(event).data for event in new]
+
+    for _ in range(100):
+        if len(found := events()) >= 2:
+            break
+    assert len(found) == 2
+    for event in found:
+        assert event["release"] == release
+        assert event["environment"] == "staging"
+        assert event["transaction"] == "broken"
+        assert event["exception"]["values"][-1]["value"] == "planned"
+        assert event["tags"]["job_id"] == identity
+        assert event["tags"]["job_kind"] == "broken"
+    assert {event["tags"]["job_attempt"] for event in found} == {"1", "2"}
+    assert booty(site, f"jobs --drop {identity}")[0] == 0
+
+
+def test_booty_verify_on_the_host(site: Site, release: str) -> None:
+    site.deploy(app_release=release)
+    status, output = booty(site, "verify")
+    assert status == 0, output
+    assert [line.split()[:2] for line in output.splitlines()] == [
+        *([name, "ok"] for name in ("settings", "tracker", "release", "state", "queue", "disk", "clock")),
+        ["process", site.pid()],
+    ]
+    assert release in output
+    # A pointer that names what does not run.
+    site.run("cp /etc/booty/release.env /root/kept; sed -i s/SENTRY_RELEASE=./SENTRY_RELEASE=x/ /etc/booty/release.env")
+    try:
+        status, output = booty(site, "verify --json")
+    finally:
+        site.run("cp /root/kept /etc/booty/release.env")
+    assert status == 1, output
+    report = json.loads(output)
+    assert [check["name"] for check in report["checks"] if not check["ok"]] == ["release"]
+    assert report["release"] == release
+    site.wait_for("test -e /var/lib/booty/jobs.sqlite3")
+    listed = json.loads(booty(site, "jobs --json")[1])["jobs"]
+    assert [(job["kind"], job["state"], job["error"]) for job in listed] == [("verify", "waiting", None)]
+
+
+@pytest.mark.long
+def test_a_queue_in_postgresql(site: Site, release: str) -> None:
+    """In the unit's own sandbox; the server runs beside the tracker."""
+    address = urlsplit(site.tracker.url).hostname
+    assert address
+    secrets, cluster = f"SENTRY_DSN={site.tracker.dsn}\n", Cluster(address)
+    try:
+        site.place_secrets(f"{secrets}BOOTY_QUEUE_URL={cluster.url}\n")
+        site.deploy(app_release=release, app_restart="true")
+        enqueue(site, "slow", "long", 600)
+        wait_for_note(site, "begin long")
+        site.run("systemctl kill --signal=KILL booty.service")
+        wait_for_note(site, "end long", 120)
+        assert noted(site) == {"begin long": 2, "end long": 1}
+        cluster.stop()
+        site.release(text=ROUTES + "# not to be\n")
+        played = site.play("deploy.yml")
+        assert played.status != 0
+        assert "queue: connection failed" in " ".join(played.output.split())
+        assert site.health()["release"] == release
+        for text in (played.output, site.run("journalctl --output=cat")):
+            assert "pw-of-queue" not in text
+    finally:
+        cluster.close()
+        site.place_secrets(secrets)
+        site.deploy(app_release=release, app_restart="true")

@@ -11,7 +11,7 @@ import json
 import re
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Repository, Site
+from tests.conftest import ROLE, Repository, Site, load
 
 TOKEN = "planted-token-0123456789abcdef"
 PLANTED = "planted-variable-0123456789"
@@ -161,8 +161,8 @@ def sentry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sentry]:
 
 
 @pytest.fixture
-def module(plugin: Callable[[str], ModuleType]) -> ModuleType:
-    return plugin("action_plugins/booty_register.py")
+def module() -> ModuleType:
+    return load(ROLE / "action_plugins/booty_register.py", "booty_register")
 
 
 def words(output: str) -> str:

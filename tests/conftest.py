@@ -1,4 +1,4 @@
-"""Loads the role's plugins as Ansible does, and shares what tests of several files need."""
+"""What tests of several files share: a repository, playbooks as a user runs them, and a host to run them on."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import ansible.module_utils
 import pytest
 
 from sandbox import demo
@@ -28,6 +27,9 @@ ROOT = Path(__file__).parent.parent
 ROLE = ROOT / "roles" / "app"
 # Two runs at once on one machine need two names.
 INSTANCE = os.environ.get("BOOTY_TEST_INSTANCE", "test")
+# Nobody's own Sentry hears of a test.
+for name in [name for name in os.environ if name.startswith("SENTRY_")]:
+    del os.environ[name]
 
 
 def load(path: Path, name: str) -> ModuleType:
@@ -41,26 +43,14 @@ def load(path: Path, name: str) -> ModuleType:
     return module
 
 
-# Ansible ships the role's module_utils to the host as ansible.module_utils.*; modules import it from there.
-ansible.module_utils.booty_host = load(ROLE / "module_utils" / "booty_host.py", "ansible.module_utils.booty_host")
-
-
-@pytest.fixture(scope="session")
-def plugin() -> Callable[[str], ModuleType]:
-    """Return a function that imports a plugin of the role: `plugin("library/booty_info.py")`."""
-    return lambda path: load(ROLE / path, Path(path).stem)
-
-
 class Repository:
-    """A git repository that holds a copy of the bundled app."""
+    """A git repository that holds a copy of the bundled app, or of all of this one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, what: str = "app") -> None:
         self.path = path
         subprocess.run(["git", "init", "--quiet", "--initial-branch=main", path], check=True)
-        tracked = self.git(
-            "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "app"
-        ).splitlines()
-        for name in tracked:
+        tracked = self.git("-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", what).splitlines()
+        for name in (name for name in tracked if (ROOT / name).exists()):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).write_bytes((ROOT / name).read_bytes())
         self.commit("The bundled app")
@@ -96,9 +86,9 @@ import asyncio
 from fastapi import APIRouter
 router = APIRouter()
 @router.get("/slow")
-async def slow() -> dict[str, float]:
-    await asyncio.sleep(2)
-    return {"slept": 2.0}
+async def slow(seconds: float = 2.0) -> dict[str, float]:
+    await asyncio.sleep(seconds)
+    return {"slept": seconds}
 """
 
 
@@ -145,6 +135,13 @@ class Running:
         self.end()
 
 
+def start(playbook: str, inventory: Path, variables: dict[str, str], *arguments: str) -> Running:
+    """Start a playbook as a user would, to be ended or killed by the test."""
+    command = [str(Path(sys.executable).parent / "ansible-playbook"), playbook, "-i", str(inventory)]
+    environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0", "COLUMNS": "200"}
+    return Running([*command, "-e", json.dumps(variables), *arguments], environment)
+
+
 class Site:
     """A sandbox host with a tracker, a repository to deploy to it, and the playbooks as a user runs them."""
 
@@ -166,11 +163,8 @@ class Site:
 
     def start(self, playbook: str, *arguments: str, on: Host | None = None, **variables: str) -> Running:
         """Start a playbook, to be ended or killed by the test."""
-        extra = json.dumps({**self.variables, **variables})
-        command = [str(Path(sys.executable).parent / "ansible-playbook"), playbook, "-i", str(self.inventory)]
-        command += ["--limit", (on or self.host).name, "-e", extra, *arguments]
-        environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0", "COLUMNS": "200"}
-        return Running(command, environment)
+        limit = ["--limit", (on or self.host).name]
+        return start(playbook, self.inventory, {**self.variables, **variables}, *limit, *arguments)
 
     def deploy(self, *arguments: str, **variables: str) -> Play:
         """Deploy, and fail the test unless that went well."""

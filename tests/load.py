@@ -1,6 +1,6 @@
 """Load on a service, counted by raw sockets: nothing here retries, pools or hides a failure.
 
-`python -m tests.load HOST PORT` runs until its standard input ends, then prints what happened as JSON.
+`python -m tests.load '{"hosts": [HOST], …}'` runs until its standard input ends, then prints what happened as JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-FRESH, KEEP_ALIVE, SLOW = 10, 10, 4
+# How many clients a host has: with a fresh connection each time, with one that is kept, and with slow requests.
+CLIENTS = (10, 10, 4)
 # Between two requests of a client, in seconds: a service on a shared core must have time left for a deploy.
 PAUSE = 0.03
 
@@ -51,7 +52,9 @@ async def request(
     return headers.get("connection") != "close" and not close, json.loads(body)
 
 
-async def client(address: tuple[str, int], path: str, close: bool, tally: Tally, stop: asyncio.Event) -> None:
+async def client(
+    address: tuple[str, int], path: str, close: bool, pause: float, tally: Tally, stop: asyncio.Event
+) -> None:
     """Ask again and again, on a new connection each time or on one as long as the server keeps it."""
     stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
     while not stop.is_set():
@@ -62,7 +65,7 @@ async def client(address: tuple[str, int], path: str, close: bool, tally: Tally,
                 stream = await asyncio.open_connection(*address)
             stays, body = await asyncio.wait_for(request(*stream, path, close), 30)
         except (TimeoutError, OSError, EOFError, Refused, ValueError) as error:
-            tally.failures.append(f"{path} {'fresh' if close else 'kept'}: {error!r}")
+            tally.failures.append(f"{address[0]} {path} {'fresh' if close else 'kept'}: {error!r}")
             stays, body = False, {}
         took = time.monotonic() - began
         if path == "/health":
@@ -73,11 +76,11 @@ async def client(address: tuple[str, int], path: str, close: bool, tally: Tally,
         if not stays and stream:
             stream[1].close()
             stream = None
-        await asyncio.sleep(PAUSE)
+        await asyncio.sleep(pause)
 
 
-async def load(address: tuple[str, int]) -> Tally:
-    """Run all clients until standard input ends."""
+async def load(hosts: list[str], port: int, clients: tuple[int, int, int], pause: float) -> Tally:
+    """Run all clients of all hosts until standard input ends."""
     tally, stop = Tally(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -86,8 +89,11 @@ async def load(address: tuple[str, int]) -> Tally:
         stop.set()
 
     loop.add_reader(sys.stdin, end)
-    kinds = [("/health", True)] * FRESH + [("/health", False)] * KEEP_ALIVE + [("/slow", False)] * SLOW
-    await asyncio.gather(*(client(address, path, close, tally, stop) for path, close in kinds))
+    fresh, kept, slow = clients
+    kinds = [("/health", True)] * fresh + [("/health", False)] * kept + [("/slow", False)] * slow
+    await asyncio.gather(
+        *(client((host, port), path, close, pause, tally, stop) for host in hosts for path, close in kinds)
+    )
     return tally
 
 
@@ -99,8 +105,11 @@ def percentile(sorted_values: list[float], share: float) -> float:
 class Load:
     """Load in a process of its own, while the `with` block runs; `report` is there afterwards."""
 
-    def __init__(self, address: str, port: int = 8000) -> None:
-        self._command = [sys.executable, "-m", "tests.load", address, str(port)]
+    def __init__(
+        self, *hosts: str, port: int = 8000, clients: tuple[int, int, int] = CLIENTS, pause: float = PAUSE
+    ) -> None:
+        told = {"hosts": hosts, "port": port, "clients": clients, "pause": pause}
+        self._command = [sys.executable, "-m", "tests.load", json.dumps(told)]
         self.report: dict[str, Any] = {}
 
     def __enter__(self) -> Load:
@@ -121,7 +130,7 @@ class Load:
 
 def main() -> None:
     """Run, and print the report."""
-    tally = asyncio.run(load((sys.argv[1], int(sys.argv[2]))))
+    tally = asyncio.run(load(**json.loads(sys.argv[1])))
     latencies = sorted(tally.latencies)
     report = {
         "requests": len(latencies) + tally.slow,

@@ -5,23 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
-from tests.conftest import Repository
+from tests.conftest import ROLE, ROOT, Repository, load
 
 PYTHON = "3.11"
 MACHINE = platform.machine()
 
 
 @pytest.fixture(scope="module")
-def artifact(plugin: Any) -> ModuleType:
-    module: ModuleType = plugin("action_plugins/booty_artifact.py")
-    return module
+def artifact() -> ModuleType:
+    return load(ROLE / "action_plugins/booty_artifact.py", "booty_artifact")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,8 @@ def test_layers_are_apart(artifact: ModuleType, repository: Repository, cache: P
         assert pth
         assert pth.read().decode() == f"/opt/booty/layers/{built['layer']['name']}\n"
         assert manifest
-        assert json.load(manifest) == {"release": sha, "layer": built["layer"]["name"], "python": PYTHON}
+        made_from = {"python": PYTHON, "path": "app", "module": "booty"}
+        assert json.load(manifest) == {"release": sha, "layer": built["layer"]["name"], **made_from}
         assert {entry.mode for entry in tar.getmembers() if entry.isfile()} <= {0o644, 0o755}
         assert {(entry.uid, entry.gid) for entry in tar.getmembers()} == {(0, 0)}
 
@@ -119,6 +123,73 @@ def test_a_lock_without_hashes_is_refused(artifact: ModuleType, repository: Repo
     repository.write("app/requirements.txt", "fastapi==0.165.0\n")
     with pytest.raises(artifact.BuildError, match="hash"):
         artifact.build(repository.path, "app", "booty", repository.commit("Unlock"), PYTHON, MACHINE, cache)
+
+
+@pytest.mark.parametrize(
+    ("dependency", "fault"),
+    [
+        ("fastapi>=0.100", None),
+        ("Pydantic_Settings", None),
+        ('tomli; python_version < "3.11"', None),
+        ('pywin32; sys_platform == "win32"', None),
+        ("fastapi>=1.0", "wants fastapi>=1.0, but 0."),
+        ("fastapi==0.1.*", "wants fastapi==0.1.*, but 0."),
+        ("httpx", "wants httpx, which is not locked"),
+        ('tomli; python_version >= "3.11"', "which is not locked"),
+    ],
+)
+def test_a_lock_out_of_date_is_seen(artifact: ModuleType, dependency: str, fault: str | None) -> None:
+    locked = artifact.pins((ROOT / "app/requirements.txt").read_text(), PYTHON, MACHINE)
+    found = artifact.outdated(f"[project]\ndependencies = {[dependency]}\n", locked, PYTHON, MACHINE)
+    assert fault in found if fault else found == ""
+
+
+@pytest.mark.parametrize("line", ["a==1 \\", "a==1 --hash=sha256:00", 'a==1 ; python_version < "4" \\', "A==1"])
+def test_a_line_of_a_lock_is_read(artifact: ModuleType, line: str) -> None:
+    via = "    # via\n    #   b\n    #   c-d (pyproject.toml)\n"
+    lock = f"# a comment\n--only-binary :all:\n{line}\n    --hash=sha256:01\n{via}"
+    ((name, pin),) = artifact.pins(lock, PYTHON, MACHINE).items()
+    assert (name, pin.version) == ("a", "1")
+    assert {"b", "c-d"} <= pin.wanted_by
+
+
+def test_the_bill_of_materials(artifact: ModuleType, repository: Repository, tmp_path: Path) -> None:
+    sha = repository.git("rev-parse", "HEAD")
+    texts = []
+    for cache in ("one", "two"):
+        built = artifact.build(repository.path, "app", "booty", sha, PYTHON, MACHINE, tmp_path / cache)
+        beside = Path(built["release"]["file"].replace(".tar.gz", ".cdx.json")).read_bytes()
+        with tarfile.open(built["release"]["file"]) as tar:
+            inside = tar.extractfile("sbom.cdx.json")
+            assert inside
+            assert inside.read() == beside
+        texts.append(beside.decode())
+    assert texts[0] == texts[1]
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(texts[0]) is None
+    told = json.loads(texts[0])
+    assert told["metadata"]["component"] == {"bom-ref": "booty", "name": "booty", "type": "application", "version": sha}
+    # It names what the layer holds, and nothing of another system.
+    there = {
+        match[1] for name in names(built["layer"]["file"]) if (match := re.match(r"([^/]+)\.dist-info/METADATA", name))
+    }
+    assert {f"{part['name'].replace('-', '_')}-{part['version']}" for part in told["components"]} == there
+    wants = {
+        one["ref"].partition("@")[0]: {ref.partition("@")[0] for ref in one.get("dependsOn", [])}
+        for one in told["dependencies"]
+    }
+    assert wants["booty"] == {"fastapi", "httptools", "pydantic-settings", "sentry-sdk", "uvicorn", "uvloop"}
+    assert "starlette" in wants["fastapi"]
+
+
+def test_the_lock_can_be_audited() -> None:
+    """As docs/security.md says it, but for the question itself, which goes to a service on the internet."""
+    command = re.search(r"^pip-audit (.*app/requirements.txt)$", (ROOT / "docs/security.md").read_text(), re.MULTILINE)
+    assert command
+    audit = [str(Path(sys.executable).parent / "pip-audit"), *command[1].split(), "--dry-run"]
+    done = subprocess.run(audit, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    locked = re.findall(r"^[a-z]", (ROOT / "app/requirements.txt").read_text(), re.MULTILINE)
+    assert f"would have audited {len(locked)} packages" in done.stderr
 
 
 def test_an_unsupported_machine_is_refused(artifact: ModuleType, repository: Repository, tmp_path: Path) -> None:

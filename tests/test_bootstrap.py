@@ -231,6 +231,16 @@ def test_an_unknown_system_is_refused_before_any_change(
         new.run("cat /root/os-release > /etc/os-release; rm -f /usr/local/bin/dpkg")
 
 
+def test_ubuntu_differs_in_data_alone(new: New) -> None:
+    """No sandbox host is one: what differs is in vars/, and the summary says that it was never tested."""
+    new.run("sed -i 's/^ID=.*/ID=ubuntu/; s/^VERSION_ID=.*/VERSION_ID=\"24.04\"/' /etc/os-release")
+    played = new.ready(**{**QUICK, "host_security_updates": True})
+    assert "ubuntu 24.04, which Booty was never tested on" in words(played)
+    assert re.findall(r'Origins-Pattern:: "(.*)"', new.run("apt-config dump Unattended-Upgrade")) == [
+        "origin=Ubuntu,archive=${distro_codename}-security,label=Ubuntu"
+    ]
+
+
 @pytest.fixture(scope="module")
 def unknown() -> list[New]:
     """Return where the host that several systems are played on is kept."""

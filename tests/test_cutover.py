@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import getpass
+import http.client
 import re
+import threading
 import time
+from contextlib import closing
 from datetime import datetime
 
 import pytest
@@ -12,7 +15,7 @@ import pytest
 from sandbox import demo
 from sandbox import hosts as sandbox
 from tests.conftest import ROUTES, Site
-from tests.load import Load
+from tests.load import CLIENTS, Load
 
 
 @pytest.fixture
@@ -153,18 +156,51 @@ def test_a_tracker_that_accepts_lets_the_release_through(site: Site) -> None:
     assert event.data["environment"] == "staging"
 
 
-def test_a_failure_after_the_point_goes_back(site: Site, releases: tuple[str, str]) -> None:
-    """It proves itself as a candidate, and fails as the service."""
-    site.release(text=ROUTES + 'import os\nif "BOOTY_TELEMETRY_GATE" not in os.environ: raise SystemExit(7)\n')
-    with Load(site.host.address) as load:
+# Each is fine as a candidate and fails as the service; asked once more, or for the first time from outside.
+ONLY_THE_SERVICE = 'import os\nfrom booty import health\nif "BOOTY_TELEMETRY_GATE" not in os.environ:\n    '
+ONCE_MORE = (
+    ONLY_THE_SERVICE
+    + "asked = []\n    health._directory_flaw = lambda _: asked.append(1) or (len(asked) > 1 and {what})\n"
+)
+BROKEN_LATER = {
+    "exits in its startup": (ONLY_THE_SERVICE + "raise SystemExit(7)\n", "booty.service"),
+    "is ready, and dies at the first request": (ONCE_MORE.format(what="os._exit(9)"), "booty.service"),
+    "is ready, and says 503": (ONCE_MORE.format(what="'no disk any more'"), "/health says 503: no disk any more"),
+}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [name if number == 0 else pytest.param(name, marks=pytest.mark.long) for number, name in enumerate(BROKEN_LATER)],
+)
+def test_a_failure_after_the_point_goes_back(site: Site, releases: tuple[str, str], how: str) -> None:
+    """Who asks what dies gets no answer from it; all others get theirs, one who waits for 12 s included."""
+    text, message = BROKEN_LATER[how]
+    site.release(text=ROUTES + text)
+    patient: list[int] = []
+
+    def wait() -> None:
+        connection = http.client.HTTPConnection(site.host.address, 8000, timeout=60)
+        with closing(connection):
+            connection.request("GET", "/slow?seconds=12")
+            patient.append(connection.getresponse().status)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    with Load(site.host.address, clients=(0, 0, 4) if "dies" in how else CLIENTS) as load:
         played = site.play("deploy.yml")
+    waiter.join()
     site.release()
+    output = " ".join(played.output.split())
     assert played.status != 0
-    assert f"Went back to {releases[1]}, which serves" in " ".join(played.output.split())
+    assert message in output
+    assert f"Went back to {releases[1]}, which serves" in output
     assert site.health()["release"] == releases[1]
     assert f"SENTRY_RELEASE={releases[1]}\n" in site.run("cat /etc/booty/release.env") + "\n"
-    assert load.report["failures"] == []
-    played = site.deploy()
+    # A service that answers 503 in public does that until it is found out.
+    assert [failure for failure, _ in load.report["failures"] if "503" not in failure] == []
+    assert patient == [200]
+    site.deploy()
     assert site.health()["release"] == site.repository.git("rev-parse", "HEAD")
 
 
@@ -233,19 +269,25 @@ def test_a_release_that_cannot_be_staged(
     site.deploy()
 
 
-@pytest.mark.parametrize("moment", [3, *(pytest.param(moment, marks=pytest.mark.long) for moment in (0, 1, 2, 4, 5))])
-def test_a_killed_controller(site: Site, releases: tuple[str, str], moment: int) -> None:
+MOMENTS = [0.4 + 0.2 * number for number in range(12)]
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [MOMENTS[6], *(pytest.param(moment, marks=pytest.mark.long) for moment in MOMENTS if moment != MOMENTS[6])],
+)
+def test_a_killed_controller(site: Site, releases: tuple[str, str], moment: float) -> None:
     """Whenever the controller dies, a proven release serves under its own label, and the next deploy goes as usual."""
     newer = site.release()
     with Load(site.host.address) as load:
         played = site.start("deploy.yml")
-        time.sleep(1.2 + moment * 0.7)
+        time.sleep(moment)
         played.kill()
         site.wait_for(UNLOCKED)
     answer = site.health()
     assert answer["release"] in {releases[1], newer}
     assert load.report["failures"] == []
-    if moment % 2:
+    if MOMENTS.index(moment) % 3 == 0:
         sandbox.reboot(site.host.instance, site.host.name)
         assert site.health() == answer
     environ = site.run(f"tr '\\0' '\\n' < /proc/{site.pid()}/environ")

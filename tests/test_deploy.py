@@ -181,6 +181,11 @@ def test_a_missing_pointer_starts_nothing(site: Site) -> None:
 def test_a_planted_secret_shows_nowhere(site: Site) -> None:
     secrets = site.run("cat /etc/booty/secrets.env")
     site.place_secrets(f"{secrets}\nPLANTED={PLANTED}\n")
+    # Written so that the watch does not see itself.
+    look = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -aoE 'hunter2[-]planted|see[-]me'"
+    site.run(
+        f'systemd-run --quiet --unit=watch -p StandardOutput=file:/run/seen sh -c "while sleep 0.05; do {look}; done"'
+    )
     try:
         played = site.deploy("-vvv", "--diff", app_restart="true")
         sha = site.health()["release"]
@@ -192,13 +197,15 @@ def test_a_planted_secret_shows_nowhere(site: Site) -> None:
         everywhere = {
             "output": played.output,
             "journal": site.run("journalctl --no-pager --all"),
-            "processes": site.run("cat /proc/[0-9]*/cmdline | tr '\\0' ' '"),
             "releases": site.run("grep -rl planted-secret /opt/booty /etc/booty/release.env || true"),
             "events": str(events),
         }
         assert events
+        site.wait_for("echo see-me >/dev/null; sleep 0.2; grep -q see-me /run/seen")
+        assert "hunter2" not in site.run("cat /run/seen")
         assert [place for place, text in everywhere.items() if PLANTED in text] == []
     finally:
+        site.run("systemctl stop watch.service; rm /run/seen")
         site.place_secrets(f"{secrets}\n")
 
 

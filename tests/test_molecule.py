@@ -8,18 +8,24 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT
 
 SCENARIOS = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
 
 
+# What bootstrap does depends on the suite most of all.
+RUNS = [*((name, "bookworm") for name in SCENARIOS), ("bootstrap", "trixie")]
+
+
 @pytest.mark.parametrize(
-    "scenario", [pytest.param(name, marks=[] if name == "default" else pytest.mark.long) for name in SCENARIOS]
+    ("scenario", "suite"),
+    [pytest.param(*run, marks=[] if run[0] == "default" else pytest.mark.long, id="-".join(run)) for run in RUNS],
 )
-def test_scenario(scenario: str) -> None:
+def test_scenario(scenario: str, suite: str) -> None:
     molecule = Path(sys.executable).parent / "molecule"
-    environment = {**os.environ, "NO_COLOR": "1"}
+    environment = {**os.environ, "NO_COLOR": "1", "SUITE": suite}
     done = subprocess.run(
         [molecule, "test", "--scenario-name", scenario],
         cwd=ROOT,
@@ -30,3 +36,12 @@ def test_scenario(scenario: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_everything_is_changed_from_its_default() -> None:
+    given = yaml.safe_load((ROOT / "molecule/everything/inventory/group_vars/booty.yml").read_text())
+    for role in ("app", "host"):
+        defaults = yaml.safe_load((ROOT / "roles" / role / "defaults/main.yml").read_text())
+        # It asks for something to be done, each time.
+        defaults.pop("app_restart", None)
+        assert [name for name, default in defaults.items() if given.get(name, default) == default] == []

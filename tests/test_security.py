@@ -60,6 +60,25 @@ def make_executable():
     address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
     return call("mprotect", ctypes.c_void_p(address), 4096, mmap.PROT_READ | mmap.PROT_EXEC)
 
+def fill(path, megabytes=64):
+    try:
+        with open(path, "wb", buffering=0) as file:
+            for _ in range(megabytes):
+                file.write(bytes(1 << 20))
+    finally:
+        os.unlink(path)
+    return "done"
+
+def fork(count):
+    children = []
+    try:
+        for _ in range(count):
+            children.append(subprocess.Popen(["sleep", "60"]))
+    finally:
+        for child in children:
+            child.kill()
+    return "done"
+
 def status(field):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(line.split(None, 1)[1] for line in lines if line.startswith(field + ":"))
@@ -91,6 +110,9 @@ PROBES = {
     "status": lambda field: status(field),
     "cores": lambda _: resource.getrlimit(resource.RLIMIT_CORE),
     "devices": lambda _: sorted(os.listdir("/dev")),
+    "fill": lambda path: fill(path),
+    "memory": lambda megabytes: len(bytearray(int(megabytes) << 20)) and "done",
+    "fork": lambda count: fork(int(count)),
     "run": lambda command: run(*command.split()),
 }
 
@@ -191,6 +213,47 @@ def test_no_devices_but_harmless_ones(probe: Callable[..., str]) -> None:
     found = set(re.findall(r"'(\S+)'", probe("devices")))
     harmless = {"null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm", "fd", "core", "log"}
     assert found - harmless - {"stdin", "stdout", "stderr", "mqueue", "hugepages", "char"} == set()
+
+
+# What docs/security.md says of bounding what a release may write.
+BOUND = "PrivateTmp=false\nTemporaryFileSystem=/tmp:size=16M,mode=1777 /var/tmp:size=16M,mode=1777"
+
+
+def test_a_full_disk_is_its_own(site: Site, probe: Callable[..., str]) -> None:
+    """With a file system of its own for its state, and bounded ones in memory for what is temporary."""
+    drop_in = "/run/systemd/system/booty.service.d"
+    assert all(line.replace("16M", "64M") in (ROOT / "docs/security.md").read_text() for line in BOUND.splitlines())
+    restart = "systemctl daemon-reload && systemctl start booty.service"
+    site.run(f"systemctl stop booty.service && mount -t tmpfs -o size=16M tmpfs /var/lib/booty && mkdir -p {drop_in}")
+    try:
+        site.run(f"printf '[Service]\\n{BOUND}\\n' > {drop_in}/bound.conf && {restart}")
+        room = site.run("df --output=avail / | tail -1")
+        for path in ("/var/lib/booty/fill", "/tmp/fill", "/var/tmp/fill"):
+            assert probe("fill", path) == "ENOSPC"
+        assert abs(int(room) - int(site.run("df --output=avail / | tail -1"))) < 16 << 10
+        assert site.health()["status"] == "ok"
+    finally:
+        site.run(f"rm -r {drop_in}; systemctl stop booty.service; umount /var/lib/booty; {restart}")
+
+
+@pytest.mark.parametrize(("controller", "name", "argument"), [("memory", "memory", "900"), ("pids", "fork", "200")])
+def test_memory_and_processes_are_bounded(
+    site: Site, probe: Callable[..., str], controller: str, name: str, argument: str
+) -> None:
+    """What is too much fails, or ends the service, which starts again; the host is not hurt."""
+    if controller not in site.run("cat /sys/fs/cgroup/cgroup.controllers").split():
+        pytest.skip(f"this machine's kernel gives sandbox hosts no {controller} controller: it has them as cgroups v1")
+    site.deploy(app_memory_max="300M", app_tasks_max="100")
+    try:
+        try:
+            outcome = probe(name, argument)
+        except OSError:  # cut by the kernel's end of the process
+            outcome = "killed"
+        assert outcome in {"EAGAIN", "killed"}
+        site.wait_for("systemctl is-active --quiet booty.service")
+        assert site.health()["status"] == "ok"
+    finally:
+        site.deploy()
 
 
 def test_the_document_lists_every_way() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import io
 import os
@@ -9,16 +10,10 @@ import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-
-
-@pytest.fixture(scope="module")
-def stage(plugin: Any) -> ModuleType:
-    module: ModuleType = plugin("library/booty_stage.py")
-    return module
+from booty_host import stage
 
 
 @pytest.fixture
@@ -35,14 +30,19 @@ def archive(tmp_path: Path) -> Path:
     return path
 
 
+def unpack(archive: Path, digest: str, dest: Path) -> None:
+    with archive.open("rb") as file:
+        stage.unpack(file, digest, dest)
+
+
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_it_is_unpacked_and_compiled(stage: ModuleType, archive: Path, tmp_path: Path) -> None:
+def test_it_is_unpacked_and_compiled(archive: Path, tmp_path: Path) -> None:
     dest = tmp_path / "releases" / "abc"
     dest.parent.mkdir()
-    stage.stage(archive.read_bytes(), sha256(archive), dest)
+    unpack(archive, sha256(archive), dest)
     assert (dest / "bin/python").readlink() == Path("/usr/bin/python3")
     (compiled,) = dest.rglob("*.pyc")
     # The traceback of a running release names its final place.
@@ -50,50 +50,47 @@ def test_it_is_unpacked_and_compiled(stage: ModuleType, archive: Path, tmp_path:
     assert [path.name for path in dest.parent.iterdir()] == ["abc"]
 
 
-def test_a_damaged_archive_is_refused(stage: ModuleType, archive: Path, tmp_path: Path) -> None:
+def test_a_damaged_archive_is_refused(archive: Path, tmp_path: Path) -> None:
     digest = sha256(archive)
     archive.write_bytes(archive.read_bytes()[:-7])
     with pytest.raises(ValueError, match="arrived damaged"):
-        stage.stage(archive.read_bytes(), digest, tmp_path / "abc")
+        unpack(archive, digest, tmp_path / "abc")
     assert [path.name for path in tmp_path.iterdir()] == ["archive.tar.gz"]
 
 
 @pytest.mark.parametrize("step", ["extractall", "compile_dir", "rename"])
-def test_a_failure_leaves_nothing(
-    stage: ModuleType, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
+def test_a_failure_leaves_nothing(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    owner = {"extractall": tarfile.TarFile, "compile_dir": stage.compileall, "rename": Path}[step]
+    owner = {"extractall": tarfile.TarFile, "compile_dir": compileall, "rename": Path}[step]
     monkeypatch.setattr(owner, step, full)
     with pytest.raises(OSError, match="No space"):
-        stage.stage(archive.read_bytes(), sha256(archive), tmp_path / "abc")
+        unpack(archive, sha256(archive), tmp_path / "abc")
     assert [path.name for path in tmp_path.iterdir()] == ["archive.tar.gz"]
 
 
 def test_two_deploys_of_the_same_release_make_it_once(
-    stage: ModuleType, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, compile_dir = [], stage.compileall.compile_dir
+    made, compile_dir = [], compileall.compile_dir
 
     def slowly(*arguments: Any, **options: Any) -> None:
         made.append(arguments[0])
         time.sleep(0.2)
         compile_dir(*arguments, **options)
 
-    monkeypatch.setattr(stage.compileall, "compile_dir", slowly)
+    monkeypatch.setattr(compileall, "compile_dir", slowly)
     with ThreadPoolExecutor() as pool:
-        content, digest = archive.read_bytes(), sha256(archive)
-        list(pool.map(lambda _: stage.stage(content, digest, tmp_path / "abc"), range(3)))
+        list(pool.map(lambda _: unpack(archive, sha256(archive), tmp_path / "abc"), range(3)))
     assert len(made) == 1
     assert (tmp_path / "abc/lib/app.py").exists()
 
 
-def test_what_a_killed_run_left_is_removed(stage: ModuleType, archive: Path, tmp_path: Path) -> None:
+def test_what_a_killed_run_left_is_removed(archive: Path, tmp_path: Path) -> None:
     abandoned = tmp_path / ".abc.x1y2"
     abandoned.mkdir()
     (abandoned / "half").touch()
-    stage.stage(archive.read_bytes(), sha256(archive), tmp_path / "abc")
+    unpack(archive, sha256(archive), tmp_path / "abc")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["abc", "archive.tar.gz"]
     assert os.access(tmp_path / "abc", os.X_OK)

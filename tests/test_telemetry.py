@@ -5,26 +5,36 @@ from __future__ import annotations
 import http.client
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import Any
 
 import pytest
 
+from sandbox import hosts
 from tests.conftest import Site
 
 PLANTED = "hunter2-planted-secret"
+OF_CLIENT = "hunter3-of-a-client"
 
 ROUTES = '''
 import asyncio
 import logging
 import os
 import signal
+import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import pydantic
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
+
+
+STATE = Path(os.environ["STATE_DIRECTORY"])
 
 
 class Planned(RuntimeError):
@@ -33,9 +43,8 @@ class Planned(RuntimeError):
 
 def once(moment: str) -> None:
     """Fail at the moment that a file names, which is then gone: the next start finds all well."""
-    file = Path(os.environ["STATE_DIRECTORY"], moment)
-    if file.exists():
-        file.unlink()
+    with suppress(FileNotFoundError):
+        STATE.joinpath(moment).unlink()
         raise Planned(moment)
 
 
@@ -47,7 +56,6 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 router = APIRouter(lifespan=lifespan)
-waiting, everybody = [], asyncio.Event()
 
 
 async def middleware(request: Request, call_next) -> Response:
@@ -109,26 +117,40 @@ async def in_log() -> None:
 
 @router.get("/ten/{number}")
 async def ten(number: int) -> None:
-    waiting.append(number)
-    if len(waiting) == 10:
-        everybody.set()
-        os.kill(os.getpid(), signal.SIGTERM)
-    await everybody.wait()
+    STATE.joinpath(f"ten-{number}").touch()
+    while len(list(STATE.glob("ten-*"))) < 10:  # in whichever process
+        await asyncio.sleep(0.001)
+    if number == 0:
+        os.kill(int(os.environ["SYSTEMD_EXEC_PID"]), signal.SIGTERM)  # of the main process
     raise Planned(f"ten {number}")
 
 
-@router.get("/leak")
-def leak() -> None:
-    secret = os.environ["PLANTED"]
-    logging.getLogger("shop").info("using %s", secret)
-    logging.getLogger("shop").error("can't use %s", secret)
+async def read(request: Request) -> bytes:
+    return await request.body()
+
+
+@router.post("/leak/{part}")
+def leak(request: Request, part: str, body: bytes = Depends(read)) -> None:
+    """Take secrets to wherever they could leak from; each comes in by the client, or from a variable."""
+    secret, log = os.environ["PLANTED"], logging.getLogger("shop")
+    log.info("using %s", secret)
+    log.error("can't use %s", secret, extra={"other": secret})
+    subprocess.run(["true", secret], check=True)
+    with suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(f"http://127.0.0.1:8000/{secret}?token={secret}")
+    try:
+        pydantic.TypeAdapter(int).validate_python({"part": part})
+    except ValueError:
+        log.exception("a library says")
+    log.error("%r has %r", request.state.settings, dict(os.environ))
     raise Planned(f"no database at {os.environ['DATABASE_URL']} with pw-of-db, and {secret}")
 '''
 
 
-@pytest.fixture(scope="module")
-def release(site: Site) -> str:
-    """Deploy an app that fails on request, and return its SHA."""
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.long)], ids=["1-worker", "2-workers"])
+def release(site: Site, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Deploy an app that fails on request, with one worker or several, and return its SHA."""
+    site.variables["app_workers"] = str(request.param)
     main = (site.repository.path / "app/src/booty/main.py").read_text()
     hook = "    app.include_router(routes.router)\n"
     assert hook in main
@@ -136,17 +158,18 @@ def release(site: Site) -> str:
         "app/src/booty/main.py", main.replace(hook, f'{hook}    app.middleware("http")(routes.middleware)\n')
     )
     try:
-        sha = site.release(text=ROUTES)
+        sha = site.release(text=f"{ROUTES}# {request.param}\n")
         site.deploy()
     finally:
         site.repository.write("app/src/booty/main.py", main)
-    return sha
+    yield sha
+    del site.variables["app_workers"]
 
 
-def ask(site: Site, path: str, **headers: str) -> int:
+def ask(site: Site, path: str, body: str | None = None, **headers: str) -> int:
     """Return the status of the answer, 200 also when it breaks off."""
     with closing(http.client.HTTPConnection(site.host.address, 8000, timeout=20)) as connection:
-        connection.request("GET", path, headers={"Connection": "close", **headers})
+        connection.request("POST" if body else "GET", path, body, {"Connection": "close", **headers})
         with connection.getresponse() as answer:
             with suppress(http.client.IncompleteRead):
                 answer.read()
@@ -216,6 +239,7 @@ def test_an_error_of_the_lifespan_arrives_once_and_systemd_starts_again(site: Si
 
 def test_ten_errors_and_sigterm_in_the_same_instant(site: Site, release: str) -> None:
     before, pid = known(site), site.pid()
+    site.run("rm -f /var/lib/booty/ten-*")
     clients = [threading.Thread(target=ask, args=(site, f"/ten/{number}")) for number in range(10)]
     for client in clients:
         client.start()
@@ -228,23 +252,72 @@ def test_ten_errors_and_sigterm_in_the_same_instant(site: Site, release: str) ->
     assert site.pid() != pid
 
 
+def processes(site: Site) -> list[str]:
+    """Return the PIDs of the service: the main process, then its workers if it has several."""
+    main = site.pid()
+    return [main, *site.run(f"cat /proc/{main}/task/{main}/children").split()]
+
+
+def check_labels(site: Site, sha: str) -> None:
+    """Check what each process was started with, and what errors of all of them say."""
+    workers = int(site.variables["app_workers"])
+    pids = processes(site)
+    assert len(pids) == (1 if workers == 1 else 1 + workers)
+    for pid in pids:
+        environ = site.run(f"tr '\\0' '\\n' < /proc/{pid}/environ").splitlines()
+        labels = {f"SENTRY_RELEASE={sha}", "SENTRY_ENVIRONMENT=staging", f"BOOTY_RELEASE_DIR=/opt/booty/releases/{sha}"}
+        assert labels <= set(environ)
+    before = known(site)
+    for number in range(8):
+        assert ask(site, f"/async/{number}") == 500
+    events = received(site, before, 8)
+    assert summary(events) == [("Planned", "async", "/async/{number}")] * 8
+    assert {(event["release"], event["environment"]) for event in events} == {(sha, "staging")}
+
+
+@pytest.mark.long
+def test_labels_are_right_after_a_deploy_a_rollback_a_kill_and_a_reboot(site: Site, release: str) -> None:
+    newer = site.release("newer.py", "# newer\n")
+    site.deploy()
+    check_labels(site, newer)
+    played = site.play("rollback.yml")
+    assert played.status == 0, played.output
+    check_labels(site, release)
+    *_, victim = processes(site)
+    site.run(f"kill -KILL {victim}")
+    site.wait_for(f"! test -d /proc/{victim} && systemctl is-active booty.service")
+    assert site.health()["release"] == release  # the socket holds who comes too early
+    assert victim not in processes(site)
+    check_labels(site, release)
+    hosts.reboot(site.host.instance, site.host.name)
+    check_labels(site, release)
+
+
 def test_a_secret_shows_neither_in_an_event_nor_in_the_journal(site: Site, release: str) -> None:
     secrets = site.run("cat /etc/booty/secrets.env")
     site.place_secrets(f"{secrets}\nPLANTED={PLANTED}\nDATABASE_URL=postgres://shop:pw-of-db@db.example/shop\n")
     try:
         site.run("systemctl restart booty.service")
         before = known(site)
-        headers = {"Authorization": PLANTED, "Cookie": f"a={PLANTED}", "X-Odd": PLANTED}
-        assert ask(site, f"/leak?q={PLANTED}", **headers) == 500
-        events = received(site, before, 2)
-        assert {event["transaction"] for event in events} == {"/leak"}
-        assert len(events) == 2
+        for planted in (PLANTED, OF_CLIENT):
+            headers = {"Authorization": f"Bearer {planted}", "Cookie": f"a={planted}", "X-Odd": planted}
+            for kind, body in (
+                ("application/json", f'{{"a": [{{"b": "{planted}"}}]}}'),
+                ("application/x-www-form-urlencoded", f"a={planted}"),
+            ):
+                assert ask(site, f"/leak/{planted}?q={planted}", body, **headers, **{"Content-Type": kind}) == 500
+        events = received(site, before, 16)
+        assert {event["transaction"] for event in events} == {"/leak/{part}"}
+        assert len(events) == 16
+        crumbs = [crumb for event in events for crumb in event["breadcrumbs"]["values"]]
+        assert {"shop", "httplib"} <= {crumb["category"] for crumb in crumbs}
         journal = site.run("journalctl --unit=booty.service --output=cat --no-pager --all")
         assert "can't use [Filtered]" in journal
         for text in (str(events), journal):
             assert "no database at [Filtered] with [Filtered], and [Filtered]" in text
             for secret in (
                 PLANTED,
+                OF_CLIENT,
                 "pw-of-db",
                 site.tracker.dsn,
                 site.tracker.dsn.partition("//")[2].partition("@")[0],
@@ -255,7 +328,7 @@ def test_a_secret_shows_neither_in_an_event_nor_in_the_journal(site: Site, relea
         site.run("systemctl restart booty.service")
 
 
-def test_the_candidate_s_gate_is_one_event_of_its_release(site: Site) -> None:
+def test_the_candidate_s_gate_is_one_event_of_its_release(site: Site, release: str) -> None:
     before, sha = known(site), site.release()
     site.deploy(app_telemetry_gate="true")
     (event,) = received(site, before, 1)

@@ -68,6 +68,7 @@ def test_the_address_is_named(address: str, stream: str) -> None:
         ("app_user", "web", "User", "web"),
         ("app_module", "shop", "Description", "Booty: shop"),
         ("app_drain_seconds", 5, "TimeoutStopSec", "15"),
+        ("app_workers", 2, "OOMPolicy", "continue"),
         ("app_memory_max", "256M", "MemoryMax", "256M"),
         ("app_tasks_max", "64", "TasksMax", "64"),
     ],

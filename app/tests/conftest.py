@@ -145,6 +145,11 @@ class Service:
         self.process.send_signal(number)
         self.notifications.expect("STOPPING=1")
 
+    def children(self):
+        """Return the PIDs of its child processes."""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def wait(self, timeout=20):
         """Return the exit status and what the service wrote to stderr."""
         status = self.process.wait(timeout)

@@ -14,10 +14,12 @@ import urllib.request
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated
 
 import pydantic
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request
+from fastapi.responses import StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from booty import main, queue, routes, server, store
@@ -45,6 +47,20 @@ async def fail(reason: str) -> None:
     raise LookupError(reason)
 
 
+@routes.router.get("/fail-behind")
+async def fail_behind(tasks: BackgroundTasks) -> None:
+    tasks.add_task(fail, "after the answer")
+
+
+@routes.router.get("/fail-within")
+async def fail_within() -> StreamingResponse:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"begun"
+        raise LookupError("within the answer")
+
+    return StreamingResponse(body())
+
+
 @routes.router.get("/unavailable")
 async def unavailable() -> None:
     raise HTTPException(503, "not now")
@@ -59,6 +75,11 @@ def leak(way: str, a: str, b: str, body: Annotated[bytes, Depends(read)]) -> Non
     """Fail in the ways in which libraries and people take a secret along."""
     secret, log = os.environ["PLANTED"], logging.getLogger("shop")
     match way:
+        case "settings":
+            settings = Settings()
+            raise LookupError(f"{settings!r} has {settings.sentry_dsn and settings.sentry_dsn.get_secret_value()}")
+        case "environment":
+            raise LookupError(f"{dict(os.environ)} and {os.environ}")
         case "exception":
             raise LookupError(f"no such thing: {secret}")
         case "database":
@@ -177,13 +198,15 @@ def create_app(settings: Settings) -> FastAPI:
 
 @asynccontextmanager
 async def broken(app: FastAPI) -> AsyncIterator[None]:
-    if moment == "startup":
+    if moment == "startup" or (moment == "second startup" and FIRST.exists()):
         raise ConnectionError("the database is away")
+    FIRST.touch()
     yield
     if moment == "shutdown":
         raise ConnectionError("the database is away")
 
 
+FIRST = Path("first-start")
 moment = os.environ.pop("TEST_BROKEN", None)
 routes.router.include_router(APIRouter(lifespan=broken))
 
@@ -193,4 +216,6 @@ if __name__ == "__main__":
         os.dup2(fd, number)
     os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(fds))}
     server.create_app = create_app
-    sys.exit(run())
+    status = run()
+    logging.shutdown()
+    os._exit(status)  # as __main__ ends

@@ -29,6 +29,7 @@ def test_defaults():
         "booty_not_secret": "",
         "booty_log_format": "text",
         "booty_log_level": "info",
+        "booty_workers": 1,
         "booty_drain_seconds": 30.0,
         "booty_idle_seconds": 1.0,
         "booty_queue_url": None,

@@ -9,12 +9,12 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 import uvloop
+from app.tests.clients import Connection, Load, ask
 
 import booty
 from booty import __version__
@@ -23,44 +23,6 @@ from booty.main import create_app
 from booty.server import Server, _is_busy
 
 CODE = Path(booty.__file__).parent
-
-
-class Connection:
-    """A raw keep-alive connection: nothing is retried, and an answer counts only if it is whole."""
-
-    def __init__(self, listener):
-        self.sock = socket.socket(listener.family)
-        self.sock.settimeout(10)
-        self.sock.connect(listener.getsockname())
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.sock.close()
-
-    def send(self, path, method="GET", **headers):
-        lines = [f"{method} {path} HTTP/1.1", "host: test", *(f"{k}: {v}" for k, v in headers.items())]
-        self.sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
-
-    def receive(self):
-        """Return status, headers and body."""
-        response = http.client.HTTPResponse(self.sock)
-        response.begin()
-        return response.status, response.headers, response.read()
-
-    def ask(self, path, method="GET", **headers):
-        self.send(path, method, **headers)
-        return self.receive()
-
-    def ended(self):
-        """Wait until the server closed the connection; return whether it did so in order."""
-        return self.sock.recv(1) == b""
-
-
-def ask(listener, path, method="GET", **headers):
-    with Connection(listener) as connection:
-        return connection.ask(path, method, **headers)
 
 
 def run(*args, **env):
@@ -156,6 +118,32 @@ def test_internal_app_is_on_the_unix_socket_only(start, tcp, unix, order):
     for target in ("/raise", "//raise", "http://localhost/raise", "/%72aise"):
         assert ask(tcp, target, "POST", **forged)[0] == 404
     assert ask(tcp, "/status", **forged)[0] == 404
+
+
+def test_after_an_error_the_connection_serves_on(start, tcp, tracker):
+    """Left to uvicorn, it is closed without a word, and a request on the way there is lost."""
+    service = start(sockets=[tcp], SENTRY_DSN=tracker.dsn).ready()
+    with Connection(tcp) as connection:
+        for path, expected in (("/fail/1", 500), ("/fail-behind", 200), ("/unavailable", 503)) * 2:
+            status, headers, _ = connection.ask(path)
+            assert (status, headers["connection"]) == (expected, None)
+            assert connection.ask("/")[0] == 200
+        # The next request is already there when the error happens.
+        for path in ("/fail/2", "/"):
+            connection.send(path)
+        assert [connection.receive()[0] for _ in range(2)] == [500, 200]
+    service.stop()
+    assert service.wait()[1].count("ERROR   uvicorn.error: Exception in ASGI application") == 5
+    assert len(tracker.events) == 7
+
+
+def test_an_answer_that_breaks_off_ends_the_connection(start, tcp):
+    start(sockets=[tcp]).ready()
+    with Connection(tcp) as connection:
+        connection.send("/fail-within")
+        with pytest.raises(http.client.IncompleteRead):
+            connection.receive()
+        assert connection.ended()
 
 
 def test_sockets_meant_for_another_process_are_left_alone(tcp):
@@ -352,56 +340,6 @@ def test_second_signal_cuts(start, tcp):
         service.stop(signal.SIGINT)
         service.process.send_signal(signal.SIGINT)
         assert service.wait(3)[0] == 0
-
-
-class Load:
-    """Clients that each ask without a pause until told to end, and count what failed."""
-
-    def __init__(self, listener, keep_alive, fresh, slow):
-        self.listener = listener
-        self.ending = threading.Event()
-        self.answers = 0
-        self.failures = []
-        kinds = [(self.keep_alive, keep_alive), (self.fresh, fresh), (self.slow, slow)]
-        self.threads = [threading.Thread(target=self.record, args=(kind,)) for kind, n in kinds for _ in range(n)]
-
-    def __enter__(self):
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.ending.set()
-        for thread in self.threads:
-            thread.join()
-
-    def record(self, kind):
-        try:
-            while not self.ending.is_set():
-                kind()
-        except Exception as error:
-            self.failures.append(f"{kind.__name__}: {error!r}")
-
-    def keep_alive(self):
-        with Connection(self.listener) as connection:
-            while not self.ending.is_set():
-                if self.check(connection.ask("/")) == "close":
-                    return
-                time.sleep(0.005)
-
-    def fresh(self):
-        with Connection(self.listener) as connection:
-            self.check(connection.ask("/", connection="close"))
-
-    def slow(self):
-        with Connection(self.listener) as connection:
-            self.check(connection.ask("/slow?seconds=0.5"))
-
-    def check(self, answer):
-        status, headers, _ = answer
-        assert status == 200
-        self.answers += 1
-        return headers["connection"]
 
 
 def test_handing_over_under_load_loses_nothing(start, tcp, unix):

@@ -5,6 +5,7 @@ import http.client
 import json
 import re
 import socket
+import statistics
 import threading
 import time
 from contextlib import closing
@@ -297,7 +298,8 @@ def test_a_planted_secret_shows_neither_in_an_event_nor_in_a_line(start, tcp, tr
         "X-Forwarded-For": "192.0.2.99",
         "X-Request-ID": "from-the-client-1",
     }
-    ways = ("exception", "database", "body", "log", "subprocess", "outgoing", "thread", "warning", "bad-log", "model")
+    ways = ("settings", "environment", "exception", "database", "body", "log", "subprocess", "outgoing", "thread")
+    ways += ("warning", "bad-log", "model")
     for way in ways:
         for kind in ("application/json", "application/x-www-form-urlencoded"):
             path = f"/leak/{way}/{SECRET}/of-the-client?q={SECRET}&r=of-the-client"
@@ -315,7 +317,7 @@ def test_a_planted_secret_shows_neither_in_an_event_nor_in_a_line(start, tcp, tr
         assert "[Filtered]" in text
         for secret in (SECRET, "pw-of-db", "0123456789abcdef", "192.0.2.99"):
             assert secret not in text
-    assert "of-the-client" not in json.dumps(tracker.events)
+        assert "of-the-client" not in text
     assert 'request_id": "from-the-client-1' in stderr if log_format == "json" else "(request from-" in stderr
     assert any("PATH_OF_OTHER" in str(request.path) for request in other_host.requests)
     for request in other_host.requests:
@@ -405,7 +407,7 @@ def place_of(tracker):
         if kind == "hanging":
             tracker.ready.clear()
         elif kind == "slow":
-            tracker.seconds = 0.2
+            tracker.seconds = 1
         else:
             tracker.status = int(kind)
             tracker.headers = {"retry-after": "1"}
@@ -435,29 +437,31 @@ def internal(unix, path):
 def test_a_bad_tracker_is_never_in_the_way(start, tcp, unix, tracker, place_of, kind):
     service = start(sockets=[tcp, unix], SENTRY_DSN=f"http://{KEY}@{place_of(kind)}/1").ready()
     before = memory(service)
-    slowest = 0.0
+    took = []
     for number in range(160):
         began = time.monotonic()
         assert ask(tcp, f"/fail/{number}")[0] == 500
-        slowest = max(slowest, time.monotonic() - began)
-    assert slowest < 0.5
+        took.append(time.monotonic() - began)
+    # A request that waited for the tracker would take 1 s where it is slow, and 10 s where it does not answer.
+    assert statistics.median(took) < 0.5
     assert memory(service) - before < 20_000
     assert ask(tcp, "/health")[0] == 200
-    if kind in {"403", "429", "500"}:
+    if mended := kind not in {"refused", "unresolvable", "black hole"}:
+        tracker.status, tracker.seconds = 200, 0
+        tracker.ready.set()
         time.sleep(1.2)  # for which the 429 asked
-        tracker.status = 200
         assert ask(tcp, "/fail/after")[0] == 500
     telemetry = internal(unix, "/status")["telemetry"]
     assert telemetry["dropped"] > 20
     began = time.monotonic()
     service.stop()
     status, stderr = service.wait()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5  # it is 1.7 s at most where the machine has the time; unbounded it is 10 s
     assert status == 0
     lines = [line for line in stderr.splitlines() if " WARNING " in line]
     assert [line.partition("booty.telemetry: ")[2][: len(BEGIN)] for line in lines[:1]] == [BEGIN]
-    assert [OVER in line for line in lines[1:]] == ([True] if kind in {"403", "429", "500"} else [])
-    if kind in {"403", "429", "500"}:
+    assert [OVER in line for line in lines[1:]] == ([True] if mended else [])
+    if mended:
         assert "/fail/{reason}" in str(tracker.events[-1]["transaction"])
         assert f"{OVER}{telemetry['dropped']} were lost" in lines[1]
 
@@ -485,7 +489,18 @@ def test_the_stop_keeps_its_bound_also_with_a_request_and_a_tracker_that_hang(st
         began = time.monotonic()
         service.stop()
         assert service.wait()[0] == 0
-        assert 0.5 < time.monotonic() - began < 2.5
+        assert 0.5 < time.monotonic() - began < 6  # 2.5 s where the machine has the time; unbounded it is 10 s
+
+
+@pytest.mark.parametrize(("drain", "arrived"), [("30", range(10, 11)), ("0.5", range(2, 8))])
+def test_a_slow_tracker_is_waited_for_while_the_drain_lasts(start, tcp, tracker, drain, arrived):
+    tracker.seconds = 0.4
+    service = start(sockets=[tcp], SENTRY_DSN=tracker.dsn, BOOTY_DRAIN_SECONDS=drain).ready()
+    for number in range(10):
+        assert ask(tcp, f"/fail/{number}")[0] == 500
+    service.stop()
+    assert service.wait()[0] == 0
+    assert len(tracker.events) in arrived
 
 
 def test_an_event_on_a_connection_that_was_just_closed_is_sent_again(start, tcp):

@@ -9,11 +9,10 @@ from pathlib import Path
 from sandbox import hosts
 
 
-def on_a_host(measure: Callable[[hosts.Host, Path], None]) -> None:
-    """Measure on a sandbox host of its own, with a directory that holds its inventory; remove both."""
+def on_hosts(measure: Callable[[list[hosts.Host], Path], None], count: int = 1) -> None:
+    """Measure on sandbox hosts of its own, with a directory that holds their inventory; remove both."""
     with tempfile.TemporaryDirectory(prefix="booty-bench-") as name:
         try:
-            host = hosts.up("bench", with_tracker=False, inventory=Path(name, "hosts.yml"))[0]
-            measure(host, Path(name))
+            measure(hosts.up("bench", count, with_tracker=False, inventory=Path(name, "hosts.yml")), Path(name))
         finally:
             hosts.down("bench")

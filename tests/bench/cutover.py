@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox import hosts
-from tests.bench import on_a_host
+from tests.bench import on_hosts
 from tests.conftest import ROOT, ROUTES, Repository
 from tests.load import Load
 
@@ -23,8 +23,9 @@ RUNS = 5
 SECONDS = 8
 
 
-def measure(host: hosts.Host, directory: Path) -> None:
+def measure(on: list[hosts.Host], directory: Path) -> None:
     """Take turns on one host, and print the table."""
+    (host,) = on
     repository = Repository(directory / "repository")
     variables = {
         "app_environment": "staging",
@@ -70,4 +71,4 @@ def measure(host: hosts.Host, directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    on_a_host(measure)
+    on_hosts(measure)

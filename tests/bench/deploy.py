@@ -1,26 +1,31 @@
-"""How long a deploy of one host takes: ours, the plainest one in pyinfra, and a shell script as the floor.
+"""How long a deploy takes: ours, the plainest one in pyinfra, and a shell script as the floor.
 
-`python -m tests.bench.deploy` prints medians over runs that take turns on the same host, and their ratios. The plain
-ones ship one archive with the app and its dependencies, as plain ones do; with `apart`, the app alone, the dependencies
-being there already, which Booty always does. Ours also proves, drains and confirms.
+`python -m tests.bench.deploy [HOSTS …]` prints medians over runs that take turns on the same hosts, for each number of
+hosts (1 unless told), and their ratios: seconds, the controller's CPU seconds a host, and kilobytes sent a host. The
+plain ones ship one archive with the app and its dependencies, as plain ones do; with `apart`, the app alone, the
+dependencies being there already, which Booty always does. Ours also proves, drains and confirms, and goes in waves of
+one host and then the rest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import resource
 import statistics
 import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from sandbox import hosts
 from sandbox.machine import build_once, cache, run
-from tests.bench import on_a_host
+from tests.bench import on_hosts
 from tests.conftest import ROOT, Repository, load
 
 RUNS = 7
@@ -41,11 +46,31 @@ WantedBy=multi-user.target
 """
 
 
-def timed(action: Callable[[], None]) -> float:
-    """Return how many seconds an action took."""
-    began = time.monotonic()
+@dataclass
+class Cost:
+    """What a run took: seconds, and of the controller and the network for each host."""
+
+    seconds: float
+    cpu: float
+    kilobytes: float
+
+
+def cost(action: Callable[[], None], on: list[hosts.Host]) -> Cost:
+    """Run an action and return what it took."""
+
+    def spent() -> float:
+        # The children that have ended, and theirs: all of a tool but ssh's masters, which outlive it.
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    def sent() -> int:
+        ends = (Path(f"/sys/class/net/vb-{host.container.machine}/statistics/tx_bytes") for host in on)
+        return sum(int(end.read_text()) for end in ends)
+
+    began, cpu, sent_before = time.monotonic(), spent(), sent()
     action()
-    return time.monotonic() - began
+    seconds = time.monotonic() - began
+    return Cost(seconds, (spent() - cpu) / len(on), (sent() - sent_before) / len(on) / 1000)
 
 
 def checked(*command: str | Path) -> None:
@@ -79,8 +104,8 @@ def pyinfra() -> list[str | Path]:
     return [build_once(cache() / "bench" / key, build) / "venv/bin/python", "-m", "pyinfra"]
 
 
-def measure(host: hosts.Host, directory: Path) -> None:  # noqa: PLR0915 - a measurement reads from top to bottom
-    """Take turns on one host, and print the table."""
+def measure(on: list[hosts.Host], directory: Path) -> None:  # noqa: PLR0915 - a measurement reads from top to bottom
+    """Take turns on the same hosts, and print the table."""
     repository = Repository(directory / "repository")
     artifact = load(ROOT / "roles/app/action_plugins/booty_artifact.py", "booty_artifact")
     variables = {
@@ -133,16 +158,22 @@ def measure(host: hosts.Host, directory: Path) -> None:  # noqa: PLR0915 - a mea
             "unit": str(unit),
             "health": HEALTH,
         }
-        inventory.write_text(f"bench = [({host.address!r}, {data!r})]\n")
+        inventory.write_text(f"bench = {[(host.address, data) for host in on]!r}\n")
         checked(*command, "-y", inventory, ROOT / "tests/bench/pyinfra_deploy.py")
 
     def with_shell(release: str, apart: bool = False) -> None:
         archive, pointer = files_of(release, apart)
-        ssh = ["-F", "none", *hosts.ssh_options("bench"), f"root@{host.address}"]
-        checked("sh", ROOT / "tests/bench/deploy.sh", *ssh, "--", archive, release, pointer, unit, HEALTH)
+
+        def one(host: hosts.Host) -> None:
+            ssh = ["-F", "none", *hosts.ssh_options("bench"), f"root@{host.address}"]
+            checked("sh", ROOT / "tests/bench/deploy.sh", *ssh, "--", archive, release, pointer, unit, HEALTH)
+
+        with ThreadPoolExecutor(len(on)) as pool:
+            list(pool.map(one, on))
 
     checked(BIN / "ansible-playbook", "bootstrap.yml", "-i", directory / "hosts.yml", "-e", json.dumps(variables))
-    host.ssh("mkdir -p /opt/plain")
+    for host in on:
+        host.ssh("mkdir -p /opt/plain")
 
     def release() -> str:
         repository.write("app/src/booty/version.py", f"# {time.monotonic()}\n")
@@ -150,7 +181,7 @@ def measure(host: hosts.Host, directory: Path) -> None:  # noqa: PLR0915 - a mea
         artifact.build(repository.path, "app", "booty", sha, python, "x86_64", directory / "artifacts")
         return sha
 
-    python = host.ssh("python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'").stdout.strip()
+    python = on[0].ssh("python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'").stdout.strip()
     tools: dict[str, Callable[[str], None]] = {
         "Booty": ours,
         "pyinfra": with_pyinfra,
@@ -158,7 +189,7 @@ def measure(host: hosts.Host, directory: Path) -> None:  # noqa: PLR0915 - a mea
         "shell": with_shell,
         "shell, apart": partial(with_shell, apart=True),
     }
-    took: dict[str, dict[str, list[float]]] = {name: {"re-deploy": [], "nothing to do": []} for name in tools}
+    took: dict[str, dict[str, list[Cost]]] = {name: {"re-deploy": [], "nothing to do": []} for name in tools}
     for name, tool in tools.items():  # the first one installs what stays
         tool(release())
         print(f"{name} is ready", file=sys.stderr)
@@ -167,20 +198,33 @@ def measure(host: hosts.Host, directory: Path) -> None:  # noqa: PLR0915 - a mea
             sha = release()
             if name != "Booty":
                 whole(files_of(sha, apart=True)[0])
-            took[name]["re-deploy"].append(timed(lambda tool=tool, sha=sha: tool(sha)))  # type: ignore[misc]
-            took[name]["nothing to do"].append(timed(lambda tool=tool, sha=sha: tool(sha)))  # type: ignore[misc]
-    print(f"\nSeconds, one host over SSH, medians of {RUNS} runs that took turns (min to max)\n")
+            for costs in took[name].values():
+                costs.append(cost(lambda tool=tool, sha=sha: tool(sha), on))  # type: ignore[misc]
+    print(
+        f"\n{len(on)} hosts over SSH, medians of {RUNS} runs that took turns: s (min to max), CPU s a host, kB a host\n"
+    )
     print("| | " + " | ".join(took["Booty"]) + " |\n| --- | --- | --- |")
     for name, kinds in took.items():
-        cells = [f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})" for times in kinds.values()]
-        print(f"| {name} | " + " | ".join(cells) + " |")
+        print(f"| {name} | " + " | ".join(cell(costs) for costs in kinds.values()) + " |")
     for other in [name for name in tools if name != "Booty"]:
         ratios = [
-            statistics.median(a / b for a, b in zip(took["Booty"][kind], took[other][kind], strict=True))
+            statistics.median(
+                a.seconds / b.seconds for a, b in zip(took["Booty"][kind], took[other][kind], strict=True)
+            )
             for kind in took["Booty"]
         ]
         print(f"| Booty / {other} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
 
 
+def cell(costs: list[Cost]) -> str:
+    """Write what several runs took."""
+    seconds = [each.seconds for each in costs]
+    cpu, sent = (
+        statistics.median(values) for values in zip(*((each.cpu, each.kilobytes) for each in costs), strict=True)
+    )
+    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}), {cpu:.2f}, {sent:.0f}"
+
+
 if __name__ == "__main__":
-    on_a_host(measure)
+    for count in map(int, sys.argv[1:] or ["1"]):
+        on_hosts(measure, count)

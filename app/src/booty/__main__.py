@@ -44,7 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as error:
             log.error(error)
             return 1
-        server.run(settings, sockets)
+        ready = server.ready
+        if settings.booty_workers > 1:
+            from booty.workers import Supervisor  # noqa: PLC0415 - not needed by one process
+
+            worker = Supervisor(settings.booty_workers).run()
+            if isinstance(worker, int):
+                return worker
+            ready = worker.ready
+            if not worker.first:  # the tracker is asked once a start
+                settings = settings.model_copy(update={"booty_telemetry_gate": False})
+        server.run(settings, sockets, ready)
     except Exception:
         log.exception("the service failed")
         return 3

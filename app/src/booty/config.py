@@ -57,6 +57,7 @@ class Settings(BaseSettings):
     booty_log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="debug, info, warning or error"
     )
+    booty_workers: int = Field(default=1, ge=1, description="the number of processes that serve, 1 or more")
     booty_drain_seconds: Seconds = Field(
         default=30.0, description="the seconds, 0 or more, that requests in flight may take after SIGTERM"
     )

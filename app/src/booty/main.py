@@ -48,7 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
             raise
         finally:
             # Blocks the loop, which has nothing else left to do, and needs no thread that may be stuck.
-            telemetry.stop()
+            telemetry.stop(getattr(app.state, "stop_by", 0.0))
 
     app = FastAPI(title="Booty", version=__version__, lifespan=lifespan)
     app.include_router(health.router)

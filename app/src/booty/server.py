@@ -7,7 +7,8 @@ import os
 import signal
 import socket
 import termios
-from collections.abc import Mapping, MutableMapping, Sequence
+import time
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from email.utils import formatdate
 from functools import partial
 from pathlib import Path
@@ -100,18 +101,28 @@ def notify(*lines: str) -> None:
         log.warning("cannot notify systemd: %s", error)
 
 
-def run(settings: Settings, sockets: list[socket.socket]) -> None:
+def ready() -> None:
+    """Tell systemd that the service serves."""
+    notify("READY=1", "STATUS=serving")
+
+
+def run(settings: Settings, sockets: list[socket.socket], on_ready: Callable[[], None] = ready) -> None:
     """Serve until SIGTERM or SIGINT and return once stopped: the app over TCP, the internal app over Unix.
+
+    Args:
+        settings: the service's.
+        sockets: listening ones; they are closed at the stop.
+        on_ready: called once all of them are served.
 
     Raises:
         SystemExit: with status 1, when the service refuses to start; it has logged why.
         Exception: what the lifespan raises.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, sockets))
+        runner.run(_serve(settings, sockets, on_ready))
 
 
-async def _serve(settings: Settings, sockets: list[socket.socket]) -> None:
+async def _serve(settings: Settings, sockets: list[socket.socket], on_ready: Callable[[], None]) -> None:
     app, internal_app = create_app(settings), create_internal_app(settings)
     # Entered here and not by uvicorn, which would log a traceback for a refusal and exit with status 3.
     async with app.router.lifespan_context(app) as yielded:
@@ -124,7 +135,9 @@ async def _serve(settings: Settings, sockets: list[socket.socket]) -> None:
         log.info("serving release %s on %s", settings.sentry_release or "(unknown)", names)
         # Told apart by family: which app answers depends on nothing that a client sends.
         listeners = [(sock, internal_app if sock.family == socket.AF_UNIX else app) for sock in sockets]
-        finished = await Server(settings).run(listeners, state)
+        server = Server(settings, on_ready)
+        finished = await server.run(listeners, state)
+        app.state.stop_by = server.stop_by
     if not finished:
         # A thread can't be cut, and an ordinary end would wait for it beyond the bound.
         logging.shutdown()
@@ -162,7 +175,9 @@ class Server:
     - cuts what is left after `booty_drain_seconds`, or at a second signal.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, on_ready: Callable[[], None] = ready) -> None:
+        self._on_ready = on_ready
+        self.stop_by = 0.0  # on the monotonic clock: when the drain is over, known once it has begun
         self._idle_seconds = settings.booty_idle_seconds
         self._drain_seconds = settings.booty_drain_seconds
         self._state = ServerState()  # shared by all listeners: the drain waits for the connections of each
@@ -186,7 +201,7 @@ class Server:
         clock = loop.create_task(self._keep_date())
         for sock, app in listeners:
             await self._listen(sock, app, state)
-        notify("READY=1", "STATUS=serving")
+        self._on_ready()
         queue: Queue = state["queue"]
         queue.begin(state)
         await self._stop.wait()
@@ -235,6 +250,7 @@ class Server:
     async def _drain(self) -> bool:
         loop = asyncio.get_running_loop()
         began = loop.time()
+        self.stop_by = time.monotonic() + self._drain_seconds
         notify("STOPPING=1", f"STATUS=draining {len(self._state.connections)} connections")
         log.info("stopping: draining %d connections", len(self._state.connections))
         for server in self._servers:

@@ -41,8 +41,10 @@ from booty.logs import request_id
 from booty.redact import Redactor
 
 log = logging.getLogger(__name__)
+_server_log = logging.getLogger("uvicorn.error")
 
-# Events still queued at the end get this long; a tracker that hangs must not hold up a stop.
+# Events still queued at the end get this long, and from each that the tracker takes anew while the drain lasts; one
+# that hangs must not hold up a stop.
 FLUSH_SECONDS = 1.5
 # How long the tracker may take to accept the event that proves a release.
 GATE_SECONDS = 5.0
@@ -74,7 +76,8 @@ _BACKLOG = 10
 class RequestIds:
     """Gives each request of an app an id: the client's `X-Request-ID` if that is a plain one, or a new one.
 
-    The answer carries it, also that to an unhandled error, and so do log lines and the error as it is sent.
+    The answer carries it, also that to an unhandled error, and so do log lines and the error as it is sent. An error
+    after a whole answer, which the answer of status 500 is too, ends there and leaves the connection open.
     """
 
     def __init__(self, app: FastAPI) -> None:
@@ -89,10 +92,14 @@ class RequestIds:
         request_id.set(this.decode())
         _request_line.set((self._routes, scope.get("method", ""), scope.get("path", "")))
 
+        answered = False
+
         async def send_with_id(message: Message) -> None:
+            nonlocal answered
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", this)]
             await send(message)
+            answered = message["type"] == "http.response.body" and not message.get("more_body")
 
         try:
             await self._app(scope, receive, send_with_id)
@@ -101,6 +108,11 @@ class RequestIds:
                 cut.set_transaction_name(_route() or "(no route)", "route")
                 sentry_sdk.capture_exception(error)
             raise
+        except Exception as error:
+            if not answered:
+                raise
+            # The server would log the same, then close a connection that the client was told it may use again.
+            _server_log.error("Exception in ASGI application\n", exc_info=error)
 
 
 class Deliveries:
@@ -154,6 +166,7 @@ class Transport(HttpTransport):
         self._lock = threading.Lock()
         self._awaited: dict[str, Future[Outcome]] = {}
         self._outcome: Outcome = ""
+        self._taken = 0
         assert self.parsed_dsn
         self.place = f"{self.parsed_dsn.host}:{self.parsed_dsn.port}"
         self.deliveries = Deliveries(self.place)
@@ -164,6 +177,15 @@ class Transport(HttpTransport):
         """Promise the outcome of an event that is yet to be captured under this id."""
         with self._lock:
             return self._awaited.setdefault(event_id, Future())
+
+    def finish(self, by: float) -> None:
+        """Wait until nothing is queued or the time is up; see `stop`."""
+        queue = cast(BackgroundWorker, self._worker)._queue
+        taken, patience = self._taken, time.monotonic() + FLUSH_SECONDS
+        while queue.unfinished_tasks and time.monotonic() < patience:
+            time.sleep(0.01)
+            if self._taken > taken:
+                taken, patience = self._taken, max(patience, min(by, time.monotonic() + FLUSH_SECONDS))
 
     def capture_envelope(self, envelope: Envelope) -> None:
         """Queue the envelope, or drop it when the queue is full."""
@@ -204,6 +226,7 @@ class Transport(HttpTransport):
         self.release = str(event.get("release") or "")
         # Not quite none: what the SDK itself tells the tracker waits there as well.
         drained = cast(BackgroundWorker, self._worker)._queue.unfinished_tasks < _BACKLOG
+        self._taken += accepted(outcome)
         with self._lock:
             awaited = self._awaited.pop(str(envelope.headers.get("event_id")), None)
             if awaited and awaited.set_running_or_notify_cancel():
@@ -262,7 +285,7 @@ def start(settings: Settings) -> None:
     redactor = redact.of_environment(dsn)
     headers = frozenset(name.strip().lower() for name in settings.booty_telemetry_headers.split(","))
     # The server logs each unhandled error once more, which the SDK would work out in full and then drop.
-    ignore_logger("uvicorn.error")
+    ignore_logger(_server_log.name)
     sentry_sdk.init(
         dsn=dsn,
         # None would let the SDK guess one from git or CI variables; before_send drops the empty one.
@@ -297,9 +320,17 @@ def start(settings: Settings) -> None:
     )
 
 
-def stop() -> None:
-    """Send what is queued, for at most `FLUSH_SECONDS`, and unbind the client from the process."""
-    sentry_sdk.get_client().close(timeout=FLUSH_SECONDS)
+def stop(by: float = 0.0) -> None:
+    """Send what is queued and unbind the client from the process.
+
+    Args:
+        by: until when, on the monotonic clock, a tracker is waited for that goes on taking events; another one is
+            waited for `FLUSH_SECONDS`.
+    """
+    client = sentry_sdk.get_client()
+    if isinstance(client.transport, Transport):
+        client.transport.finish(by)
+    client.close(timeout=0)
     sentry_sdk.get_global_scope().set_client(None)
 
 

@@ -1,5 +1,7 @@
 """Resolve a release on the controller, and build its artifact: two layers, from the commit and its lock alone.
 
+Beside it lies its bill of materials, `.cdx.json` (CycloneDX), which the release brings along as `sbom.cdx.json`.
+
 The layer holds the locked dependencies for one Python and machine, and is keyed by what it is made from. The release
 holds the app and, as a virtual environment of three files does, names its Python and its layer. Both are archives whose
 bytes depend on nothing but the commit, so that the same SHA gives the same digest.
@@ -13,20 +15,27 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import tarfile
 import tempfile
+import tomllib
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 from uv import find_uv_bin
 
 # Part of every key: raise it when this file makes other bytes from the same commit.
-RECIPE = "2"
+RECIPE = "3"
 # Debian 12, the oldest supported suite, has glibc 2.36: a wheel that needs a newer one must not be chosen.
 PLATFORM = "{machine}-manylinux_2_36"
 MACHINES = ("x86_64", "aarch64")
@@ -98,6 +107,99 @@ NEEDED = (
     "a release needs a pyproject.toml and a requirements.txt with hashes"
     " (`uv pip compile --universal --generate-hashes pyproject.toml -o requirements.txt`) in app_path, committed."
 )
+
+
+@dataclass
+class Pin:
+    """A locked dependency: its version (none for a URL), and the names of what wants it, as far as the lock says."""
+
+    version: str
+    wanted_by: set[str] = field(default_factory=set)
+
+
+def pins(lock: str, python: str, machine: str) -> dict[str, Pin]:
+    """Return what a lock installs on such a host, by its normalized name.
+
+    Raises:
+        BuildError: a line is no requirement.
+    """
+    found: dict[str, Pin] = {}
+    pin = None
+    for line in lock.splitlines():
+        if re.match(r"[A-Za-z0-9]", line):
+            try:
+                locked = Requirement(re.split(r"\s+(?:\\|--hash)", line)[0])
+            except InvalidRequirement as error:
+                raise BuildError(f"requirements.txt holds '{line}': {error}") from None
+            pin = Pin(next((part.version for part in locked.specifier), ""))
+            if applies(locked, python, machine):
+                found[canonicalize_name(locked.name)] = pin
+        elif pin and (via := re.match(r"\s+# +(?:via )?([\w.-]+)", line)):
+            pin.wanted_by.add(canonicalize_name(via[1]))
+    return found
+
+
+LINUX = {
+    "os_name": "posix",
+    "sys_platform": "linux",
+    "platform_system": "Linux",
+    "implementation_name": "cpython",
+    "platform_python_implementation": "CPython",
+}
+
+
+def applies(requirement: Requirement, python: str, machine: str) -> bool:
+    """Tell whether a requirement is one on such a host."""
+    there = {"python_version": python, "python_full_version": f"{python}.0", "platform_machine": machine}
+    return requirement.marker is None or requirement.marker.evaluate({**LINUX, **there})
+
+
+def outdated(pyproject: str, locked: dict[str, Pin], python: str, machine: str) -> str:
+    """Say what a pyproject.toml wants on such a host that the lock does not have; nothing when it has all.
+
+    What its dependencies want in turn is uv's to check, which installs nothing that is not locked.
+    """
+    for text in tomllib.loads(pyproject).get("project", {}).get("dependencies", []):
+        wanted = Requirement(text)
+        pin = locked.get(canonicalize_name(wanted.name))
+        if not applies(wanted, python, machine):
+            continue
+        if pin is None:
+            return f"wants {wanted}, which is not locked"
+        if pin.version and not wanted.specifier.contains(pin.version, prereleases=True):
+            return f"wants {wanted}, but {pin.version} is locked"
+    return ""
+
+
+def bill(pyproject: str, locked: dict[str, Pin], sha: str, time: int) -> bytes:
+    """Return a release's bill of materials as CycloneDX JSON; the same bytes for the same commit."""
+    # Here, since only a build needs it.
+    from cyclonedx.model.bom import Bom, BomMetaData  # noqa: PLC0415
+    from cyclonedx.model.component import Component, ComponentType  # noqa: PLC0415
+    from cyclonedx.output.json import JsonV1Dot6  # noqa: PLC0415
+    from packageurl import PackageURL  # noqa: PLC0415
+
+    name = canonicalize_name(tomllib.loads(pyproject).get("project", {}).get("name", "app"))
+    app = Component(name=name, version=sha, type=ComponentType.APPLICATION, bom_ref=name)
+    components = {
+        dependency: Component(
+            name=dependency,
+            version=pin.version,
+            purl=PackageURL("pypi", name=dependency, version=pin.version),
+            bom_ref=f"{dependency}@{pin.version}",
+        )
+        for dependency, pin in locked.items()
+    }
+    made = Bom(
+        components=components.values(),
+        serial_number=uuid.uuid5(uuid.NAMESPACE_OID, f"{sha} {json.dumps(sorted(locked))}"),
+        metadata=BomMetaData(component=app, timestamp=datetime.fromtimestamp(time, UTC)),
+    )
+    for parent, component in {name: app, **components}.items():
+        made.register_dependency(
+            component, [components[child] for child, pin in locked.items() if parent in pin.wanted_by]
+        )
+    return JsonV1Dot6(made).output_as_string(indent=1).encode() + b"\n"
 
 
 def files(tree: Path) -> Iterator[Path]:
@@ -192,17 +294,26 @@ def build(repository: Path, path: str, module: str, sha: str, python: str, machi
         `release` and `layer`, each with `file`, `sha256` and `size` (bytes); the layer's `name`.
 
     Raises:
-        BuildError: the commit lacks what it needs, or a dependency has no wheel for that Python and machine.
+        BuildError: the commit lacks what it needs, its lock is out of date, or a dependency has no wheel for that
+            Python and machine.
     """
     if machine not in MACHINES:
         raise BuildError(f"The host is {machine}; releases are built for {' and '.join(MACHINES)}.")
+    pyproject = show(repository, sha, f"{path}/pyproject.toml").decode()
     lock = show(repository, sha, f"{path}/requirements.txt")
+    locked = pins(lock.decode(), python, machine)
+    if missing := outdated(pyproject, locked, python, machine):
+        raise BuildError(
+            f"The lock of commit {sha[:12]} is out of date: {path}/pyproject.toml {missing} in {path}/requirements.txt."
+            " Lock again there, and commit:"
+            " uv pip compile --universal --generate-hashes pyproject.toml -o requirements.txt"
+        )
     layer_name = f"{key(RECIPE, lock, python, machine)}-py{python}-{machine}"
     layer = once(cache / "layers" / f"{layer_name}.tar.gz", lambda archive: build_layer(archive, lock, python, machine))
     release_name = f"{sha}-{key(RECIPE, str(repository), path, module, layer_name)}"
     release = once(
         cache / "releases" / f"{release_name}.tar.gz",
-        lambda archive: build_release(archive, repository, path, module, sha, python, layer_name),
+        lambda archive: build_release(archive, repository, path, module, sha, python, layer_name, pyproject, locked),
     )
     return {"release": release, "layer": {**layer, "name": layer_name}}
 
@@ -239,9 +350,18 @@ def build_layer(archive: Path, lock: bytes, python: str, machine: str) -> None:
         pack(target, archive, mtime=0)
 
 
-def build_release(archive: Path, repository: Path, path: str, module: str, sha: str, python: str, layer: str) -> None:
+def build_release(
+    archive: Path,
+    repository: Path,
+    path: str,
+    module: str,
+    sha: str,
+    python: str,
+    layer: str,
+    pyproject: str,
+    locked: dict[str, Pin],
+) -> None:
     """Build the app's wheel from the commit, and pack it as a virtual environment over its layer."""
-    show(repository, sha, f"{path}/pyproject.toml")
     time = run("git", "-C", repository, "show", "--no-patch", "--format=%ct", sha).decode().strip()
     with tempfile.TemporaryDirectory() as directory:
         source, target = Path(directory, "source"), Path(directory, "target")
@@ -278,13 +398,16 @@ def build_release(archive: Path, repository: Path, path: str, module: str, sha: 
         except BuildError as error:
             raise BuildError(f"The app of commit {sha[:12]} does not build: {error}") from None
         site = f"lib/python{python}/site-packages"
-        manifest = {"release": sha, "layer": layer, "python": python}
+        manifest = {"release": sha, "layer": layer, "python": python, "path": path, "module": module}
+        materials = bill(pyproject, locked, sha, int(time))
+        archive.with_name(archive.name.replace(".tar.gz", ".cdx.json")).write_bytes(materials)
         extra: dict[str, bytes | Path] = {
             "bin/python": Path("/usr/bin/python3"),
             # The release itself knows what serves in it: a unit would be another release's before and after.
             "bin/serve": f'#!/bin/sh\nexec "${{0%/*}}/python" -P -m {module} "$@"\n'.encode(),
             "pyvenv.cfg": b"home = /usr/bin\ninclude-system-site-packages = false\n",
             f"{site}/layer.pth": f"/opt/booty/layers/{layer}\n".encode(),
+            "sbom.cdx.json": materials,
             "release.json": json.dumps(manifest, indent=1).encode() + b"\n",
         }
         pack(target, archive, int(time), extra, prefix=f"{site}/")

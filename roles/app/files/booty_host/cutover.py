@@ -1,4 +1,3 @@
-#!/usr/bin/python
 """Make a staged release the one that serves: proven first, without losing a request, and back again if it fails."""
 
 from __future__ import annotations
@@ -9,71 +8,39 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from ansible.module_utils import booty_host as host
-from ansible.module_utils.basic import AnsibleModule
-
-DOCUMENTATION = r"""
-module: booty_cutover
-short_description: Make a staged release the one that serves
-description:
-  - Starts the release as a candidate beside the one that serves, on the same sockets. Only when it is ready are the
-    units and release.env replaced and the service restarted, while the candidate answers; then the candidate retires.
-  - A failure before release.env is replaced leaves what serves untouched. A failure after it goes back.
-  - The steps run in a process of their own on the host, which ends them also when the connection is gone, and which
-    holds the host's deploy lock.
-options:
-  pointer: {description: The text of release.env., type: str}
-  take_back: {description: Or the release that this run switched to and that is taken back., type: str}
-  units: {description: The text of each unit by its name., type: dict, default: {}}
-  keep: {description: How many releases that served are kept., type: int, default: 5}
-  by: {description: Who asks and for what; shown to others while the lock is held., type: str, required: true}
-author: [Booty]
-"""
-EXAMPLES = r"""
-- booty_cutover: {pointer: "SENTRY_RELEASE=…", units: {…}, by: me@here}
-"""
-RETURN = r"""
-unsettled:
-  description: What is left to do, as booty_info says it; nothing.
-  returned: success
-  type: str
-notices:
-  description: What was found that a person should know.
-  returned: always
-  type: list
-"""
+from booty_host import host
 
 
 class CutoverError(Exception):
     """A step failed; the message says which and why."""
 
 
-def main() -> None:
-    """Cut over, or say what would change."""
-    module = AnsibleModule(
-        argument_spec={
-            "pointer": {"type": "str"},
-            "take_back": {"type": "str"},
-            "units": {"type": "dict", "default": {}},
-            "keep": {"type": "int", "default": 5},
-            "by": {"type": "str", "required": True},
-        },
-        supports_check_mode=True,
-        required_one_of=[("pointer", "take_back")],
-        mutually_exclusive=[("pointer", "take_back")],
-    )
-    wanted = host.Release(module.params["pointer"] or "", module.params["units"])
-    diff = difference(wanted)
-    if module.check_mode:
-        module.exit_json(changed=True, diff=diff)
-    try:
-        taken, keep = module.params["take_back"], module.params["keep"]
-        result = host.detached(lambda: take_back(taken) if taken else cut_over(wanted, keep), by=module.params["by"])
-    except host.Held as error:
-        module.fail_json(msg=str(error))
-    if "failed" in result:
-        module.fail_json(**result, diff=diff)
-    module.exit_json(changed=True, diff=diff, **result)
+def cutover(pointer: str, units: dict[str, str], keep: int, by: str, wait: int, check: bool) -> dict[str, Any]:
+    """Make a release the one that serves.
+
+    It starts as a candidate beside the one that serves, on the same sockets. Only when it is ready are the units and
+    release.env replaced and the service restarted, while the candidate answers; then the candidate retires. A failure
+    before release.env is replaced leaves what serves untouched; a failure after it goes back. The steps run in a
+    process of their own, which ends them also when the connection is gone, and which holds the host's deploy lock.
+
+    Args:
+        pointer: the text of release.env.
+        units: the text of each unit by its name.
+        keep: how many releases that served are kept.
+        by: who asks and for what; shown to others while the lock is held.
+        wait: how long to wait for somebody else's lock, in seconds.
+        check: only say what would change.
+
+    Returns:
+        `unsettled`, which says what is left to do: nothing; `notices`, what was found that a person should know; or
+        `failed` and `msg`.
+
+    Raises:
+        host.HostError: somebody else holds the lock.
+    """
+    wanted = host.Release(pointer, units)
+    result = {"changed": True, "diff": difference(wanted)}
+    return result if check else {**result, **host.detached(lambda: cut_over(wanted, keep, by), by, wait)}
 
 
 def difference(wanted: host.Release) -> list[dict[str, str]]:
@@ -82,19 +49,25 @@ def difference(wanted: host.Release) -> list[dict[str, str]]:
     return [
         {"before": before, "after": after, "before_header": str(path), "after_header": str(path)}
         for path, after in pairs
-        if (before := host.read(path)) != after and wanted.pointer
+        if (before := host.read(path)) != after
     ]
 
 
-def cut_over(wanted: host.Release, keep: int) -> dict[str, Any]:
+def cut_over(wanted: host.Release, keep: int, by: str) -> dict[str, Any]:
     """Prove, point, restart, retire; go back when that fails.
 
     Returns:
         the module's result, with `failed` and `msg` when the release does not serve.
     """
+    began = time.monotonic()
     state = host.State.load()
     notices = settle(state)
     before = what_serves(wanted)
+
+    def record(message: str, result: str) -> None:
+        seconds = f"{time.monotonic() - began:.2f}"
+        host.log(message, result=result, release=wanted.sha, **{"from": before.sha}, by=by, seconds=seconds)
+
     listened = host.unit(host.SOCKET)["ActiveState"] == "active"
     touched = False
     try:
@@ -110,10 +83,17 @@ def cut_over(wanted: host.Release, keep: int) -> dict[str, Any]:
         outcome = go_back(before) if touched else leave(before, listened)
         with suppress(OSError):
             state.abandon(wanted.sha, why.splitlines()[0])
-        return {"failed": True, "msg": f"{wanted.sha} does not serve: {why}\n{outcome}", "notices": notices}
+        ended = "went back" if touched else "not switched"
+        record(f"{wanted.sha} does not serve. {outcome}", ended)
+        return {
+            "failed": True,
+            "state": ended,
+            "msg": f"{wanted.sha} does not serve: {why}\n{outcome}",
+            "notices": notices,
+        }
     state.serve(wanted.sha)
-    host.log(f"serving {wanted.sha}")
-    result = {"unsettled": host.unsettled(wanted), "notices": notices}
+    record(f"serving {wanted.sha}", "switched")
+    result = {"state": "switched", "unsettled": host.unsettled(wanted), "notices": notices}
     try:
         return {**result, "pruned": prune(state, keep)}
     except (OSError, ValueError) as error:
@@ -243,16 +223,29 @@ def close() -> None:
     systemctl("reset-failed", host.SERVICE, host.SOCKET, check=False)
 
 
-def take_back(taken: str) -> dict[str, Any]:
-    """Undo this host's last cutover, if that was the one to the release `taken`."""
+def take_back(release: str, by: str, wait: int, check: bool) -> dict[str, Any]:
+    """Undo this host's last cutover, if that was the one to `release`; the other arguments are those of `cutover`.
+
+    Returns:
+        `notices`, which say where the host went back to.
+    """
+    return {"changed": not check, **({} if check else host.detached(lambda: undo(release, by), by, wait))}
+
+
+def undo(release: str, by: str) -> dict[str, Any]:
+    """Go back to what the last cutover replaced, if that led to `release`."""
+    began = time.monotonic()
     state = host.State.load()
     serving = host.pointer().get("SENTRY_RELEASE", "")
-    if serving != taken:
+    if serving != release:
         return {"notices": [f"{serving} serves by now, from another deploy: it stays."]}
-    outcome = go_back(host.Release(state.previous.get("pointer", ""), state.previous.get("units", {})))
+    before = host.Release(state.previous.get("pointer", ""), state.previous.get("units", {}))
+    outcome = go_back(before)
     state.served = state.previous.get("served", [])
-    state.abandon(taken, "taken back, since it failed on another host")
-    return {"notices": [outcome]}
+    state.abandon(release, "taken back, since it failed on another host")
+    seconds = f"{time.monotonic() - began:.2f}"
+    host.log(outcome, result="taken back", release=before.sha, **{"from": release}, by=by, seconds=seconds)
+    return {"state": "taken back", "notices": [outcome]}
 
 
 def confirm(release: host.Release, timeout: float = 15) -> None:
@@ -339,7 +332,3 @@ def removable(
     kept = {*there[: max(keep, 2)], *inuse}
     fresh = {name for name, at in staged.items() if name not in {*served, *abandoned} and at > now - DAY}
     return sorted(set(staged) - kept - fresh)
-
-
-if __name__ == "__main__":
-    main()

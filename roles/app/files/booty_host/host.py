@@ -1,4 +1,4 @@
-"""What Booty's modules ask of a host: its release pointer, its units, its secrets file, its service's answer."""
+"""What is asked of a host: its release pointer, its units, its secrets file, its service's answer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import json
 import os
 import re
 import shutil
+import socket
 import stat
 import subprocess
-import syslog
 import tempfile
 import time
 import urllib.parse
@@ -381,10 +381,27 @@ def releases_in_use() -> set[str]:
     return {Path(directory).name for directory in found if directory}
 
 
-def log(message: str) -> None:
-    """Leave a line in the journal, under booty-deploy."""
-    syslog.openlog("booty-deploy", syslog.LOG_PID)
-    syslog.syslog(message)
+def log(message: str, **fields: str) -> None:
+    """Leave a record in the journal, under booty-deploy, with each of these as a field of its own: BOOTY_RESULT=….
+
+    The form is the journal's own, docs of systemd: JOURNAL_NATIVE_PROTOCOL, which keeps a message of many lines whole.
+    """
+    named = {f"BOOTY_{name.upper()}": value for name, value in fields.items()}
+    record = {"SYSLOG_IDENTIFIER": "booty-deploy", "PRIORITY": "6", "MESSAGE": message, **named}
+    data = b"".join(
+        name.encode() + b"\n" + len(text := value.encode()).to_bytes(8, "little") + text + b"\n"
+        for name, value in record.items()
+    )
+    # A journal that restarts in this instant is no reason to stop half-way.
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
+        journald.sendto(data, "/run/systemd/journal/socket")
+
+
+def record(message: str, fields: dict[str, str], check: bool) -> dict[str, Any]:
+    """Leave a record of what the controller decided, unless this is a check."""
+    if not check:
+        log(message, **fields)
+    return {"changed": False}
 
 
 class State:
@@ -423,11 +440,11 @@ class State:
             self.save()
 
 
-class Held(Exception):
-    """Another deploy holds the host; the message says who, and since when."""
+class HostError(Exception):
+    """What was asked for can't be done; the message says why, and what to do."""
 
 
-def detached(work: Callable[[], dict[str, Any]], by: str) -> dict[str, Any]:
+def detached(work: Callable[[], dict[str, Any]], by: str, wait: float = 0) -> dict[str, Any]:
     """Do what must not come apart in a process of its own, which goes on when the connection or the caller dies.
 
     It holds the host's deploy lock, which ends with the process: there is nothing to unlock by hand.
@@ -435,19 +452,28 @@ def detached(work: Callable[[], dict[str, Any]], by: str) -> dict[str, Any]:
     Args:
         work: what is done.
         by: who asks and for what, for those who meet the lock.
+        wait: how long to wait while another one is at it, in seconds.
 
     Returns:
         what `work` returns, or `failed` and `msg` when it raised.
 
     Raises:
-        Held: another one is at it.
+        HostError: another one is still at it.
     """
+    deadline = time.monotonic() + wait
     with os.fdopen(os.open(LOCK, os.O_RDWR | os.O_CREAT, 0o600), "r+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise Held(f"Another deploy is under way on this host: {lock.read().strip()}. Wait for it.") from None
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    lock.seek(0)
+                    raise HostError(
+                        f"Another deploy is under way on this host: {lock.read().strip()}. Nothing was changed. Deploy"
+                        " again when it is through, or have the next one wait for it: -e app_lock_wait=300 (seconds)."
+                    ) from None
+                time.sleep(0.1)
         lock.seek(0)
         lock.truncate()
         lock.write(f"{by}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")

@@ -1,0 +1,217 @@
+"""Several workers as processes: ready together, refused together, replaced one by one, drained together."""
+
+import json
+import os
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from app.tests.clients import Connection, Load, ask
+
+
+def alive(pid):
+    """Whether a process is there, and more than the entry that its parent has yet to read."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def pair(start, tcp, unix):
+    """Start the service with two workers and return it once it is ready."""
+    return lambda **settings: start(sockets=[tcp, unix], BOOTY_WORKERS="2", **settings).ready()
+
+
+def test_one_worker_is_the_main_process(start, tcp):
+    service = start(sockets=[tcp]).ready()
+    assert service.children() == []
+    assert ask(tcp, "/")[0] == 200
+
+
+def test_any_worker_answers_on_both_sockets(pair, tcp, unix):
+    service = pair(SENTRY_RELEASE="abc")
+    workers = set(service.children())
+    assert len(workers) == 2
+    seen = set()
+    wait_for(lambda: seen.add(json.loads(ask(unix, "/status")[2])["pid"]) or seen == workers)
+    assert json.loads(ask(tcp, "/health")[2])["release"] == "abc"
+    service.stop()
+    status, stderr = service.wait()
+    assert status == 0
+    assert stderr.count("serving release abc") == 2
+    assert "ERROR" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"SENTRY_ENVIRONMENT": "production"}, "SENTRY_DSN is not set, and production does not run without it"),
+        ({"STATE_DIRECTORY": "/nowhere"}, "/nowhere is not writable: No such file or directory"),
+        ({"BOOTY_TELEMETRY_GATE": "true"}, "SENTRY_DSN is not set, so no error would be reported"),
+        ({"BOOTY_WORKERS": "0"}, "BOOTY_WORKERS must be the number of processes that serve, 1 or more"),
+        ({"BOOTY_WORKERS": "two"}, "BOOTY_WORKERS must be the number of processes that serve, 1 or more"),
+    ],
+)
+def test_refusal_is_one_line_and_status_1(start, tcp, settings, line):
+    status, stderr = start(sockets=[tcp], **{"BOOTY_WORKERS": "3", **settings}).wait()
+    assert status == 1
+    assert line in stderr
+    assert stderr.count(" ERROR ") == 1
+    assert "serving release" not in stderr
+
+
+def test_ready_means_that_all_are(start, tcp, tracker):
+    """The first one serves by itself when the second one fails: it is told to stop, and the whole was never ready."""
+    service = start(sockets=[tcp], BOOTY_WORKERS="2", SENTRY_DSN=tracker.dsn, TEST_BROKEN="second startup")
+    status, stderr = service.wait()
+    assert status == 3
+    assert stderr.count("serving release") == 1
+    assert stderr.count("the service failed\nTraceback") == 1
+    service.notifications.sock.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        service.notifications.expect("READY=1")
+    (event,) = tracker.events
+    assert event["transaction"] == "startup"
+
+
+def test_the_tracker_is_asked_once(pair, tracker):
+    service = pair(SENTRY_DSN=tracker.dsn, BOOTY_TELEMETRY_GATE="true")
+    assert [event["fingerprint"] for event in tracker.events] == [["booty-telemetry-gate"]]
+    service.stop()
+    assert service.wait()[0] == 0
+    assert len(tracker.events) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_ends_is_replaced_by_its_like(pair, tcp, tracker, number):
+    service = pair(SENTRY_DSN=tracker.dsn, SENTRY_RELEASE="abc")
+    labels = Path(f"/proc/{service.process.pid}/environ").read_bytes()
+    for _ in range(2):
+        victim, other = service.children()
+        os.kill(victim, number)
+        wait_for(lambda: len(new := service.children()) == 2 and victim not in new)  # noqa: B023
+        (successor,) = set(service.children()) - {other}
+        assert Path(f"/proc/{successor}/environ").read_bytes() == labels
+    wait_for(lambda: service.stderr_path.read_text().count("serving release") == 4)
+    for _ in range(10):
+        assert ask(tcp, "/fail/1")[0] == 500
+    service.stop()
+    status, stderr = service.wait()
+    assert status == 0
+    how = "was killed by SIGKILL" if number == signal.SIGKILL else "ended with status 0"
+    assert stderr.count(f"{how}; another one takes its place") == 2
+    assert [event["release"] for event in tracker.events] == ["abc"] * 10
+
+
+def test_a_successor_that_refuses_ends_the_service(pair, tcp, tmp_path):
+    """As one process does, which systemd starts again: what is wrong is wrong with the others' /health as well."""
+    state = tmp_path / "state"
+    state.mkdir()
+    service = pair(STATE_DIRECTORY=str(state))
+    state.rmdir()
+    os.kill(service.children()[0], signal.SIGKILL)
+    status, stderr = service.wait()
+    assert status == 1
+    assert "refusing to serve: /health answers 503" in stderr
+
+
+def test_all_workers_finish_what_is_in_flight(pair, tcp):
+    service = pair()
+    with ExitStack() as stack:
+        slow, idle = ([stack.enter_context(Connection(tcp)) for _ in range(10)] for _ in range(2))
+        for connection in slow:
+            connection.send("/slow?seconds=1")
+        for connection in idle:
+            assert connection.ask("/")[1]["connection"] is None
+        service.stop()
+        wait_for(lambda: service.stderr_path.read_text().count("stopping: draining") == 2)
+        for connection in idle:
+            connection.send("/")
+        for connection in idle + slow:
+            status, headers, _ = connection.receive()
+            assert (status, headers["connection"]) == (200, "close")
+            assert connection.ended()
+    status, stderr = service.wait()
+    assert status == 0
+    assert "cutting" not in stderr
+
+
+def test_the_drain_is_bounded(pair, tcp):
+    service = pair(BOOTY_DRAIN_SECONDS="0.5")
+    with ExitStack() as stack:
+        slow = [stack.enter_context(Connection(tcp)) for _ in range(10)]
+        for connection in slow:
+            connection.send("/slow?seconds=30")
+        time.sleep(0.2)
+        began = time.monotonic()
+        service.stop()
+        assert {connection.receive()[0] for connection in slow} == {500}
+        assert service.wait()[0] == 0
+        assert 0.4 < time.monotonic() - began < 2
+
+
+def test_a_terminal_s_ctrl_c_is_one_signal_to_each(pair, tcp):
+    service = pair()
+    with Connection(tcp) as connection:
+        connection.send("/slow?seconds=1")
+        time.sleep(0.2)
+        assert {os.getpgid(pid) for pid in service.children()} == set(service.children())
+        service.stop(signal.SIGINT)
+        assert connection.receive()[0] == 200
+    assert service.wait()[0] == 0
+
+
+def test_a_second_signal_cuts(pair, tcp):
+    service = pair()
+    with Connection(tcp) as connection:
+        connection.send("/slow?seconds=30")
+        time.sleep(0.2)
+        service.stop()
+        service.process.send_signal(signal.SIGTERM)
+        assert service.wait(3)[0] == 0
+
+
+def test_workers_do_not_outlive_a_supervisor_that_is_killed(pair, tcp):
+    service = pair()
+    workers = service.children()
+    with Connection(tcp) as connection:
+        connection.send("/slow?seconds=0.5")
+        time.sleep(0.2)
+        service.process.kill()
+        assert connection.receive()[0] == 200
+    wait_for(lambda: not any(map(alive, workers)))
+
+
+@pytest.mark.parametrize("moment", ["during the start", "right after it"])
+def test_a_stop_at_any_moment_leaves_nobody(start, tcp, moment):
+    service = start(sockets=[tcp], BOOTY_WORKERS="4")
+    if moment == "right after it":
+        service.ready()
+    wait_for(service.children)
+    workers = service.children()
+    service.process.send_signal(signal.SIGTERM)
+    assert service.wait()[0] == 0
+    assert not any(map(alive, workers))
+
+
+def test_handing_over_under_load_loses_nothing(pair, tcp):
+    serving = pair()
+    with Load(tcp, keep_alive=10, fresh=6, slow=4) as load:
+        for _ in range(2):
+            successor = pair()
+            time.sleep(0.3)
+            serving.stop()
+            assert serving.wait()[0] == 0
+            serving = successor
+    assert load.failures == []
+    assert load.answers > 200

@@ -1,0 +1,350 @@
+"""What a user may get wrong, and what the inventory can't know: each is refused in words that say what to do.
+
+Nothing is touched before the message. The rows of values never reach a host; those of hosts are met on a real one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sandbox import hosts
+from tests.conftest import ROOT, Play, Repository, Site
+
+
+def words(played: Play) -> str:
+    """Return a playbook's output with one blank where it had several: messages are wrapped."""
+    return " ".join(played.output.split())
+
+
+def deploy(inventory: Path, *arguments: str) -> Play:
+    """Deploy as a user does, to what an inventory names."""
+    command = [str(Path(sys.executable).parent / "ansible-playbook"), "deploy.yml", "-i", str(inventory), *arguments]
+    environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "COLUMNS": "200"}
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return Play(done.returncode, done.stdout)
+
+
+def ambiguous(repository: Repository) -> str:
+    """Give the repository two commits whose SHAs begin alike, and return that beginning."""
+    stream = "".join(
+        f"commit refs/heads/many\ncommitter T <t@example.com> {number} +0000\ndata 0\n\n" for number in range(1500)
+    )
+    subprocess.run(["git", "-C", repository.path, "fast-import", "--quiet"], input=stream, text=True, check=True)
+    seen: set[str] = set()
+    for sha in repository.git("rev-list", "many").split():
+        if sha[:4] in seen:
+            return sha[:4]
+        seen.add(sha[:4])
+    raise AssertionError("1500 commits, and no two that begin alike")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ("app_port=70000", "app_port must be within 1..65535 (it is 70000). They are set in the inventory."),
+        ("app_port=http", "argument 'app_port' is of type str and we were unable to convert to int"),
+        (
+            '{"app_environment": "two words"}',
+            "app_environment must be 1 to 64 characters without blanks or slashes (it is 'two words').",
+        ),
+        ("app_drain_seconds=-1", "app_drain_seconds must be 0 or more (it is -1)."),
+        ("app_workers=0", "app_workers must be 1 or more (it is 0)."),
+        ("app_start_seconds=0", "app_start_seconds must be 1 or more (it is 0)."),
+        ("app_keep_releases=1", "app_keep_releases must be 2 or more: the one that serves, and the one to go back to."),
+        ("app_log_format=xml", "value of app_log_format must be one of: text, json, got: xml"),
+        (
+            "app_release=nowhere",
+            "Name a SHA, a tag or a branch that it holds, or fetch it first. Its latest commits are:",
+        ),
+        (f"app_release={'0' * 40}", f"app_release '{'0' * 40}' names no single commit"),
+        ("app_release=ambiguous", "is ambiguous"),
+    ],
+)
+def test_values_that_cannot_be(tmp_path: Path, repository: Repository, variables: str, message: str) -> None:
+    (tmp_path / "hosts").write_text("[booty]\nnowhere.invalid app_environment=staging\n")
+    if variables == "app_release=ambiguous":
+        variables = f"app_release={ambiguous(repository)}"
+    played = deploy(tmp_path / "hosts", "-e", f"app_repository={repository.path}", "-e", variables)
+    assert played.status != 0
+    assert message in words(played), played.output
+    # Had the host been asked, that would have been said.
+    assert "Could not resolve" not in played.output
+
+
+@pytest.mark.parametrize(
+    ("inventory", "limit", "message"),
+    [
+        ("[booty]\na\n[db]\nb\n", "b", "The inventory has no host in the group 'booty' that --limit b leaves."),
+        ("[booty]\na\n[db]\nb\n", "localhost", "--limit leaves us with no hosts to target"),
+        ("[booty]\na\n", "c", "--limit leaves us with no hosts to target"),
+        ("[booty]\n[db]\nb\n", "all", "has no host in the group 'booty'"),
+    ],
+)
+def test_a_limit_that_leaves_nobody(tmp_path: Path, inventory: str, limit: str, message: str) -> None:
+    (tmp_path / "hosts").write_text(inventory)
+    played = deploy(tmp_path / "hosts", "--limit", limit)
+    assert played.status != 0
+    assert message in words(played), played.output
+
+
+@pytest.fixture
+def untouched(site: Site) -> Iterator[None]:
+    """Hold that nothing on the host changed: neither what serves, nor any file."""
+    look = (
+        "systemctl show booty.service booty-candidate.service --property=MainPID,ActiveState,InvocationID;"
+        "find /etc/booty /etc/systemd /opt/booty /var/lib/booty -xdev -printf '%p %m %u %s %T@\n' | sort | sha256sum"
+    )
+    if site.run("systemctl show booty.service --property=MainPID --value") == "0":
+        site.deploy()
+    before = site.run(look)
+    yield
+    assert site.run(look) == before
+
+
+@pytest.mark.usefixtures("untouched")
+class TestACommit:
+    """A commit that can't be a release, deployed to a host that serves another."""
+
+    def refused(self, site: Site, message: str, **variables: str) -> None:
+        played = site.play("deploy.yml", on=None, **variables)
+        assert played.status != 0
+        assert message in words(played), played.output
+
+    def test_without_a_pyproject(self, site: Site, repository: Repository) -> None:
+        repository.git("rm", "--quiet", "app/pyproject.toml")
+        sha = repository.commit("Lose it")
+        self.refused(
+            site,
+            f"Commit {sha[:12]} has no app/pyproject.toml: a release needs a pyproject.toml and a requirements.txt",
+            app_repository=str(repository.path),
+        )
+
+    def test_whose_lock_is_out_of_date(self, site: Site, repository: Repository) -> None:
+        text = (repository.path / "app/pyproject.toml").read_text()
+        repository.write("app/pyproject.toml", text.replace('"fastapi",', '"fastapi>=99",'))
+        sha = repository.commit("Want more")
+        self.refused(
+            site,
+            f"The lock of commit {sha[:12]} is out of date: app/pyproject.toml wants fastapi>=99, but",
+            app_repository=str(repository.path),
+        )
+        self.refused(
+            site,
+            "Lock again there, and commit: uv pip compile --universal --generate-hashes pyproject.toml",
+            app_repository=str(repository.path),
+        )
+
+    def test_that_does_not_descend_from_what_serves(self, site: Site, repository: Repository) -> None:
+        sha, serves = repository.git("rev-parse", "HEAD"), site.health()["release"]
+        self.refused(
+            site,
+            f"{site.host.name} serves {serves}, which is no ancestor of {sha} as far as {repository.path} knows:"
+            " what it brought would be lost. Fetch and merge it first, or mean it: -e app_require_ancestor=false",
+            app_repository=str(repository.path),
+            app_require_ancestor="true",
+        )
+
+    def test_that_is_there_but_made_otherwise(self, site: Site) -> None:
+        serves = site.health()["release"]
+        self.refused(
+            site,
+            f"{site.host.name} has {serves} already, made from Python 3.11, app, booty and not from Python 3.11, app,"
+            " other. A release is known by its SHA, so deploy another commit: git commit --allow-empty",
+            app_release=str(serves),
+            app_module="other",
+        )
+
+
+def test_a_descendant_passes_and_going_back_is_no_descent(site: Site) -> None:
+    site.deploy()
+    older = site.health()["release"]
+    site.release()
+    site.deploy(app_require_ancestor="true")
+    newer = site.health()["release"]
+    assert newer != older
+    played = site.play("deploy.yml", app_require_ancestor="true", app_release=str(older))
+    assert f"serves {newer}, which is no ancestor of {older}" in words(played)
+    played = site.play("rollback.yml", app_require_ancestor="true", app_release=str(older))
+    assert played.status == 0, played.output
+    assert site.health()["release"] == older
+
+
+# What Python tells of a host, where no sandbox host is like that: they share this machine's clock and processor, and no
+# suite has an older Python. The rest of the question, its answer and the judgement are real.
+CUSTOMIZE = "/etc/python3.11/sitecustomize.py"
+PYTHON_3_10 = """
+import sys
+class Version(tuple):
+    major, minor = 3, 10
+sys.version_info = Version((3, 10, 12, "final", 0))
+"""
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    ("pretended", "message"),
+    [
+        (PYTHON_3_10, r"has Python 3.10; Booty needs 3.11 or newer \(Debian 12 or newer\). Nothing was changed."),
+        (
+            "import platform; platform.machine = lambda: 'riscv64'",
+            "is riscv64; releases are built for x86_64 and aarch64, 64 bit. Take such a machine. Nothing was changed.",
+        ),
+        (
+            "import platform, sys; platform.machine = lambda: 'armv7l'; sys.maxsize = 2**31 - 1",
+            "is 32-bit armv7l; releases are built for x86_64 and aarch64, 64 bit.",
+        ),
+        (
+            "import time; right = time.time; time.time = lambda: right() - 7200",
+            "differ by 7(199|200|201) seconds: errors would show at wrong times, and TLS may fail. See which is wrong,"
+            " and set it: timedatectl Nothing was changed.",
+        ),
+    ],
+    ids=["Python 3.10", "another architecture", "32 bit", "clock two hours off"],
+)
+def test_hosts_that_are_not_fit(site: Site, pretended: str, message: str) -> None:
+    site.release()
+    site.run(f"cp -a {CUSTOMIZE} /root/sitecustomize.py; cat > {CUSTOMIZE}", input=pretended)
+    try:
+        played = site.play("deploy.yml")
+    finally:
+        site.run(f"mv /root/sitecustomize.py {CUSTOMIZE}")
+    assert played.status != 0
+    assert re.search(message, words(played)), played.output
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_disk_that_is_nearly_full(site: Site) -> None:
+    sha = site.release()
+    site.run("mount -t tmpfs -o size=150M tmpfs /opt/booty && mkdir /opt/booty/releases /opt/booty/layers")
+    try:
+        played = site.play("deploy.yml")
+        assert site.run("find /opt/booty -mindepth 2") == ""
+    finally:
+        site.run("umount /opt/booty")
+    assert played.status != 0
+    assert (
+        f"{site.host.name} has 157 MB left for /opt/booty; a release may need 200. Make room there: apt-get clean;"
+        " journalctl --vacuum-size=100M. Or keep fewer releases: app_keep_releases Nothing was changed."
+    ) in words(played)
+    assert sha not in site.run("ls /opt/booty/releases")
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_port_that_is_taken(site: Site) -> None:
+    listen = "import socket, time; held = socket.create_server(('0.0.0.0', 8082)); time.sleep(60)"
+    site.run(f'systemd-run --quiet --unit=taker python3 -c "{listen}"')
+    try:
+        site.wait_for("ss -ltn | grep -q :8082")
+        played = site.play("deploy.yml", app_port="8082")
+    finally:
+        site.run("systemctl stop taker.service")
+    assert played.status != 0
+    assert (
+        f"0.0.0.0:8082 is taken by another program on {site.host.name}. See which: ss -ltnp 'sport = :8082'. Stop it,"
+        " or choose another app_port. Nothing was changed."
+    ) in words(played)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_another_user_while_the_old_one_serves(site: Site) -> None:
+    site.run("useradd --system other")
+    try:
+        played = site.play("deploy.yml", app_user="other")
+    finally:
+        site.run("userdel other")
+    assert played.status != 0
+    assert (
+        f"{site.host.name} serves as the user booty, from whom /var/lib/booty would be taken for other while it runs."
+        " Stop it first; requests are refused until the deploy is through: systemctl stop booty.socket booty.service"
+    ) in words(played)
+
+
+def test_a_port_that_the_firewall_keeps_shut_is_told(site: Site) -> None:
+    try:
+        played = site.deploy(app_port="8083")
+        assert (
+            f"But the firewall of {site.host.name} lets in TCP 22, 8000 and not app_port 8083. Open it:"
+            " ansible-playbook bootstrap.yml"
+        ) in words(played)
+    finally:
+        played = site.deploy()
+    assert "But the firewall" not in played.output
+
+
+def inventory(site: Site, directory: Path, **variables: str) -> Path:
+    """Write an inventory of the site's host that differs in some variables."""
+    options = hosts.ssh_options(site.host.instance)
+    known = {
+        "ansible_host": site.host.address,
+        "ansible_user": "root",
+        "ansible_ssh_private_key_file": options[1],
+        "ansible_ssh_common_args": " ".join(options[2:]),
+        "app_environment": "staging",
+        "app_repository": str(site.repository.path),
+        **variables,
+    }
+    text = " ".join(f"{name}='{value}'" for name, value in known.items())
+    (directory / "hosts").write_text(f"[booty]\n{site.host.name} {text}\n")
+    return directory / "hosts"
+
+
+def no_name(site: Site, directory: Path) -> dict[str, str]:
+    return {"ansible_host": "nowhere.invalid"}
+
+
+def wrong_key(site: Site, directory: Path) -> dict[str, str]:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / "key"], check=True)
+    return {"ansible_ssh_private_key_file": str(directory / "key")}
+
+
+def another_host_key(site: Site, directory: Path) -> dict[str, str]:
+    wrong_key(site, directory)
+    public = (directory / "key.pub").read_text()
+    (directory / "known_hosts").write_text(f"{site.host.address} {public}")
+    options = f"-o UserKnownHostsFile={directory}/known_hosts -o StrictHostKeyChecking=yes -o BatchMode=yes"
+    return {"ansible_ssh_common_args": options}
+
+
+def sudo_asks(site: Site, directory: Path) -> dict[str, str]:
+    site.run(
+        "id somebody 2>/dev/null || useradd --create-home --shell /bin/bash --groups sudo somebody;"
+        "install -D -o somebody -m 0600 /root/.ssh/authorized_keys /home/somebody/.ssh/authorized_keys;"
+        "chown -R somebody: /home/somebody"
+    )
+    return {"ansible_user": "somebody"}
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (no_name, "Could not resolve hostname nowhere.invalid: Name or service not known"),
+        (wrong_key, "Permission denied (publickey)."),
+        (another_host_key, "REMOTE HOST IDENTIFICATION HAS CHANGED!"),
+        (sudo_asks, "Missing sudo password"),
+    ],
+)
+def test_hosts_that_let_nobody_in(
+    site: Site, tmp_path: Path, wrong: Callable[[Site, Path], dict[str, str]], message: str
+) -> None:
+    """Ansible's and ssh's own words, which name what is wrong; docs/new-host.md has the next step for each."""
+    # A connection that is still open would let everybody in.
+    played = deploy(inventory(site, tmp_path, **wrong(site, tmp_path)), "-e", "ansible_control_path=none")
+    assert played.status != 0
+    assert message in words(played), played.output

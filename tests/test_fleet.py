@@ -1,0 +1,271 @@
+"""Many hosts: waves, and one host that fails in each of the ways that hosts do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sandbox import demo
+from sandbox import hosts as sandbox
+from sandbox.hosts import Host
+from tests.conftest import INSTANCE, ROUTES, Play, Repository, Running, Site, start
+from tests.load import Load
+
+# What the load is made of on each of twenty hosts that share two cores.
+CLIENTS, PAUSE = (1, 1, 1), 0.5
+# Whoever was connected a moment ago would go on through that connection.
+APART = "-o ControlMaster=no -o ConnectTimeout=5 -o ServerAliveInterval=3 -o ServerAliveCountMax=3"
+# A release that fails as the service where this file is, and nowhere as a candidate.
+POISON = "/var/lib/booty/poison"
+POISONED = (
+    ROUTES
+    + f'import os\nif "BOOTY_TELEMETRY_GATE" not in os.environ and os.path.exists("{POISON}"): raise SystemExit(7)\n'
+)
+
+
+@pytest.fixture(scope="module")
+def pair(site: Site) -> Site:
+    """Return the site with both of its hosts ready."""
+    played = site.play("bootstrap.yml", on=site.bare)
+    assert played.status == 0, played.output
+    return site
+
+
+def both(site: Site, **variables: str) -> Play:
+    """Deploy to both hosts."""
+    return site.play("deploy.yml", "--limit", "booty", on=None, **variables)
+
+
+def serving(*hosts: Host) -> list[str | None]:
+    """Return what each host serves."""
+    return [demo.health(host)["release"] for host in hosts]
+
+
+def test_a_wave_that_is_judged_bad_goes_back_and_the_next_does_not_start(pair: Site, tmp_path: Path) -> None:
+    old = pair.release()
+    assert both(pair).status == 0
+    new = pair.release()
+    # The controller's own command: what it sees is what a wave has left behind.
+    seen = tmp_path / "seen"
+    check = f"echo judged >> {seen}; false"
+    with Load(pair.host.address, pair.bare.address) as load:
+        played = both(pair, app_wave_check=check)
+    assert played.status != 0
+    assert "the wave was judged to be bad" in " ".join(played.output.split())
+    assert seen.read_text() == "judged\n"
+    assert serving(pair.host, pair.bare) == [old, old]
+    assert load.report["failures"] == []
+    assert set(load.report["releases"]) == {old, new}
+    assert "takes back" not in pair.bare.ssh("journalctl -t booty-deploy --since -1min").stdout
+
+
+@pytest.mark.parametrize("policy", [pytest.param("wave", marks=pytest.mark.long), "all"])
+def test_what_goes_back_when_a_later_wave_fails(pair: Site, tmp_path: Path, policy: str) -> None:
+    old = pair.release()
+    assert both(pair).status == 0
+    new = pair.release()
+    flag = tmp_path / "canary"
+    with Load(pair.host.address, pair.bare.address) as load:
+        # Good for the canary, bad for the wave after it.
+        played = both(pair, app_wave_check=f"! test -e {flag} && touch {flag}", app_failed_run=policy)
+    output = " ".join(played.output.split())
+    assert played.status != 0
+    assert load.report["failures"] == []
+    if policy == "all":
+        assert serving(pair.host, pair.bare) == [old, old]
+        assert f"{pair.host.name}: Went back to {old}, which serves." in output
+    else:
+        assert serving(pair.host, pair.bare) == [new, old]
+        assert f"ansible-playbook rollback.yml --limit {pair.host.name}" in output
+
+
+@pytest.mark.long
+def test_an_unreachable_host_is_a_policy(pair: Site) -> None:
+    old = pair.release()
+    assert both(pair).status == 0
+    new = pair.release()
+    cut = "systemctl stop ssh.socket ssh.service; sleep 40; systemctl start ssh.service"
+    pair.bare.ssh(f"systemd-run --quiet --unit=cut sh -c '{cut}'")
+    pair.run(f"! ssh-keyscan -T 2 {pair.bare.address} 2>/dev/null | grep .")
+    name = pair.bare.name
+    played = both(pair, ansible_ssh_args=APART)
+    assert played.status != 0
+    assert f"{name} can't be reached; the reason is above. Nothing was changed" in " ".join(played.output.split())
+    assert serving(pair.host, pair.bare) == [old, old]
+    played = both(pair, ansible_ssh_args=APART, app_unreachable="skip", app_unreachable_max="0")
+    assert "and more than app_unreachable_max (0)" in " ".join(played.output.split())
+    assert played.status != 0
+    played = both(pair, ansible_ssh_args=APART, app_unreachable="skip")
+    assert played.status == 0, played.output
+    assert f"Left behind, as they are: {name}." in " ".join(played.output.split())
+    assert serving(pair.host, pair.bare) == [new, old]
+    deadline = time.monotonic() + 60
+    while pair.bare.ssh("true").returncode:
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert both(pair).status == 0
+    assert serving(pair.host, pair.bare) == [new, new]
+
+
+def test_a_deploy_waits_for_another(pair: Site) -> None:
+    pair.deploy()
+    slow = pair.release(text=ROUTES + "import time\ntime.sleep(4)\n")
+    first = pair.start("deploy.yml", app_release=slow)
+    pair.wait_for("systemctl is-active booty-candidate.service | grep -q activating")
+    newer = pair.release()
+    second = pair.start("deploy.yml", app_release=newer, app_lock_wait="60")
+    assert first.end().status == 0
+    played = second.end()
+    assert played.status == 0, played.output
+    assert serving(pair.host) == [newer]
+
+
+def test_the_journal_tells_who_did_what(pair: Site) -> None:
+    before = pair.health()["release"]
+    sha = pair.release()
+    pair.deploy()
+    refused = pair.play("deploy.yml", app_environment="production", app_user="nobody-there")
+    assert refused.status != 0
+    lines = pair.run("journalctl -t booty-deploy --output=json --lines=20").splitlines()
+    records = [record for record in map(json.loads, lines) if "BOOTY_RESULT" in record]
+    switched, refusal = records[-2:]
+    assert switched["BOOTY_RESULT"] == "switched"
+    assert (switched["BOOTY_FROM"], switched["BOOTY_RELEASE"]) == (before, sha)
+    assert f"deploys {sha}" in switched["BOOTY_BY"]
+    assert float(switched["BOOTY_SECONDS"]) > 0
+    assert refusal["BOOTY_RESULT"] == "refused"
+    assert "lacks the user nobody-there" in refusal["MESSAGE"]
+
+
+@dataclass
+class Fleet:
+    """Twenty hosts, and the playbooks on all of them."""
+
+    hosts: list[Host]
+    inventory: Path
+    repository: Repository
+    variables: dict[str, str]
+
+    def start(self, playbook: str, **variables: str) -> Running:
+        return start(playbook, self.inventory, {**self.variables, **variables})
+
+    def release(self, text: str = ROUTES) -> str:
+        self.repository.write("app/src/booty/routes.py", f"{text}# {time.monotonic()}\n")
+        return self.repository.commit("Another")
+
+    def load(self) -> Load:
+        return Load(*(host.address for host in self.hosts), clients=CLIENTS, pause=PAUSE)
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    directory, name = tmp_path_factory.mktemp("fleet"), f"{INSTANCE}-fleet"
+    inventory = directory / "inventory" / "hosts.yml"
+    off = ("host_firewall", "host_time_sync", "host_security_updates", "host_close_ssh")
+    try:
+        found = sandbox.up(name, 20, with_tracker=False, inventory=inventory)
+        repository = Repository(directory / "repository")
+        made = Fleet(
+            found,
+            inventory,
+            repository,
+            {
+                "app_environment": "staging",
+                "app_repository": str(repository.path),
+                "app_cache": str(directory / "artifacts"),
+                **dict.fromkeys(off, "false"),
+            },
+        )
+        played = made.start("bootstrap.yml").end()
+        assert played.status == 0, played.output
+        made.release()
+        played = made.start("deploy.yml").end()
+        assert played.status == 0, played.output
+        yield made
+    finally:
+        sandbox.down(name)
+
+
+def unreachable_before(host: Host) -> Callable[[], object]:
+    host.ssh("systemd-run --quiet --unit=cut sh -c 'systemctl stop ssh.socket ssh.service'")
+    return lambda: inside(host, "systemctl start ssh.service")
+
+
+def unreachable_in_the_middle(host: Host) -> Callable[[], object]:
+    """Nothing gets to it by SSH from the moment on that its candidate starts."""
+    rules = "add table inet cut; add chain inet cut in { type filter hook input priority 0; }; "
+    rules += "add rule inet cut in tcp dport 22 drop"
+    wait = "while systemctl is-active booty-candidate.service | grep -q inactive; do sleep 0.05; done"
+    host.ssh("apt-get install -qy nftables", timeout=120)
+    host.ssh(f"systemd-run --quiet --unit=cut bash -c '{wait}; nft \"{rules}\"'")
+    return lambda: inside(host, "nft delete table inet cut")
+
+
+def disk_full(host: Host) -> Callable[[], object]:
+    copy = "mkdir /run/full; mount -t tmpfs -o size=20m tmpfs /run/full; cp -a /opt/booty/releases/. /run/full"
+    host.ssh(f"{copy}; mount --bind /run/full /opt/booty/releases; cat /dev/zero > /run/full/rest")
+    return lambda: host.ssh("umount /opt/booty/releases /run/full")
+
+
+def candidate_fails(host: Host) -> Callable[[], object]:
+    dropin = "/etc/systemd/system/booty-candidate.service.d"
+    host.ssh(f"mkdir -p {dropin}; printf '[Service]\nExecStartPre=/bin/false\n' > {dropin}/x.conf")
+    host.ssh("systemctl daemon-reload")
+    return lambda: host.ssh(f"rm -r {dropin}; systemctl daemon-reload")
+
+
+def dies_after_the_switch(host: Host) -> Callable[[], object]:
+    host.ssh(f"touch {POISON}; chmod 0644 {POISON}")
+    return lambda: host.ssh(f"rm {POISON}")
+
+
+def inside(host: Host, command: str) -> None:
+    """Run a command on a host that SSH does not reach."""
+    with host.container._leader() as (pid, _):
+        subprocess.run(["nsenter", "--target", str(pid), "--all", "sh", "-c", command], check=True, timeout=60)
+
+
+# What breaks one host, and what then serves: the canary, that host, and all others.
+WAYS: dict[Callable[[Host], Callable[[], object]], tuple[str, str, str]] = {
+    unreachable_before: ("old", "old", "old"),
+    # Nobody can take back what it ends by itself; its label is right.
+    unreachable_in_the_middle: ("new", "new", "old"),
+    disk_full: ("old", "old", "old"),
+    candidate_fails: ("new", "old", "old"),
+    dies_after_the_switch: ("new", "old", "old"),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("break_it", WAYS, ids=lambda way: way.__name__)
+def test_one_of_twenty_hosts_fails(fleet: Fleet, break_it: Callable[[Host], Callable[[], object]]) -> None:
+    """No request is lost anywhere, the others serve what the policy says, and one command mends it."""
+    canary, victim = fleet.hosts[0], fleet.hosts[7]
+    old = demo.health(canary)["release"]
+    new = fleet.release(POISONED if break_it is dies_after_the_switch else ROUTES)
+    mend = break_it(victim)
+    try:
+        with fleet.load() as load:
+            played = fleet.start("deploy.yml", ansible_ssh_args=APART).end()
+            time.sleep(2)  # what a host does by itself, it has done by then
+    finally:
+        mend()
+    assert played.status != 0
+    assert load.report["failures"] == []
+    assert load.report["requests"] > 20 * 3
+    expected = {canary: 0, victim: 1}
+    names = {"old": old, "new": new}
+    for host in fleet.hosts:
+        state = WAYS[break_it][expected.get(host, 2)]
+        assert demo.health(host)["release"] == names[state], (host.name, played.output)
+    with fleet.load() as load:
+        played = fleet.start("deploy.yml").end()
+    assert played.status == 0, played.output
+    assert load.report["failures"] == []
+    assert {demo.health(host)["release"] for host in fleet.hosts} == {new}

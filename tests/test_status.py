@@ -1,0 +1,437 @@
+"""One screen for the fleet: what hosts answer, how it is judged, and how it is shown."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import http.server
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from booty_host import host, status
+
+from sandbox.demo import RAISE
+from tests.conftest import ROLE, Play, Site, load, start
+
+fleet = load(ROLE / "action_plugins/booty_status.py", "booty_status")
+TEMPLATE = (ROLE / "templates/status.html.j2").read_text()
+NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
+A, B = "a1" * 20, "b2" * 20
+LABELS = {"release": A, "environment": "production"}
+GOOD: dict[str, Any] = {
+    "ready": True,
+    "service": "active",
+    "since": "2026-11-25T09:00:00+00:00",
+    "memory": LABELS,
+    "disk": LABELS,
+    "health": {"status": 200, **LABELS},
+    "tracker": {"status": 200, "since": "2026-11-25T09:00:00+00:00", "dropped": 0},
+    "previous": B,
+    "candidate": None,
+    "lease": None,
+    "free": {"bytes": 40_000_000_000, "share": 0.5},
+    "last": {"result": "switched", "message": "serving", "at": "2026-11-23T12:00:00+00:00"},
+    "drift": None,
+}
+WENT_BACK = {"result": "went back", "message": f"{B} does not serve.\nmore", "at": "2026-11-25T11:40:00+00:00"}
+NOTHING = {"memory": None, "health": None, "tracker": None, "since": None}
+
+
+def answer(**changes: Any) -> dict[str, Any]:
+    return {"status": {**copy.deepcopy(GOOD), **changes}}
+
+
+def judged(**changes: Any) -> dict[str, Any]:
+    row: dict[str, Any] = fleet.judge("web1", answer(**changes))
+    return row
+
+
+@pytest.mark.parametrize(
+    ("given", "level", "notes"),
+    [
+        (answer(), "ok", []),
+        (answer(drift=[]), "ok", []),
+        (answer(tracker={"status": None, "since": None, "dropped": 0}), "ok", []),
+        (answer(last=None), "ok", []),
+        (answer(disk={**LABELS, "release": B}), "broken", [f"release in memory is {A}, on disk {B}"]),
+        (answer(disk=None), "broken", ["release in memory", "environment in memory is production, on disk none"]),
+        (
+            answer(disk={**LABELS, "release": B}, lease="anna deploys, since 12:00"),
+            "look",
+            ["release in memory", "is held: anna deploys, since 12:00"],
+        ),
+        (answer(health={"status": 503, "reason": "no disk"}), "broken", ["/health says 503: no disk"]),
+        (answer(health={"status": 0, "reason": "refused"}), "broken", ["/health says nothing: refused"]),
+        (answer(health={"status": 200, **LABELS, "release": B}), "broken", [f"/health answers release {B}"]),
+        (answer(**NOTHING, service="failed"), "broken", ["serves nothing: booty.service is failed"]),
+        (answer(**NOTHING, disk=None, last=None), "look", ["has had no deploy yet"]),
+        (answer(ready=False), "look", ["has no Booty: run bootstrap.yml"]),
+        (answer(candidate={"release": B}), "look", [f"has a candidate left over: {B}"]),
+        (answer(candidate={"release": B}, lease="anna"), "look", ["is held: anna"]),
+        (answer(tracker=None), "look", ["there is no SENTRY_DSN"]),
+        (
+            answer(tracker={"status": 403, "since": None, "dropped": 12}),
+            "look",
+            ["errors don't reach the tracker: 403, 12 lost"],
+        ),
+        (answer(free={"bytes": 800_000_000, "share": 0.04}), "look", ["has 800 MB of disk left"]),
+        (answer(last=WENT_BACK), "look", [f"went back on 2026-11-25T11:40:00+00:00: {B} does not serve."]),
+        (answer(drift=["booty.service differs"]), "look", ["drift: booty.service differs"]),
+        (
+            {"unreachable": True, "msg": "Task failed: x\nMake sure this host can be reached over ssh: ssh: no route"},
+            "broken",
+            ["can't be reached: ssh: no route"],
+        ),
+        ({"rc": 127, "msg": "not found"}, "look", ["has no Python, and so no Booty"]),
+        ({"rc": 1, "msg": "sudo: a password is required\nmore"}, "broken", ["no answer: sudo: a password is required"]),
+    ],
+)
+def test_judge(given: dict[str, Any], level: str, notes: list[str]) -> None:
+    row = fleet.judge("web1", given)
+    assert row["level"] == level
+    assert len(row["notes"]) == len(notes)
+    for note, expected in zip(row["notes"], notes, strict=True):
+        assert expected in note
+
+
+def test_a_host_that_is_broken_or_drifts_makes_the_exit_status() -> None:
+    rows = [judged(), judged(candidate={"release": B}), judged(tracker=None)]
+    assert fleet.fault(rows) is None
+    assert fleet.fault([*rows, judged(drift=["x"])]) == "A deploy would change: web1."
+    assert fleet.fault([*rows, fleet.judge("web2", {"unreachable": True})]) == "Broken: web2."
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        ("2026-11-25T11:59:59+00:00", "1 s"),
+        ("2026-11-25T12:00:05+00:00", "0 s"),
+        ("2026-11-25T11:01:00+00:00", "59 min"),
+        ("2026-11-24T12:00:01+00:00", "23 h"),
+        ("2026-10-25T12:00:00+00:00", "31 d"),
+    ],
+)
+def test_ago(at: str, expected: str) -> None:
+    assert fleet.ago(at, NOW) == expected
+
+
+def test_the_table_shows_what_differs_and_fits() -> None:
+    rows = [judged(), judged(disk={**LABELS, "release": B}), fleet.judge("web3", {"unreachable": True, "msg": "gone"})]
+    wide = fleet.table(rows, NOW, 150, colored=False)
+    assert wide.splitlines()[0] == "3 hosts: 1 in order, 2 broken"
+    assert "\033" not in wide
+    for word in ("serves", "on disk", "in memory", "environment", "previous", "tracker", "free", "last result"):
+        assert word in wide
+    assert f"web1 release in memory is {A[:9]}, on disk {B[:9]}" in wide
+    assert "switched, 2 d ago" in wide
+    assert "…" not in wide
+    for width in (60, 80, 100):
+        narrow = fleet.table(rows, NOW, width, colored=False)
+        grid = narrow.partition("\nweb1 release")[0].splitlines()
+        assert max(map(len, grid)) <= width
+        assert all(word in narrow for word in ("serves", "for", "on disk"))
+        assert A[:9] in narrow
+        assert "…" not in narrow
+    colored = fleet.table(rows, NOW, 150, colored=True)
+    assert f"\033[1;31m{B[:9]}\033[0m" in colored
+    assert f"\033[1;31m{A[:9]}\033[0m" in colored
+
+
+def test_the_page_is_self_contained_and_escapes() -> None:
+    evil = "<script>alert(1)</script>"
+    rows = [judged(last={"result": evil, "message": evil, "at": GOOD["since"]}), fleet.judge(evil, answer())]
+    page = fleet.page(TEMPLATE, rows, NOW)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 3
+    assert not re.search(r"(src=|href=|url\(|@import)", page)
+
+
+# The host's side
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"), [("@1764000000", "2025-11-24T16:00:00+00:00"), ("", None), ("n/a", None), ("@", None)]
+)
+def test_since(told: str, expected: str | None) -> None:
+    assert status.since(told) == expected
+
+
+def test_a_lease_is_seen_without_taking_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "LOCK", tmp_path / "lock")
+    assert status.lease("") is None
+    host.LOCK.write_text("anna@ops deploys a1, since 12:00\n")
+    file = host.LOCK.stat()
+    place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}"
+    other = f"1: FLOCK  ADVISORY  WRITE 12 {place}:{file.st_ino}1 0 EOF\n"
+    assert status.lease(other) is None
+    held = f"{other}2: FLOCK  ADVISORY  WRITE 13 {place}:{file.st_ino} 0 EOF\n"
+    assert status.lease(held) == "anna@ops deploys a1, since 12:00"
+
+
+def record(at: int, **fields: Any) -> str:
+    return json.dumps({"__REALTIME_TIMESTAMP": str(at * 1_000_000), "SYSLOG_IDENTIFIER": "booty-deploy", **fields})
+
+
+def test_the_last_result() -> None:
+    assert status.last("") is None
+    proving, older = record(1_764_000_001, MESSAGE="proving"), record(1_764_000_000, MESSAGE=[1, 2])
+    assert status.last(f"{proving}\n{older}") == {"message": "proving", "at": "2025-11-24T16:00:01+00:00"}
+    assert status.last(older) == {"at": "2025-11-24T16:00:00+00:00"}
+    ended = record(1_764_000_002, MESSAGE="serving", BOOTY_RESULT="switched", BOOTY_FROM=A, BOOTY_BY="anna")
+    told = {"message": "serving", "result": "switched", "from": A, "by": "anna", "at": "2025-11-24T16:00:02+00:00"}
+    assert status.last(f"{proving}\n{ended}\n{older}") == told
+
+
+# On a real host
+
+
+@pytest.fixture
+def rows(site: Site, tmp_path: Path) -> Callable[..., tuple[Play, dict[str, dict[str, Any]]]]:
+    """Return a function that asks for the site's host, and for one where nobody answers."""
+    away = tmp_path / "away.yml"
+    away.write_text("booty: {hosts: {away: {ansible_host: 127.0.0.1, ansible_port: 1}}}\n")
+
+    def ask(limit: str = "", *arguments: str, **variables: str) -> tuple[Play, dict[str, dict[str, Any]]]:
+        file = tmp_path / "status.json"
+        given = {**site.variables, "status_format": "json", "status_file": str(file), **variables}
+        limits = ["-i", str(away), "--limit", limit or site.host.name]
+        played = start("status.yml", site.inventory, given, *limits, *arguments).end()
+        assert file.is_file(), played.output
+        return played, {row["host"]: row for row in json.loads(file.read_text())["hosts"]}
+
+    return ask
+
+
+Ask = Callable[..., tuple[Play, dict[str, dict[str, Any]]]]
+
+
+def test_every_host_is_a_row(site: Site, rows: Ask) -> None:
+    before = site.release()
+    site.deploy()
+    sha = site.release()
+    site.deploy()
+    played, told = rows("booty")
+    assert played.status != 0
+    assert "Broken: " in played.output
+    assert set(told) == {site.host.name, site.bare.name, "away"}
+    row = told[site.host.name]
+    labels = {"release": sha, "environment": "staging"}
+    assert (row["level"], row["notes"]) == ("ok", [])
+    assert (row["memory"], row["disk"], row["health"]) == (labels, labels, {"status": 200, **labels})
+    assert row["previous"] == before
+    assert (row["candidate"], row["lease"], row["drift"]) == (None, None, None)
+    assert row["last"]["result"] == "switched"
+    assert row["last"]["release"] == sha
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(row["since"])).total_seconds()) < 600
+    assert row["free"]["bytes"] > 0
+    assert told["away"]["level"] == "broken"
+    assert "Connection refused" in told["away"]["notes"][0]
+
+
+def test_the_screen_is_all_there_is(site: Site) -> None:
+    site.deploy()
+    played = site.play("status.yml", status_format="json")
+    assert played.status == 0, played.output
+    assert [row["host"] for row in json.loads(played.output)["hosts"]] == [site.host.name]
+    played = site.play("status.yml")
+    assert played.status == 0, played.output
+    assert played.output.startswith("1 host: 1 in order\n")
+    assert f"{site.health()['release']}"[:9] in played.output
+
+
+def test_disk_and_memory_that_differ_stand_out(site: Site, rows: Ask) -> None:
+    site.deploy()
+    sha = site.health()["release"]
+    site.run(
+        f"cp -a /etc/booty/release.env /root/; sed -i 's/SENTRY_RELEASE=.*/SENTRY_RELEASE={B}/' /etc/booty/release.env"
+    )
+    try:
+        played, told = rows()
+        assert played.status != 0
+        assert f"Broken: {site.host.name}." in played.output
+        # The service says so itself.
+        assert f"release in memory is {sha}, on disk {B}" in told[site.host.name]["notes"]
+        assert told[site.host.name]["level"] == "broken"
+    finally:
+        site.run("mv /root/release.env /etc/booty/release.env")
+
+
+def test_a_candidate_that_is_left_over(site: Site, rows: Ask) -> None:
+    site.deploy()
+    site.run("cp /etc/booty/release.env /run/booty/candidate.env; systemctl start booty-candidate.service")
+    try:
+        played, told = rows()
+        assert played.status == 0, played.output
+        assert told[site.host.name]["candidate"]["release"] == site.health()["release"]
+        assert "has a candidate left over" in told[site.host.name]["notes"][0]
+    finally:
+        site.run("systemctl stop booty-candidate.service; rm /run/booty/candidate.env")
+
+
+def test_a_lease_that_is_held(site: Site, rows: Ask) -> None:
+    site.deploy()
+    held = "anna@ops deploys something, since just now"
+    site.run(f"echo '{held}' > /run/booty-deploy.lock; systemd-run --unit=holder flock /run/booty-deploy.lock sleep 60")
+    try:
+        site.wait_for("! flock --nonblock /run/booty-deploy.lock true")
+        played, told = rows()
+        assert played.status == 0, played.output
+        assert told[site.host.name]["lease"] == held
+        assert f"is held: {held}" in told[site.host.name]["notes"]
+    finally:
+        site.run("systemctl stop holder.service")
+    assert rows()[1][site.host.name]["lease"] is None
+
+
+def test_a_tracker_that_is_down(site: Site, rows: Ask) -> None:
+    site.deploy()
+    key = "0a1b2c3d4e5f60718293a4b5c6d7e8f9"
+    site.place_secrets(f"SENTRY_DSN=http://{key}@127.0.0.1:9/1\n")
+    try:
+        site.run("systemctl restart booty.service")
+        assert rows()[1][site.host.name]["tracker"] == {"status": None, "since": None, "dropped": 0}
+        site.run(RAISE)
+        deadline = time.monotonic() + 20
+        while not rows()[1][site.host.name]["tracker"]["dropped"]:
+            assert time.monotonic() < deadline
+        played, told = rows("", "-vvv")
+        assert played.status == 0, played.output
+        assert "errors don't reach the tracker" in told[site.host.name]["notes"][0]
+        assert key not in played.output + json.dumps(told)
+    finally:
+        site.place_secrets(f"SENTRY_DSN={site.tracker.dsn}\n")
+        site.run("systemctl restart booty.service")
+
+
+def test_a_service_that_is_stopped_stays_so(site: Site, rows: Ask) -> None:
+    site.deploy()
+    site.run("systemctl stop booty.service")
+    try:
+        played, told = rows()
+        assert played.status != 0
+        assert told[site.host.name]["notes"] == ["serves nothing: booty.service is inactive"]
+        assert site.pid() == "0"
+    finally:
+        site.run("systemctl start booty.service")
+
+
+def test_drift(site: Site, rows: Ask) -> None:
+    site.deploy()
+    old = site.health()["release"]
+    played, told = rows(app_drift="true")
+    assert played.status == 0, played.output
+    assert told[site.host.name]["drift"] == []
+    new = site.release()
+    pid, disk = site.pid(), site.run("find /etc /opt/booty -newermt -1min -type f | xargs -r sha256sum")
+    played, told = rows(app_drift="true", app_drain_seconds="29")
+    assert played.status != 0
+    assert f"A deploy would change: {site.host.name}." in played.output
+    assert told[site.host.name]["drift"] == [f"release {old} → {new}", "booty.service differs"]
+    assert (site.pid(), site.run("find /etc /opt/booty -newermt -1min -type f | xargs -r sha256sum")) == (pid, disk)
+    # Against what is there, there is none.
+    assert rows(app_drift="true", app_release=str(old))[1][site.host.name]["drift"] == []
+    assert rows()[1][site.host.name]["drift"] is None
+
+
+# In a real browser
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    """Return a browser; it is Debian's, and installed when it is not there."""
+    if not shutil.which("chromium"):
+        if os.geteuid() or not shutil.which("apt-get"):
+            pytest.skip("the page is looked at with Debian's chromium: apt-get install chromium")
+        subprocess.run(["apt-get", "install", "-qy", "--no-install-recommends", "chromium"], check=True, timeout=600)
+    return shutil.which("chromium") or ""
+
+
+class Served(http.server.SimpleHTTPRequestHandler):
+    """Serves a directory, and notes what was asked for."""
+
+    def log_message(self, *_: Any) -> None:
+        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
+    handler = functools.partial(Served, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.asked = []  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+# The page runs no script, by its own policy; a frame around it measures it, at a width that a window can't have.
+FRAME = """<iframe id="page" src="status.html" width="WIDTH" height="2000"></iframe><pre id="told"></pre><script>
+document.getElementById("page").onload = ({target}) => {
+  const view = target.contentDocument, seen = []
+  const channels = (color) => color.match(/[0-9.]+/g).map(Number)
+  const luminance = (color) => channels(color).slice(0, 3)
+    .map((c) => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, at) => sum + c * [0.2126, 0.7152, 0.0722][at], 0)
+  const ground = (node) => {
+    const color = getComputedStyle(node).backgroundColor
+    return channels(color)[3] === 0 && node.parentElement ? ground(node.parentElement) : color
+  }
+  for (const node of view.querySelectorAll("body *")) {
+    const shown = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim())
+    if (!shown || !node.offsetParent) continue
+    const [low, high] = [luminance(getComputedStyle(node).color), luminance(ground(node))].sort((a, b) => a - b)
+    seen.push([node.textContent.trim(), (high + 0.05) / (low + 0.05)])
+  }
+  document.getElementById("told").textContent = JSON.stringify({
+    ground: luminance(getComputedStyle(view.body).backgroundColor),
+    overflow: view.documentElement.scrollWidth - view.documentElement.clientWidth,
+    faint: seen.filter(([, contrast]) => contrast < 4.5), seen: seen.map(([text]) => text),
+    scripts: view.querySelectorAll("script").length,
+  })
+}
+</script>"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_in_a_browser(chromium: str, served: Any, tmp_path: Path, width: int, dark: bool) -> None:
+    """It is readable in both schemes, fits a phone, asks for nothing else, and runs nothing that a host says."""
+    evil = "<script>document.title = 'owned'</script><img src=/owned>"
+    given = {
+        "web1.internal": answer(),
+        "web2.internal": answer(disk={**LABELS, "release": B}, candidate={"release": B}),
+        "a-host-with-a-rather-long-name.eu-central-1.compute.internal": answer(last={**WENT_BACK, "message": evil}),
+        "web4.internal": {"unreachable": True, "msg": "no route"},
+        "web5.internal": answer(free={"bytes": 1, "share": 0.0}, drift=[f"release {A} → {B}"], tracker=None),
+    }
+    page = fleet.page(TEMPLATE, [fleet.judge(name, each) for name, each in given.items()], NOW)
+    (tmp_path / "status.html").write_text(page)
+    (tmp_path / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
+    quiet = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"
+    flags = [f"--{flag}" for flag in f"headless {quiet} disable-sync virtual-time-budget=5000 dump-dom".split()]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={int(not dark)}"]
+    address = f"http://127.0.0.1:{served.server_address[1]}/frame.html"
+    done = subprocess.run([chromium, *flags, address], capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r'<pre id="told">(.+?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stdout + done.stderr
+    told = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert (told["ground"] < 0.2) is dark
+    assert told["overflow"] == 0
+    assert told["faint"] == []
+    assert {*given} <= {text.split()[0] for text in told["seen"]}
+    assert told["scripts"] == 0
+    assert any(evil in text for text in told["seen"])
+    # A browser asks any site for its icon.
+    assert {*served.asked} - {"/favicon.ico"} == {"/frame.html", "/status.html"}

@@ -1,0 +1,98 @@
+"""Several workers on a real host: one service to systemd and to deploy, and nothing lost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import Site
+from tests.load import Load
+
+
+@pytest.fixture(scope="module")
+def pair(site: Site) -> Iterator[str]:
+    """Deploy a release that serves with two workers, and return its SHA."""
+    site.variables["app_workers"] = "2"
+    sha = site.release()
+    site.deploy()
+    yield sha
+    del site.variables["app_workers"]
+
+
+def workers(site: Site) -> list[str]:
+    main = site.pid()
+    return site.run(f"cat /proc/{main}/task/{main}/children").split()
+
+
+def test_a_deploy_and_a_restart_lose_nothing(site: Site, pair: str) -> None:
+    assert len(workers(site)) == 2
+    newer = site.release()
+    with Load(site.host.address) as load:
+        site.deploy()
+        site.deploy(app_restart="true")
+    assert load.report["failures"] == []
+    assert set(load.report["releases"]) == {pair, newer}
+    assert load.report["requests"] > 100
+    assert len(workers(site)) == 2
+    assert site.deploy().recap(site.host.name)["changed"] == 0
+
+
+@pytest.mark.long
+def test_another_number_of_workers_loses_nothing(site: Site, pair: str) -> None:
+    with Load(site.host.address) as load:
+        for number in (1, 3, 2):
+            site.deploy(app_workers=str(number))
+            assert len(workers(site)) == (number if number > 1 else 0)
+    assert load.report["failures"] == []
+
+
+@pytest.mark.long
+def test_production_without_a_dsn_does_not_start(site: Site, pair: str) -> None:
+    site.deploy()
+    site.run("mv /etc/booty/secrets.env /root/secrets.env; cp -a /etc/booty/release.env /root/release.env")
+    try:
+        site.run("sed -i 's/^SENTRY_ENVIRONMENT=.*/SENTRY_ENVIRONMENT=production/' /etc/booty/release.env")
+        assert site.host.ssh("systemctl restart booty.service").returncode != 0
+        properties = site.run("systemctl show booty.service --property=ActiveState,Result,ExecMainStatus")
+        assert properties.splitlines() == ["Result=exit-code", "ExecMainStatus=1", "ActiveState=failed"]
+        invocation = site.run("systemctl show booty.service --property=InvocationID --value")
+        lines = site.run(f"journalctl _SYSTEMD_INVOCATION_ID={invocation} --output=cat --no-pager").splitlines()
+        assert len(lines) == 1, lines
+        assert "SENTRY_DSN is not set, and production does not run without it" in lines[0]
+    finally:
+        site.run("mv /root/secrets.env /etc/booty/secrets.env; mv /root/release.env /etc/booty/release.env")
+        site.run("systemctl reset-failed booty.service booty.socket; systemctl start booty.socket booty.service")
+
+
+@pytest.mark.long
+def test_a_worker_that_can_t_be_replaced_ends_the_service(site: Site, pair: str) -> None:
+    """With the status of the one that refused, as a service of one process does; the other one drains."""
+    site.deploy()
+    site.run("chown root:root /var/lib/booty")
+    try:
+        site.run(f"kill -KILL {workers(site)[0]}")
+        site.wait_for("test $(systemctl show booty.service --property=ActiveState --value) = failed")
+        assert site.run("systemctl show booty.service --property=Result,ExecMainStatus").splitlines() == [
+            "Result=exit-code",
+            "ExecMainStatus=1",
+        ]
+        invocation = site.run("systemctl show booty.service --property=InvocationID --value")
+        journal = site.run(f"journalctl _SYSTEMD_INVOCATION_ID={invocation} --output=cat --no-pager")
+        assert re.search(r"worker \d+ was killed by SIGKILL; another one takes its place", journal)
+        assert len(re.findall("refusing to serve: /health answers 503", journal)) == 1
+    finally:
+        site.run("chown booty:booty /var/lib/booty")
+        site.run("systemctl reset-failed booty.service booty.socket; systemctl start booty.socket booty.service")
+
+
+@pytest.mark.long
+def test_nobody_outlives_a_supervisor_that_is_killed(site: Site, pair: str) -> None:
+    site.deploy()
+    main, orphans = site.pid(), workers(site)
+    site.run(f"kill -KILL {main}")
+    site.wait_for(f"systemctl is-active booty.service && test $(systemctl show booty.service -P MainPID) != {main}")
+    assert site.health()["release"] == site.repository.git("rev-parse", "HEAD")
+    assert len(workers(site)) == 2
+    assert site.run(f"ls -d {' '.join(f'/proc/{pid}' for pid in orphans)} 2>/dev/null || true") == ""

@@ -142,6 +142,7 @@ def test_a_deploy_during_a_long_job(site: Site, release: str) -> None:
     assert jobs(site) == []
 
 
+@pytest.mark.long
 def test_a_deploy_during_a_job_longer_than_the_drain(site: Site, release: str) -> None:
     site.deploy(app_drain_seconds="1")
     enqueue(site, "slow", "long", 600)

@@ -137,8 +137,7 @@ class CallbackModule(default.CallbackModule):
         name = play.get_name().strip()
         told = play.get_variable_manager().get_vars(play=play)
         everyone, batch = told.get("ansible_play_hosts_all", []), told.get("ansible_play_batch", [])
-        if play.hosts != ["localhost"]:
-            self._hosts.update(everyone)
+        self._hosts.update(set(everyone) - {"localhost"})
         self._waves = self._waves + 1 if name == self._play_name else 1
         self._play_name = name
         wave = f"wave {self._waves}: " if play.serial and len(everyone) > 1 else ""

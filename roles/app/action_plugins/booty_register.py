@@ -158,6 +158,7 @@ class ActionModule(ActionBase):
             }
         )
         sha, where = wanted["release"], ", ".join(wanted["environments"])
+        result["_ansible_verbose_always"] = True  # the message is for whoever runs this
         if not os.environ.get("SENTRY_AUTH_TOKEN"):
             return {
                 **result,

@@ -103,7 +103,7 @@ def test_an_unreachable_host_is_a_policy(pair: Site) -> None:
     assert played.status != 0
     played = both(pair, ansible_ssh_args=APART, app_unreachable="skip")
     assert played.status == 0, played.output
-    assert f"Left behind, as they are: {name}." in " ".join(played.output.split())
+    assert f"{name} is left behind, as it is." in " ".join(played.output.split())
     assert serving(pair.host, pair.bare) == [new, old]
     deadline = time.monotonic() + 60
     while pair.bare.ssh("true").returncode:

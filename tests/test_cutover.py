@@ -89,11 +89,11 @@ BROKEN = {
     "exits in its startup": (ROUTES + "raise SystemExit(7)\n", "booty-candidate.service"),
     "never becomes ready": (ROUTES + "import time\ntime.sleep(60)\n", "timeout"),
     "dies at its first request": (
-        ROUTES + "import os\nfrom booty import health\nhealth._directory_flaw = lambda _: os._exit(9)\n",
+        ROUTES + "import os\nfrom booty import health\nhealth.directory_flaw = lambda _: os._exit(9)\n",
         "booty-candidate.service",
     ),
     "says 503": (
-        ROUTES + "from booty import health\nhealth._directory_flaw = lambda _: 'no disk today'\n",
+        ROUTES + "from booty import health\nhealth.directory_flaw = lambda _: 'no disk today'\n",
         "no disk today",
     ),
 }
@@ -160,7 +160,7 @@ def test_a_tracker_that_accepts_lets_the_release_through(site: Site) -> None:
 ONLY_THE_SERVICE = 'import os\nfrom booty import health\nif "BOOTY_TELEMETRY_GATE" not in os.environ:\n    '
 ONCE_MORE = (
     ONLY_THE_SERVICE
-    + "asked = []\n    health._directory_flaw = lambda _: asked.append(1) or (len(asked) > 1 and {what})\n"
+    + "asked = []\n    health.directory_flaw = lambda _: asked.append(1) or (len(asked) > 1 and {what})\n"
 )
 BROKEN_LATER = {
     "exits in its startup": (ONLY_THE_SERVICE + "raise SystemExit(7)\n", "booty.service"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from contextlib import ExitStack
@@ -118,7 +119,7 @@ def test_a_successor_that_refuses_ends_the_service(pair, tcp, tmp_path):
     state = tmp_path / "state"
     state.mkdir()
     service = pair(STATE_DIRECTORY=str(state))
-    state.rmdir()
+    shutil.rmtree(state)
     os.kill(service.children()[0], signal.SIGKILL)
     status, stderr = service.wait()
     assert status == 1

@@ -41,7 +41,7 @@ class Supervisor:
     def __init__(self, count: int) -> None:
         self._count = count
         self._ready: dict[int, bool] = {}  # of each worker, by its PID
-        self._stopping = False
+        self._stopped_by = 0  # the signal, once there was one
         self._status = 0
 
     def run(self) -> Worker | int:
@@ -74,18 +74,21 @@ class Supervisor:
                 missing = self._welcome(came.si_pid)
 
     def _stop(self, number: int) -> None:
-        if not self._stopping:
+        if self._stopped_by:
+            # Of two alike that come at once, a worker would see one: the second, which cuts, is the other kind.
+            number = next(other for other in _STOP if other != self._stopped_by)
+        else:
+            self._stopped_by = number
             notify("STOPPING=1", f"STATUS=stopping {len(self._ready)} workers")
-        self._stopping = True
         for pid in self._ready:
             os.kill(pid, number)
 
     def _welcome(self, pid: int) -> int:
         """Note that a worker is ready and return how many more to start."""
         self._ready[pid] = True
-        if len(self._ready) == self._count and all(self._ready.values()) and not self._stopping:
+        if len(self._ready) == self._count and all(self._ready.values()) and not self._stopped_by:
             notify("READY=1", f"STATUS=serving with {self._count} workers")
-        return 0 if self._stopping else self._count - len(self._ready)
+        return 0 if self._stopped_by else self._count - len(self._ready)
 
     def _bury(self) -> int:
         """Take leave of the workers that ended and return how many to start in their place."""
@@ -94,7 +97,7 @@ class Supervisor:
             pid, status = ended[0], os.waitstatus_to_exitcode(ended[1])
             was_ready = self._ready.pop(pid)
             how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-            if self._stopping:
+            if self._stopped_by:
                 # A worker that is told to stop before it can listen to signals dies of it, as any process does.
                 self._status = max(self._status, 0 if -status in _STOP else 3 if status < 0 else status)
             elif was_ready:
@@ -106,7 +109,7 @@ class Supervisor:
                 if status <= 0:
                     log.error("worker %d %s before it was ready", pid, how)
                 self._stop(signal.SIGTERM)
-        return 0 if self._stopping else lost
+        return 0 if self._stopped_by else lost
 
 
 def _become_worker(supervisor: int, mask: set[int]) -> None:

@@ -332,12 +332,13 @@ def test_drift(site: Site, rows: Ask) -> None:
     assert played.status == 0, played.output
     assert told[site.host.name]["drift"] == []
     new = site.release()
-    pid, disk = site.pid(), site.run("find /etc /opt/booty -newermt -1min -type f | xargs -r sha256sum")
+    files = "find /etc /opt/booty -type f -printf '%p %T@ %s\n' | sort | sha256sum"
+    pid, disk = site.pid(), site.run(files)
     played, told = rows(app_drift="true", app_drain_seconds="29")
     assert played.status != 0
     assert f"A deploy would change: {site.host.name}." in played.output
     assert told[site.host.name]["drift"] == [f"release {old} → {new}", "booty.service differs"]
-    assert (site.pid(), site.run("find /etc /opt/booty -newermt -1min -type f | xargs -r sha256sum")) == (pid, disk)
+    assert (site.pid(), site.run(files)) == (pid, disk)
     # Against what is there, there is none.
     assert rows(app_drift="true", app_release=str(old))[1][site.host.name]["drift"] == []
     assert rows()[1][site.host.name]["drift"] is None

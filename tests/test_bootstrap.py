@@ -169,10 +169,14 @@ def test_from_root_to_a_deploy_user(another: Callable[[str], New], suite: str) -
     assert "+deploy ALL=(ALL:ALL) NOPASSWD: ALL" in checked.output
     assert new.changes() == before
 
+    began = time.monotonic()
     made = new.ready(**new.deploy)
+    assert time.monotonic() - began < 60
     assert "deploy@" in made.output  # the command for the secrets
     assert "root@" not in made.output
+    began = time.monotonic()
     again = new.ready(**new.deploy)
+    assert time.monotonic() - began < 15
     assert again.recap(new.host.name)["changed"] == 0
     assert "UNREACHABLE" not in again.output
 

@@ -5,7 +5,6 @@ import http.client
 import json
 import re
 import socket
-import statistics
 import threading
 import time
 from contextlib import closing
@@ -100,7 +99,7 @@ def test_gate_does_not_wait_for_ever(prove, tracker):
     status, line = prove()
     assert status == 1
     assert line.endswith(f"the tracker at {place(tracker.dsn)} is not reached: no answer within 5 s")
-    assert time.monotonic() - began > 5
+    assert 5 < time.monotonic() - began < 9
 
 
 def test_gate_at_a_port_where_nobody_listens(prove):
@@ -443,7 +442,7 @@ def test_a_bad_tracker_is_never_in_the_way(start, tcp, unix, tracker, place_of, 
         assert ask(tcp, f"/fail/{number}")[0] == 500
         took.append(time.monotonic() - began)
     # A request that waited for the tracker would take 1 s where it is slow, and 10 s where it does not answer.
-    assert statistics.median(took) < 0.5
+    assert max(took) < 0.5
     assert memory(service) - before < 20_000
     assert ask(tcp, "/health")[0] == 200
     if mended := kind not in {"refused", "unresolvable", "black hole"}:
@@ -456,7 +455,7 @@ def test_a_bad_tracker_is_never_in_the_way(start, tcp, unix, tracker, place_of, 
     began = time.monotonic()
     service.stop()
     status, stderr = service.wait()
-    assert time.monotonic() - began < 5  # it is 1.7 s at most where the machine has the time; unbounded it is 10 s
+    assert time.monotonic() - began < 2
     assert status == 0
     lines = [line for line in stderr.splitlines() if " WARNING " in line]
     assert [line.partition("booty.telemetry: ")[2][: len(BEGIN)] for line in lines[:1]] == [BEGIN]
@@ -489,7 +488,7 @@ def test_the_stop_keeps_its_bound_also_with_a_request_and_a_tracker_that_hang(st
         began = time.monotonic()
         service.stop()
         assert service.wait()[0] == 0
-        assert 0.5 < time.monotonic() - began < 6  # 2.5 s where the machine has the time; unbounded it is 10 s
+        assert 0.5 < time.monotonic() - began < 2.5
 
 
 @pytest.mark.parametrize(("drain", "arrived"), [("30", range(10, 11)), ("0.5", range(2, 8))])

@@ -57,7 +57,7 @@ def cut_over(wanted: host.Release, keep: int, by: str) -> dict[str, Any]:
     """Prove, point, restart, retire; go back when that fails.
 
     Returns:
-        the module's result, with `failed` and `msg` when the release does not serve.
+        what `cutover` answers, with `failed` and `msg` when the release does not serve.
     """
     began = time.monotonic()
     state = host.State.load()

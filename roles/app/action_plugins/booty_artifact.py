@@ -244,9 +244,21 @@ def pack(tree: Path, archive: Path, mtime: int, extra: dict[str, bytes | Path] |
         for path in files(tree):
             name = prefix + str(path.relative_to(tree))
             add(name, path.readlink() if path.is_symlink() else path.read_bytes(), os.access(path, os.X_OK))
-    temporary = archive.with_suffix(".partial")
-    temporary.write_bytes(buffer.getvalue())
-    temporary.replace(archive)
+    write(archive, buffer.getvalue())
+    # Last: an archive that has its digest is whole.
+    write(digest_of(archive), hashlib.sha256(buffer.getvalue()).hexdigest().encode())
+
+
+def write(path: Path, content: bytes) -> None:
+    """Make a file that appears whole or not at all."""
+    temporary = path.with_name(f"{path.name}.partial")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def digest_of(archive: Path) -> Path:
+    """Return where an archive's SHA-256 is noted, which says also later whether it is still as it was built."""
+    return archive.with_name(f"{archive.name}.sha256")
 
 
 @contextmanager
@@ -260,13 +272,14 @@ def locked(directory: Path) -> Iterator[None]:
 
 def once(archive: Path, build: Callable[[Path], None]) -> dict[str, Any]:
     """Build an archive unless the cache has it, and describe it."""
-    if not archive.exists():
+    digest = digest_of(archive)
+    if not digest.exists():
         with locked(archive.parent):
-            if not archive.exists():
+            if not digest.exists():
                 build(archive)
     return {
         "file": str(archive),
-        "sha256": hashlib.sha256(archive.read_bytes()).hexdigest(),
+        "sha256": digest.read_text(),
         "size": archive.stat().st_size,
     }
 
@@ -291,7 +304,7 @@ def build(repository: Path, path: str, module: str, sha: str, python: str, machi
         cache: where archives are kept.
 
     Returns:
-        `release` and `layer`, each with `file`, `sha256` and `size` (bytes); the layer's `name`.
+        `release` and `layer`, each with `file`, `sha256`, `size` (bytes) and `dest` on the host; the layer's `name`.
 
     Raises:
         BuildError: the commit lacks what it needs, its lock is out of date, or a dependency has no wheel for that
@@ -315,7 +328,10 @@ def build(repository: Path, path: str, module: str, sha: str, python: str, machi
         cache / "releases" / f"{release_name}.tar.gz",
         lambda archive: build_release(archive, repository, path, module, sha, python, layer_name, pyproject, locked),
     )
-    return {"release": release, "layer": {**layer, "name": layer_name}}
+    return {
+        "release": {**release, "dest": f"/opt/booty/releases/{sha}"},
+        "layer": {**layer, "name": layer_name, "dest": f"/opt/booty/layers/{layer_name}"},
+    }
 
 
 def build_layer(archive: Path, lock: bytes, python: str, machine: str) -> None:

@@ -48,6 +48,8 @@ VERBS: dict[str, dict[str, Any]] = {
         "keep": {"type": "int", "required": True},
         "by": {"type": "str", "required": True},
         "wait": {"type": "int", "default": 0},
+        "dest": {"type": "str", "default": ""},
+        "sha256": {"type": "str", "default": ""},
     },
     "record": {"message": {"type": "str", "required": True}, "fields": {"type": "dict", "required": True}},
     "status": {"pointer": {"type": "str", "default": ""}, "units": {"type": "dict", "default": {}}},
@@ -72,7 +74,7 @@ class ActionModule(ActionBase):
     """Call a verb with its arguments; `attach` names a file of the controller that goes along."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the host's answer, or `rc` and what was said when there is none."""
+        """Return what was `asked` and the host's answer, or `rc` and what was said when there is none."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         verb = self._task.args.get("verb")
         if verb not in VERBS:
@@ -80,16 +82,19 @@ class ActionModule(ActionBase):
         common = {"verb": {"type": "str"}, "attach": {"type": "path"}}
         _, arguments = self.validate_argument_spec({**common, **VERBS[verb]})
         attach = arguments.pop("attach")
+        del arguments["verb"]
         attached = Path(attach).read_bytes() if attach else b""
+        # What was rendered for a question need not be rendered again for what follows from the answer.
+        result["asked"] = arguments
         code = program()
         call = {
-            "verb": arguments.pop("verb"),
+            "verb": verb,
             "arguments": arguments,
             "check": self._task.check_mode,
             "size": len(code),
         }
         done = self._low_level_execute_command(
-            f"{PYTHON} -I -c {shlex.quote(START)}", in_data=json.dumps(call).encode() + b"\n" + code + attached
+            f"{PYTHON} -IS -c {shlex.quote(START)}", in_data=json.dumps(call).encode() + b"\n" + code + attached
         )
         try:
             return {**result, **json.loads(done["stdout"].splitlines()[-1])}

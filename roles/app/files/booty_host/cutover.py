@@ -8,14 +8,16 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from booty_host import host
+from booty_host import host, stage
 
 
 class CutoverError(Exception):
     """A step failed; the message says which and why."""
 
 
-def cutover(pointer: str, units: dict[str, str], keep: int, by: str, wait: int, check: bool) -> dict[str, Any]:
+def cutover(
+    pointer: str, units: dict[str, str], keep: int, by: str, wait: int, dest: str, sha256: str, check: bool
+) -> dict[str, Any]:
     """Make a release the one that serves.
 
     It starts as a candidate beside the one that serves, on the same sockets. Only when it is ready are the units and
@@ -29,18 +31,24 @@ def cutover(pointer: str, units: dict[str, str], keep: int, by: str, wait: int, 
         keep: how many releases that served are kept.
         by: who asks and for what; shown to others while the lock is held.
         wait: how long to wait for somebody else's lock, in seconds.
+        dest: where the release that came along is staged first; none when it is there.
+        sha256: the digest of its archive.
         check: only say what would change.
 
     Returns:
-        `unsettled`, which says what is left to do: nothing; `notices`, what was found that a person should know; or
-        `failed` and `msg`.
+        `notices`, what was found that a person should know; `unpruned`, why old releases can't be removed; or `failed`
+        and `msg`.
 
     Raises:
-        host.HostError: somebody else holds the lock.
+        host.HostError: the release that came along can't be staged, or somebody else holds the lock.
     """
     wanted = host.Release(pointer, units)
     result = {"changed": True, "diff": difference(wanted)}
-    return result if check else {**result, **host.detached(lambda: cut_over(wanted, keep, by), by, wait)}
+    if check:
+        return result
+    if dest:
+        stage.stage(dest, sha256, archive="", check=False)
+    return {**result, **host.detached(lambda: cut_over(wanted, keep, by), by, wait)}
 
 
 def difference(wanted: host.Release) -> list[dict[str, str]]:
@@ -61,26 +69,27 @@ def cut_over(wanted: host.Release, keep: int, by: str) -> dict[str, Any]:
     """
     began = time.monotonic()
     state = host.State.load()
-    notices = settle(state)
-    before = what_serves(wanted)
+    socket, service, candidate = host.units(*host.ALL_UNITS)
+    labels = host.labels(int(service["MainPID"]))
+    notices = settle(state, labels, candidate["ActiveState"])
+    before = what_serves(wanted, labels)
 
     def record(message: str, result: str) -> None:
         seconds = f"{time.monotonic() - began:.2f}"
         host.log(message, result=result, release=wanted.sha, **{"from": before.sha}, by=by, seconds=seconds)
 
-    listened = host.unit(host.SOCKET)["ActiveState"] == "active"
     touched = False
     try:
         state.previous = {"pointer": before.pointer, "units": before.units, "served": state.served}
         state.save()
         verify(wanted)
-        prove(wanted)
+        prove(wanted, socket, candidate)
         touched = True
         switch(wanted)
     except Exception as error:  # whatever it was, what served before comes first
         why = str(error) or repr(error)
         host.log(f"failed: {why}")
-        outcome = go_back(before) if touched else leave(before, listened)
+        outcome = go_back(before) if touched else leave(before, socket["ActiveState"] == "active")
         with suppress(OSError):
             state.abandon(wanted.sha, why.splitlines()[0])
         ended = "went back" if touched else "not switched"
@@ -93,20 +102,26 @@ def cut_over(wanted: host.Release, keep: int, by: str) -> dict[str, Any]:
         }
     state.serve(wanted.sha)
     record(f"serving {wanted.sha}", "switched")
-    result = {"state": "switched", "unsettled": host.unsettled(wanted), "notices": notices}
+    result = {"state": "switched", "notices": notices}
     try:
         return {**result, "pruned": prune(state, keep)}
     except (OSError, ValueError) as error:
         return {**result, "unpruned": f"{wanted.sha} serves, but old releases can't be removed: {error}"}
 
 
-def settle(state: host.State) -> list[str]:
-    """Clear what an interrupted cutover left, and return what was found, for a person to read."""
+def settle(state: host.State, labels: dict[str, str], candidate: str) -> list[str]:
+    """Clear what an interrupted cutover left, and return what was found, for a person to read.
+
+    Args:
+        state: what the host remembers.
+        labels: those of the service's process.
+        candidate: the state of the candidate's unit.
+    """
     notices = []
-    if host.unit(host.CANDIDATE)["ActiveState"] not in {"inactive", "failed"}:
+    if candidate not in {"inactive", "failed"}:
         notices.append(f"An interrupted deploy had left {host.CANDIDATE} running; it is stopped.")
         retire()
-    labels, pointer = running(), host.pointer()
+    pointer = host.pointer()
     if labels and labels.get("SENTRY_RELEASE") != pointer.get("SENTRY_RELEASE"):
         notices.append(
             f"An interrupted deploy had left release.env at {pointer.get('SENTRY_RELEASE')},"
@@ -119,9 +134,9 @@ def settle(state: host.State) -> list[str]:
     return notices
 
 
-def what_serves(like: host.Release) -> host.Release:
-    """Return the release that serves now, or that release.env names; an empty one on a new host."""
-    labels = {name: value for name, value in running().items() if name in like.labels} or host.pointer()
+def what_serves(like: host.Release, labels: dict[str, str]) -> host.Release:
+    """Return the release that serves now, as its process's labels say, or that release.env names; none at first."""
+    labels = {name: value for name, value in labels.items() if name in like.labels} or host.pointer()
     units = {path.name: host.read(path) for path in map(host.UNITS.joinpath, host.ALL_UNITS) if path.exists()}
     text = host.read(host.POINTER)
     if labels and host.parse_assignments(text) != labels:
@@ -141,9 +156,15 @@ def verify(release: host.Release) -> None:
         raise CutoverError(f"{address}:{port} is taken by another program. See which: ss -ltnp 'sport = :{port}'")
 
 
-def prove(release: host.Release) -> None:
-    """Start a release as a candidate beside what serves; it is ready when it has checked itself."""
-    if host.unit(host.SOCKET)["ActiveState"] != "active":
+def prove(release: host.Release, socket: dict[str, str], candidate: dict[str, str]) -> None:
+    """Start a release as a candidate beside what serves; it is ready when it has checked itself.
+
+    Args:
+        release: the one on trial.
+        socket: what systemd says of the sockets' unit.
+        candidate: likewise, of the candidate's.
+    """
+    if socket["ActiveState"] != "active":
         # Nothing is served, so there is nothing to lose: the candidate needs the sockets.
         install(release.units)
         systemctl("reset-failed", host.SERVICE, host.SOCKET, check=False)
@@ -151,7 +172,8 @@ def prove(release: host.Release) -> None:
     host.write_atomically(host.CANDIDATE_POINTER, release.pointer)
     install({name: text for name, text in release.units.items() if name == host.CANDIDATE})
     host.log(f"proving {release.sha}")
-    systemctl("reset-failed", host.CANDIDATE, check=False)
+    if candidate["ActiveState"] == "failed":
+        systemctl("reset-failed", host.CANDIDATE)
     try:
         systemctl("start", host.CANDIDATE)
         labels = host.labels(int(host.unit(host.CANDIDATE)["MainPID"]))
@@ -167,18 +189,23 @@ def switch(release: host.Release) -> None:
     install(release.units)
     host.write_atomically(host.POINTER, release.pointer)
     host.log(f"pointing to {release.sha}")
-    # A crash loop leaves both of them failed, and a failed socket refuses to start.
-    systemctl("reset-failed", host.SERVICE, host.SOCKET, check=False)
-    if host.unit(host.SOCKET)["ActiveState"] != "active" or host.listener(*release.address) != "systemd":
+    socket, service = told = host.units(*host.ENABLED)
+    if "yes" in {socket["NeedDaemonReload"], service["NeedDaemonReload"]}:
+        systemctl("daemon-reload")  # somebody else's change: a drop-in, usually
+    if "failed" in {socket["ActiveState"], service["ActiveState"]}:
+        # A crash loop leaves both of them so, and a failed socket refuses to start.
+        systemctl("reset-failed", *host.ENABLED)
+    if socket["ActiveState"] != "active" or host.listener(*release.address) != "systemd":
         # Another address or port: the one change that can't be made without letting go of the old socket.
         systemctl("stop", host.CANDIDATE, host.SERVICE)
         systemctl("restart", host.SOCKET)
-    if {unit["UnitFileState"] for unit in host.units(*host.ENABLED)} != {"enabled"}:
+    if {unit["UnitFileState"] for unit in told} != {"enabled"}:
         systemctl("enable", *host.ENABLED)
     systemctl("restart", host.SERVICE)
     confirm(release)
     retire()
-    confirm(release)
+    # Once more: until then, it may have been the candidate that answered.
+    confirm(release, settled=True)
 
 
 def go_back(before: host.Release) -> str:
@@ -195,9 +222,10 @@ def go_back(before: host.Release) -> str:
         install(before.units)
         host.write_atomically(host.POINTER, before.pointer)
         systemctl("reset-failed", host.SERVICE, host.SOCKET, check=False)
-        if host.unit(host.CANDIDATE)["ActiveState"] != "active":
+        socket, candidate = host.units(host.SOCKET, host.CANDIDATE)
+        if candidate["ActiveState"] != "active":
             try:
-                prove(before)
+                prove(before, socket, candidate)
             except CutoverError as error:
                 # Its proof may fail for what is not its fault, such as a tracker that is down: it served before.
                 host.log(f"{before.sha} as a candidate: {error}")
@@ -248,10 +276,18 @@ def undo(release: str, by: str) -> dict[str, Any]:
     return {"state": "taken back", "notices": [outcome]}
 
 
-def confirm(release: host.Release, timeout: float = 15) -> None:
-    """See the release that was asked for answer on the real socket; raise CutoverError when it does not."""
+def confirm(release: host.Release, settled: bool = False, timeout: float = 15) -> None:
+    """See the release that was asked for answer on the real socket; raise CutoverError when it does not.
+
+    Args:
+        release: the one that was asked for.
+        settled: whether nothing may be left to do by now.
+        timeout: seconds.
+    """
     deadline = time.monotonic() + timeout
-    while found := host.fault(release, running(), host.health(*release.address)):
+    while found := (
+        host.unsettled(release) if settled else host.fault(release, running(), host.health(*release.address))
+    ):
         service = host.unit(host.SERVICE)
         # A first restart is enough: a crash loop would end in a failed socket as well.
         if time.monotonic() > deadline or service["ActiveState"] == "failed" or service["NRestarts"] != "0":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import http.client
 import ipaddress
 import json
 import os
@@ -136,6 +135,9 @@ def health(address: str, port: int, timeout: float = 5.0) -> dict[str, Any]:
     Returns:
         the HTTP `status` (0 when there was no answer) and the answer's own fields; `reason` says what went wrong.
     """
+    # A third of the time that this program takes to load, and often nobody asks for it.
+    import http.client  # noqa: PLC0415
+
     connection = http.client.HTTPConnection(reachable(address), port, timeout=timeout)
     try:
         connection.request("GET", "/health", headers={"Connection": "close"})

@@ -5,14 +5,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from sandbox import hosts
 
+Measured = TypeVar("Measured")
 
-def on_hosts(measure: Callable[[list[hosts.Host], Path], None], count: int = 1) -> None:
+
+def on_hosts(measure: Callable[[list[hosts.Host], Path], Measured], count: int = 1) -> Measured:
     """Measure on sandbox hosts of its own, with a directory that holds their inventory; remove both."""
     with tempfile.TemporaryDirectory(prefix="booty-bench-") as name:
         try:
-            measure(hosts.up("bench", count, with_tracker=False, inventory=Path(name, "hosts.yml")), Path(name))
+            return measure(hosts.up("bench", count, with_tracker=False, inventory=Path(name, "hosts.yml")), Path(name))
         finally:
             hosts.down("bench")

@@ -1,14 +1,15 @@
 """How long a deploy takes: ours, the plainest one in pyinfra, and a shell script as the floor.
 
-`python -m tests.bench.deploy [HOSTS …]` prints medians over runs that take turns on the same hosts, for each number of
-hosts (1 unless told), and their ratios: seconds, the controller's CPU seconds a host, and kilobytes sent a host. The
-plain ones ship one archive with the app and its dependencies, as plain ones do; with `apart`, the app alone, the
-dependencies being there already, which Booty always does. Ours also proves, drains and confirms, and goes in waves of
-one host and then the rest.
+`python -m tests.bench.deploy [--runs N] [HOSTS …]` prints medians over runs that take turns on the same hosts, for each
+number of hosts (1 unless told), and their ratios: seconds, the controller's CPU seconds a host, and kilobytes sent a
+host; of several numbers also a chart. The plain ones ship one archive with the app and its dependencies, as plain ones
+do; with `apart`, the app alone, the dependencies being there already, which Booty always does. Ours also proves, drains
+and confirms, and goes in waves of one host and then the rest.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import resource
@@ -28,7 +29,6 @@ from sandbox.machine import build_once, cache, run
 from tests.bench import on_hosts
 from tests.conftest import ROOT, Repository, load
 
-RUNS = 7
 BIN = Path(sys.executable).parent
 HEALTH = """python3 -c "
 import time, urllib.request
@@ -104,7 +104,11 @@ def pyinfra() -> list[str | Path]:
     return [build_once(cache() / "bench" / key, build) / "venv/bin/python", "-m", "pyinfra"]
 
 
-def measure(on: list[hosts.Host], directory: Path) -> None:  # noqa: PLR0915 - a measurement reads from top to bottom
+# What each tool took, by its name and by the kind of run.
+Took = dict[str, dict[str, list[Cost]]]
+
+
+def measure(on: list[hosts.Host], directory: Path, runs: int) -> Took:  # noqa: PLR0915 - reads from top to bottom
     """Take turns on the same hosts, and print the table."""
     repository = Repository(directory / "repository")
     artifact = load(ROOT / "roles/app/action_plugins/booty_artifact.py", "booty_artifact")
@@ -189,11 +193,11 @@ def measure(on: list[hosts.Host], directory: Path) -> None:  # noqa: PLR0915 - a
         "shell": with_shell,
         "shell, apart": partial(with_shell, apart=True),
     }
-    took: dict[str, dict[str, list[Cost]]] = {name: {"re-deploy": [], "nothing to do": []} for name in tools}
+    took: Took = {name: {"re-deploy": [], "nothing to do": []} for name in tools}
     for name, tool in tools.items():  # the first one installs what stays
         tool(release())
         print(f"{name} is ready", file=sys.stderr)
-    for _ in range(RUNS):
+    for _ in range(runs):
         for name, tool in tools.items():
             sha = release()
             if name != "Booty":
@@ -201,7 +205,7 @@ def measure(on: list[hosts.Host], directory: Path) -> None:  # noqa: PLR0915 - a
             for costs in took[name].values():
                 costs.append(cost(lambda tool=tool, sha=sha: tool(sha), on))  # type: ignore[misc]
     print(
-        f"\n{len(on)} hosts over SSH, medians of {RUNS} runs that took turns: s (min to max), CPU s a host, kB a host\n"
+        f"\n{len(on)} hosts over SSH, medians of {runs} runs that took turns: s (min to max), CPU s a host, kB a host\n"
     )
     print("| | " + " | ".join(took["Booty"]) + " |\n| --- | --- | --- |")
     for name, kinds in took.items():
@@ -214,6 +218,7 @@ def measure(on: list[hosts.Host], directory: Path) -> None:  # noqa: PLR0915 - a
             for kind in took["Booty"]
         ]
         print(f"| Booty / {other} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+    return took
 
 
 def cell(costs: list[Cost]) -> str:
@@ -225,6 +230,23 @@ def cell(costs: list[Cost]) -> str:
     return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}), {cpu:.2f}, {sent:.0f}"
 
 
+def chart(kind: str, by_count: dict[int, Took]) -> None:
+    """Print how the seconds grow with the hosts, as a chart that Markdown's readers draw."""
+    tools = list(next(iter(by_count.values())))
+    print(f'\n```mermaid\nxychart-beta\n    title "{kind}, s: {", ".join(tools)}"')
+    print(f'    x-axis "hosts" {list(by_count)}\n    y-axis "s"')
+    for tool in tools:
+        medians = [statistics.median(each.seconds for each in took[tool][kind]) for took in by_count.values()]
+        print(f"    line {[round(seconds, 1) for seconds in medians]}")
+    print("```")
+
+
 if __name__ == "__main__":
-    for count in map(int, sys.argv[1:] or ["1"]):
-        on_hosts(measure, count)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("hosts", nargs="*", type=int, default=[1], help="numbers of hosts")
+    parser.add_argument("--runs", type=int, default=7)
+    told = parser.parse_args()
+    by_count = {count: on_hosts(partial(measure, runs=told.runs), count) for count in told.hosts}
+    if len(by_count) > 1:
+        for kind in ("re-deploy", "nothing to do"):
+            chart(kind, by_count)

@@ -58,9 +58,8 @@ def test_the_usual_release_ships_kilobytes(site: Site) -> None:
     layers = site.run("ls /opt/booty/layers")
     site.repository.write("app/src/booty/small.py", "")
     sha = site.repository.commit("Small")
-    played = site.deploy()
+    site.deploy()
     assert site.run("ls /opt/booty/layers") == layers
-    assert "Stage the release" in played.output
     (archive,) = site.inventory.parent.glob(f"artifacts/releases/{sha}*.tar.gz")
     assert archive.stat().st_size < 100_000
     assert site.run("ls -A /opt/booty/incoming") == ""

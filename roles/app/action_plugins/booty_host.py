@@ -94,7 +94,7 @@ class ActionModule(ActionBase):
             "size": len(code),
         }
         done = self._low_level_execute_command(
-            f"{PYTHON} -IS -c {shlex.quote(START)}", in_data=json.dumps(call).encode() + b"\n" + code + attached
+            f"{PYTHON} -I -c {shlex.quote(START)}", in_data=json.dumps(call).encode() + b"\n" + code + attached
         )
         try:
             return {**result, **json.loads(done["stdout"].splitlines()[-1])}

@@ -67,6 +67,10 @@ def ambiguous(repository: Repository) -> str:
         ("app_workers=0", "app_workers must be 1 or more (it is 0)."),
         ("app_start_seconds=0", "app_start_seconds must be 1 or more (it is 0)."),
         ("app_keep_releases=1", "app_keep_releases must be 2 or more: the one that serves, and the one to go back to."),
+        (
+            "app_artifact_url=ftp://store.invalid",
+            "app_artifact_url must begin with http:// or https://, without user, password or query: hosts fetch",
+        ),
         ("app_log_format=xml", "value of app_log_format must be one of: text, json, got: xml"),
         (
             "app_release=nowhere",
@@ -85,6 +89,17 @@ def test_values_that_cannot_be(tmp_path: Path, repository: Repository, variables
     assert message in words(played), played.output
     # Had the host been asked, that would have been said.
     assert "Could not resolve" not in played.output
+
+
+@pytest.mark.parametrize("url", ["https://me:hunter2@store.invalid/booty", "https://store.invalid/booty?key=hunter2"])
+def test_a_store_with_a_secret_is_refused_and_not_shown(tmp_path: Path, repository: Repository, url: str) -> None:
+    (tmp_path / "hosts").write_text(
+        f"[booty]\nnowhere.invalid app_environment=staging app_repository={repository.path} app_artifact_url='{url}'\n"
+    )
+    played = deploy(tmp_path / "hosts", "-vvv", "--diff")
+    assert played.status != 0
+    assert "app_artifact_url must begin with http:// or https://, without user, password" in words(played)
+    assert "hunter2" not in played.output
 
 
 @pytest.mark.parametrize(

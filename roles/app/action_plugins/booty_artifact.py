@@ -323,7 +323,8 @@ def build(repository: Path, path: str, module: str, sha: str, python: str, machi
         )
     layer_name = f"{key(RECIPE, lock, python, machine)}-py{python}-{machine}"
     layer = once(cache / "layers" / f"{layer_name}.tar.gz", lambda archive: build_layer(archive, lock, python, machine))
-    release_name = f"{sha}-{key(RECIPE, str(repository), path, module, layer_name)}"
+    # Names are the same on every controller, so that a store can hold them: a SHA is one content in all repositories.
+    release_name = f"{sha}-{key(RECIPE, path, module, layer_name)}"
     release = once(
         cache / "releases" / f"{release_name}.tar.gz",
         lambda archive: build_release(archive, repository, path, module, sha, python, layer_name, pyproject, locked),

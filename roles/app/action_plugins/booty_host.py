@@ -41,6 +41,7 @@ VERBS: dict[str, dict[str, Any]] = {
         "dest": {"type": "str", "required": True},
         "sha256": {"type": "str", "required": True},
         "archive": {"type": "str", "default": ""},
+        "url": {"type": "str", "default": ""},
     },
     "cutover": {
         "pointer": {"type": "str", "required": True},

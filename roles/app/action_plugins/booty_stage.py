@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
@@ -12,7 +13,11 @@ SMALL = 1_000_000
 
 
 class ActionModule(ActionBase):
-    """Take the arguments of `booty_artifact`'s build, the `layers` that the host has, and whether it is `alone`."""
+    """Build a release and stage it.
+
+    Takes the arguments of `booty_artifact`'s build; the `layers` that the host has; the address of a `store` with a
+    copy of the cache, from which the host fetches what it lacks, or none; and whether the host is `alone`.
+    """
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return what `booty_artifact` does, and as `brought` what is left for the cutover to bring along.
@@ -21,20 +26,23 @@ class ActionModule(ActionBase):
         """
         result: dict[str, Any] = super().run(tmp, task_vars)
         wanted = dict(self._task.args)
-        layers, alone = wanted.pop("layers"), wanted.pop("alone")
+        layers, store, alone = (wanted.pop(name) for name in ("layers", "store", "alone"))
         built = self._act("booty_artifact", task_vars, **wanted)
         release, layer = built["release"], built["layer"]
         # The layer first: a release that is there has its layer.
         if layer["name"] not in layers:
-            self._send(layer, task_vars)
-        if alone and release["size"] <= SMALL:
+            self._stage(layer, store, task_vars)
+        if alone and not store and release["size"] <= SMALL:
             return {**result, **built, "brought": release}
-        self._send(release, task_vars)
+        self._stage(release, store, task_vars)
         return {**result, **built, "changed": True}
 
-    def _send(self, part: dict[str, Any], task_vars: dict[str, Any] | None) -> None:
+    def _stage(self, part: dict[str, Any], store: str, task_vars: dict[str, Any] | None) -> None:
         wanted = {"verb": "stage", "sha256": part["sha256"], "dest": part["dest"]}
-        if part["size"] <= SMALL:
+        if store:
+            # It has the place there that it has in the cache.
+            wanted["url"] = "/".join([store.rstrip("/"), *Path(part["file"]).parts[-2:]])
+        elif part["size"] <= SMALL:
             wanted["attach"] = part["file"]
         else:
             wanted["archive"] = f"/opt/booty/incoming/{part['sha256']}.tar.gz"

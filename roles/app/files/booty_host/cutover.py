@@ -47,7 +47,7 @@ def cutover(
     if check:
         return result
     if dest:
-        stage.stage(dest, sha256, archive="", check=False)
+        stage.stage(dest, sha256, archive="", url="", check=False)
     return {**result, **host.detached(lambda: cut_over(wanted, keep, by), by, wait)}
 
 

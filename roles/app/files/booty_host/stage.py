@@ -10,30 +10,38 @@ import shutil
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from booty_host import host
 
+# How long a store may say nothing before it counts as gone, in seconds: at the connection, and between two bytes.
+SILENCE = 20
 
-def stage(dest: str, sha256: str, archive: str, check: bool) -> dict[str, Any]:
+
+def stage(dest: str, sha256: str, archive: str, url: str, check: bool) -> dict[str, Any]:
     """Check an archive's digest, unpack it beside the destination, compile its bytecode, and rename it.
 
     Args:
         dest: the directory that appears; under its own name it is whole.
         sha256: the digest that the controller computed, in hexadecimal.
         archive: a `.tar.gz` of files and links, on the host, which is removed afterwards; none when it came along.
+        url: where the host fetches it instead, by HTTP or HTTPS.
         check: only say whether the directory is missing.
 
     Raises:
-        host.HostError: the archive is damaged, or the disk is full or read-only.
+        host.HostError: the archive is damaged or can't be fetched, or the disk is full or read-only.
     """
     directory = Path(dest)
     missing = not directory.is_dir()
     if not check:
         try:
-            with open(archive, "rb") if archive else io.BytesIO(sys.stdin.buffer.read()) as file:
-                unpack(file, sha256, directory)
+            with source(archive, url) as file:
+                if url:
+                    file.writelines(fetched(url))
+                    file.seek(0)
+                unpack(file, sha256, directory, url)
         except (OSError, ValueError, tarfile.TarError) as error:
             raise host.HostError(f"{dest} can't be made: {error}") from error
         if archive:
@@ -41,11 +49,48 @@ def stage(dest: str, sha256: str, archive: str, check: bool) -> dict[str, Any]:
     return {"changed": missing}
 
 
-def unpack(archive: io.BufferedIOBase, sha256: str, dest: Path) -> None:
+def source(archive: str, url: str) -> io.BufferedIOBase:
+    """Return an archive's file: an empty one for what is fetched, the host's own, or what came along with the call."""
+    if url:
+        # Without a name: it is gone with the process, however that ends.
+        return tempfile.TemporaryFile(dir=host.OPT / "incoming")
+    return open(archive, "rb") if archive else io.BytesIO(sys.stdin.buffer.read())
+
+
+def fetched(url: str) -> Iterator[bytes]:
+    """Return what a store answers, in pieces; raise ValueError when it does not, or stops in the middle."""
+    # They take 15 ms to load, and most calls fetch nothing.
+    import http.client  # noqa: PLC0415
+    import urllib.error  # noqa: PLC0415
+    import urllib.request  # noqa: PLC0415
+
+    try:
+        with urllib.request.urlopen(url, timeout=SILENCE) as answer:
+            while piece := answer.read(1 << 20):
+                yield piece
+    except urllib.error.HTTPError as error:
+        # Nothing more of it: where a redirection led may be a secret.
+        raise ValueError(f"{url} answers {error.code}. {advice(url)}") from None
+    except TimeoutError:
+        raise ValueError(f"{url} said nothing for {SILENCE} seconds. {advice(url)}") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise ValueError(f"{url} can't be fetched: {getattr(error, 'reason', error)}. {advice(url)}") from None
+
+
+def advice(url: str) -> str:
+    """Return what helps when a store does not have what it should."""
+    name = "/".join(url.split("/")[-2:])
+    return f"Publish it: copy {name} of app_cache there. Or let the controller send it: -e app_artifact_url="
+
+
+def unpack(archive: io.BufferedIOBase, sha256: str, dest: Path, url: str = "") -> None:
     """Make the directory out of an archive that arrived whole; raise ValueError when that is damaged."""
     found = hashlib.file_digest(archive, "sha256").hexdigest()
     if found != sha256:
-        raise ValueError(f"the archive arrived damaged: its SHA-256 is {found}, not {sha256}. Deploy again.")
+        what, next_step = (
+            (f"{url} is not what was built", advice(url)) if url else ("the archive arrived damaged", "Deploy again.")
+        )
+        raise ValueError(f"{what}: its SHA-256 is {found}, not {sha256}. {next_step}")
     archive.seek(0)
     # Another deploy of the same release may be at it as well. The lock ends with the process.
     with host.locked(dest.parent):

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from app.tests.postgres import Cluster
+from sandbox import demo
 from sandbox import hosts as sandbox
+from sandbox.hosts import Host
 from tests.conftest import ROOT, Site
 
 JOBS = """
 
 import os
 import time
+from booty.queue import current
 
 
 def note(*words: object) -> None:
@@ -35,6 +41,14 @@ def slow(name: str, seconds: float) -> None:
     if not again:
         time.sleep(seconds)
     note("end", name)
+
+
+@job()
+def counted(name: str, seconds: float) -> None:
+    # On a host where somebody wants it, a job takes for ever.
+    note("begin", name, current().id)
+    time.sleep(3600 if os.path.exists(os.path.join(os.environ["STATE_DIRECTORY"], "dawdle")) else seconds)
+    note("end", name, current().id)
 
 
 @job(retries=1, wait=0.1)
@@ -230,3 +244,98 @@ def test_a_queue_in_postgresql(site: Site, release: str) -> None:
         cluster.close()
         site.place_secrets(secrets)
         site.deploy(app_release=release, app_restart="true")
+
+
+@pytest.fixture
+def pair(site: Site, release: str) -> Iterator[tuple[Host, Host]]:
+    """Have two hosts whose queue is one PostgreSQL; give them."""
+    address = urlsplit(site.tracker.url).hostname
+    assert address
+    hosts, secrets, cluster = (site.host, site.bare), f"SENTRY_DSN={site.tracker.dsn}\n", Cluster(address)
+    try:
+        played = site.play("bootstrap.yml", on=site.bare)
+        assert played.status == 0, played.output
+        for host in hosts:
+            demo.place_secrets(host, f"{secrets}BOOTY_QUEUE_URL={cluster.url}\n")
+        played = site.play("deploy.yml", "--limit", "booty", app_release=release, app_restart="true")
+        assert played.status == 0, played.output
+        yield hosts
+    finally:
+        sandbox.start(site.bare.instance, site.bare.name)  # nothing happens where it runs
+        site.bare.ssh("rm -f /var/lib/booty/dawdle /var/lib/booty/notes")
+        cluster.close()
+        for host in hosts:
+            demo.place_secrets(host, secrets)
+        played = site.play("deploy.yml", "--limit", "booty", app_release=release, app_restart="true")
+        assert played.status == 0, played.output
+
+
+def enqueue_at_once(host: Host, names: Iterable[str], seconds: float) -> dict[str, str]:
+    """Enqueue jobs on a host one after the other; return the id of each."""
+    identities = {}
+    with closing(http.client.HTTPConnection(host.address, 8000, timeout=20)) as connection:
+        for name in names:
+            connection.request("POST", f"/jobs/counted?name={name}&seconds={seconds}")
+            with connection.getresponse() as answer:
+                assert answer.status == 200
+                identities[name] = json.load(answer)
+    return identities
+
+
+def expected(identities: dict[str, str], again: Iterable[str] = ()) -> Counter[str]:
+    """Tell what has been noted once all jobs are done, some of which began a second time."""
+    begun = [f"begin {name} {identities[name]}" for name in (*identities, *again)]
+    return Counter([*begun, *(f"end {name} {identity}" for name, identity in identities.items())])
+
+
+def noted_on(*hosts: Host) -> Counter[str]:
+    lines = [host.ssh("cat /var/lib/booty/notes").stdout.splitlines() for host in hosts]
+    return Counter(line for found in lines for line in found)
+
+
+def wait_until_done(site: Site, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while left := jobs(site):
+        assert time.monotonic() < deadline, left
+
+
+def leave_some(pair: tuple[Host, Host]) -> tuple[dict[str, str], set[str]]:
+    """Enqueue jobs of which one host holds as many as it runs at once; return all, and the names of those."""
+    survivor, victim = pair
+    for host in pair:
+        host.ssh("rm /var/lib/booty/notes")
+    victim.ssh("touch /var/lib/booty/dawdle; chmod 0644 /var/lib/booty/dawdle")
+    identities = enqueue_at_once(survivor, (f"left-{number}" for number in range(40)), 0.2)
+    deadline = time.monotonic() + 30
+    while noted_on(survivor).total() < 2 * (40 - 4):
+        assert time.monotonic() < deadline
+    held = {line.split()[1] for line in noted_on(victim)}
+    assert len(held) == 4
+    return identities, held
+
+
+@pytest.mark.long
+def test_two_hosts_share_the_work_and_lose_none_when_one_dies(site: Site, pair: tuple[Host, Host]) -> None:
+    survivor, victim = pair
+    identities = enqueue_at_once(survivor, (f"shared-{number}" for number in range(200)), 0.2)
+    wait_until_done(site, 60)
+    assert noted_on(*pair) == expected(identities)
+    shares = [noted_on(host).total() // 2 for host in pair]
+    assert min(shares) > 20
+    print(f"of 200 jobs the two ran {shares[0]} and {shares[1]}")
+
+    # One process dies, and its successor counts as anybody else.
+    identities, held = leave_some(pair)
+    victim.ssh("systemctl kill --signal=KILL booty.service; rm /var/lib/booty/dawdle")
+    died = time.monotonic()
+    wait_until_done(site, 120)
+    print(f"after SIGKILL its {len(held)} jobs were done in {time.monotonic() - died:.0f} s")
+    assert noted_on(*pair) == expected(identities, held)
+
+    # The whole host dies, and does not come back.
+    identities, held = leave_some(pair)
+    sandbox.stop(victim.instance, victim.name)
+    died = time.monotonic()
+    wait_until_done(site, 120)
+    print(f"after a power cut its {len(held)} jobs were done in {time.monotonic() - died:.0f} s")
+    assert noted_on(survivor) == expected(identities)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import http.server
+import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -23,6 +27,7 @@ import logging
 import os
 import signal
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
@@ -123,6 +128,11 @@ async def ten(number: int) -> None:
     if number == 0:
         os.kill(int(os.environ["SYSTEMD_EXEC_PID"]), signal.SIGTERM)  # of the main process
     raise Planned(f"ten {number}")
+
+
+@router.get("/blocked")
+def blocked(seconds: float) -> None:
+    time.sleep(seconds)  # in a thread, which nobody can cut
 
 
 async def read(request: Request) -> bytes:
@@ -335,3 +345,156 @@ def test_the_candidate_s_gate_is_one_event_of_its_release(site: Site, release: s
     assert event["message"] == "Booty release is being proven"
     assert (event["release"], event["environment"], event["level"]) == (sha, "staging", "info")
     site.release()  # not to be deployed again by a test that expects one event
+
+
+# --- a tracker that is of no use ------------------------------------------------------------------------
+
+DRAIN = 3
+# Each kind of it, and what the service may know by then of its last event.
+OUTCOMES: dict[str, list[str | int | None]] = {
+    "refused": ["Connection refused"],
+    "hanging": [None],
+    "black hole": [None],
+    "slow": [None, 200],
+}
+
+
+@pytest.fixture(scope="module")
+def short_drain(site: Site, release: str) -> Iterator[None]:
+    """Deploy the app once more, with a drain that tests can wait for."""
+    site.variables["app_drain_seconds"] = str(DRAIN)
+    site.deploy(app_release=release)
+    yield
+    del site.variables["app_drain_seconds"]
+
+
+class Slow(http.server.BaseHTTPRequestHandler):
+    """Takes each event, after so long."""
+
+    protocol_version = "HTTP/1.1"
+    seconds = 1.0
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        time.sleep(self.seconds)
+        with suppress(OSError):  # nobody waits for the answer any more
+            self.send_response(200)
+            self.send_header("content-length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class Hanging(Slow):
+    """Takes the connection, and the event, and says nothing for longer than the service may take to stop."""
+
+    seconds = 30.0
+
+
+@contextmanager
+def bad_tracker(site: Site, kind: str) -> Iterator[str]:
+    """Have a tracker that is bad in one way, beside the good one, and give its DSN."""
+    address = urlsplit(site.tracker.url).hostname
+    assert address
+    with http.server.ThreadingHTTPServer((address, 0), Hanging if kind == "hanging" else Slow) as server:
+        server.daemon_threads = True
+        server.block_on_close = False
+        dsn = f"http://0123456789abcdef@{address}:{server.server_port}/1"
+        if kind in {"hanging", "slow"}:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield dsn
+            server.shutdown()
+            return
+    if kind == "refused":
+        yield dsn
+        return
+    # What the service sends leaves, and not even a refusal comes back.
+    rule = f"ip saddr {address} tcp sport {server.server_port} drop"
+    site.run(
+        f"nft 'add table inet hole; add chain inet hole in {{ type filter hook input priority -1; }}; "
+        f"add rule inet hole in {rule}'"
+    )
+    try:
+        yield dsn
+    finally:
+        site.run("nft delete table inet hole")
+
+
+def restart(site: Site) -> None:
+    # systemd lets a unit start five times in 10 s; where the tracker refuses, this test is quicker than that.
+    site.run("systemctl reset-failed booty.service; systemctl restart booty.service")
+
+
+def stop(site: Site) -> tuple[float, list[str]]:
+    """Stop the service as an operator does; return the seconds until the unit is inactive, and how it ended."""
+    took, *properties = site.run(
+        "began=$(date +%s%N); systemctl stop booty.service; echo $(( ($(date +%s%N) - began) / 1000000 ));"
+        " systemctl show booty.service --property=ActiveState,Result,ExecMainStatus"
+    ).splitlines()
+    return int(took) / 1000, sorted(properties)
+
+
+def telemetry(site: Site) -> dict[str, Any]:
+    """Return what one of the processes says of its events."""
+    program = r"""python3 - <<'END'
+import http.client, socket
+with socket.socket(socket.AF_UNIX) as internal:
+    internal.connect("/run/booty/internal.sock")
+    internal.sendall(b"GET /status HTTP/1.0\r\n\r\n")
+    answer = http.client.HTTPResponse(internal)
+    answer.begin()
+    print(answer.read().decode())
+END"""
+    told: dict[str, Any] = json.loads(site.run(program))["telemetry"]
+    return told
+
+
+def health_until_the_end(kept: http.client.HTTPConnection) -> None:
+    """Ask on an open connection, now and while the service drains, until it says that this was the last answer."""
+    while True:
+        kept.request("GET", "/health")
+        with kept.getresponse() as answer:
+            answer.read()
+            assert answer.status == 200
+            if answer.headers["connection"] == "close":
+                return
+        time.sleep(0.05)
+
+
+def ask_for_too_long(site: Site) -> None:
+    """Ask for what outlasts the drain; how that ends is for other tests."""
+    with suppress(OSError, http.client.HTTPException):
+        ask(site, "/blocked?seconds=60")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", OUTCOMES)
+def test_a_bad_tracker_holds_up_neither_health_nor_the_stop_of_the_unit(
+    site: Site, release: str, short_drain: None, kind: str
+) -> None:
+    with bad_tracker(site, kind) as dsn, ThreadPoolExecutor(2) as pool:
+        site.place_secrets(f"SENTRY_DSN={dsn}\n")
+        try:
+            for held in (False, True):
+                restart(site)
+                for number in range(20):
+                    assert ask(site, f"/async/{number}") == 500
+                    assert ask(site, "/health") == 200
+                # Where it takes its time, hardly one has an outcome yet: the stop meets a queue.
+                assert telemetry(site)["status"] in OUTCOMES[kind]
+                with closing(http.client.HTTPConnection(site.host.address, 8000, timeout=20)) as kept:
+                    kept.connect()
+                    if held:
+                        pool.submit(ask_for_too_long, site)
+                        time.sleep(0.5)
+                    stopping = pool.submit(stop, site)
+                    health_until_the_end(kept)
+                took, properties = stopping.result()
+                print(f"{kind}, {'with' if held else 'without'} a request: {took:.2f} s")
+                assert properties == ["ActiveState=inactive", "ExecMainStatus=0", "Result=success"]
+                assert (DRAIN if held else 0) < took <= DRAIN + 2
+        finally:
+            site.place_secrets(f"SENTRY_DSN={site.tracker.dsn}\n")
+            restart(site)

@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from typing import Any
 
 import pytest
 
-from tests.conftest import Site
+from tests.conftest import ROUTES, Site
 from tests.load import Load
+
+WHO = (
+    ROUTES
+    + """
+import os
+@router.get("/who")
+async def who(seconds: float = 0) -> int:
+    await asyncio.sleep(seconds)
+    return os.getpid()
+@router.get("/fail")
+async def fail() -> None:
+    raise RuntimeError(f"of {os.getpid()}")
+"""
+)
+# Kills a process as the kernel does that is short of memory, and from that instant on asks for 3 s, each time anew.
+KILL = """
+import http.client, os, signal, time
+os.kill({}, signal.SIGKILL)
+until, answers = time.monotonic() + 3, []
+while time.monotonic() < until:
+    connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=10)
+    connection.request("GET", "/who", headers=dict(Connection="close"))
+    answer = connection.getresponse()
+    answers.append(answer.read().decode() if answer.status == 200 else f"status {{answer.status}}")
+print(*sorted(set(answers)))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +67,50 @@ def test_a_deploy_and_a_restart_lose_nothing(site: Site, pair: str) -> None:
     assert load.report["requests"] > 100
     assert len(workers(site)) == 2
     assert site.deploy().recap(site.host.name)["changed"] == 0
+
+
+def test_a_worker_that_the_kernel_kills_is_replaced_and_nobody_else_notices(site: Site, pair: str) -> None:
+    """SIGKILL stands for the OOM killer, which no sandbox host can be made to call without a memory controller.
+
+    What it leaves to systemd is whether the unit stops over it.
+    """
+    sha, before = site.release(text=WHO), {event["id"] for event in site.tracker.events()}
+    site.deploy()
+    assert site.run("systemctl show booty.service --property=OOMPolicy --value") == "continue"
+    main, (victim, other) = site.pid(), workers(site)
+    with ExitStack() as stack:
+        # Requests that are under way in the other worker, on connections of which it is known that it has them.
+        kept: dict[str, list[http.client.HTTPConnection]] = {victim: [], other: []}
+        for _ in range(200):
+            connection = stack.enter_context(closing(http.client.HTTPConnection(site.host.address, 8000, timeout=20)))
+            connection.request("GET", "/who")
+            kept[connection.getresponse().read().decode()].append(connection)
+            if min(map(len, kept.values())) >= 5:
+                break
+        for connection in (connection for found in kept.values() for connection in found):
+            connection.request("GET", "/who?seconds=2")
+        answers = site.run(f"python3 - <<'END'\n{KILL.format(victim)}\nEND").split()
+        assert [connection.getresponse().read().decode() for connection in kept[other]] == [other] * len(kept[other])
+        for connection in kept[victim]:
+            with pytest.raises((http.client.HTTPException, OSError)):
+                connection.getresponse()
+    (successor,) = set(workers(site)) - {other}
+    assert sorted(answers) == sorted([other, successor])
+    assert site.run("systemctl show booty.service --property=MainPID,NRestarts,ActiveState").splitlines() == [
+        f"MainPID={main}",
+        "NRestarts=0",
+        "ActiveState=active",
+    ]
+    for _ in range(20):
+        with closing(http.client.HTTPConnection(site.host.address, 8000, timeout=20)) as connection:
+            connection.request("GET", "/fail")
+            assert connection.getresponse().status == 500
+
+    def is_successor_s(event: dict[str, Any]) -> bool:
+        return f"of {successor}" in json.dumps(event["exception"]) if "exception" in event else False
+
+    event = site.tracker.wait_for_event(is_successor_s, timeout=20, unless=before)
+    assert (event.data["release"], event.data["environment"]) == (sha, "staging")
 
 
 @pytest.mark.long

@@ -478,9 +478,13 @@ def test_status_shows_what_became_of_the_errors(start, tcp, unix, tracker):
     assert service.wait()[0] == 0
 
 
-def test_the_stop_keeps_its_bound_also_with_a_request_and_a_tracker_that_hang(start, tcp, tracker):
+@pytest.mark.parametrize("settings", [{}, {"BOOTY_WORKERS": "2"}], ids=["1-worker", "2-workers"])
+def test_the_stop_keeps_its_bound_also_with_a_request_a_tracker_and_a_database_that_hang(
+    start, tcp, tracker, place_of, settings
+):
     tracker.ready.clear()
-    service = start(sockets=[tcp], SENTRY_DSN=tracker.dsn, BOOTY_DRAIN_SECONDS="0.5").ready()
+    settings |= {"BOOTY_QUEUE_URL": f"postgresql://booty:pw-of-queue@{place_of('black hole')}/booty"}
+    service = start(sockets=[tcp], SENTRY_DSN=tracker.dsn, BOOTY_DRAIN_SECONDS="0.5", **settings).ready()
     assert ask(tcp, "/fail/1")[0] == 500
     with closing(http.client.HTTPConnection("127.0.0.1", tcp.getsockname()[1], timeout=10)) as connection:
         connection.request("GET", "/blocked?seconds=30")

@@ -44,7 +44,8 @@ log = logging.getLogger(__name__)
 _server_log = logging.getLogger("uvicorn.error")
 
 # Events still queued at the end get this long, and from each that the tracker takes anew while the drain lasts; one
-# that hangs must not hold up a stop.
+# that hangs must not hold up a stop. A drain that was used up counts from its end, not from that of what was cut then:
+# of the 2 s that a stop may take beyond it, half a second must be left for that, and for the end of the process.
 FLUSH_SECONDS = 1.5
 # How long the tracker may take to accept the event that proves a release.
 GATE_SECONDS = 5.0
@@ -181,7 +182,7 @@ class Transport(HttpTransport):
     def finish(self, by: float) -> None:
         """Wait until nothing is queued or the time is up; see `stop`."""
         queue = cast(BackgroundWorker, self._worker)._queue
-        taken, patience = self._taken, time.monotonic() + FLUSH_SECONDS
+        taken, patience = self._taken, min(time.monotonic(), by or math.inf) + FLUSH_SECONDS
         while queue.unfinished_tasks and time.monotonic() < patience:
             time.sleep(0.01)
             if self._taken > taken:
@@ -324,8 +325,8 @@ def stop(by: float = 0.0) -> None:
     """Send what is queued and unbind the client from the process.
 
     Args:
-        by: until when, on the monotonic clock, a tracker is waited for that goes on taking events; another one is
-            waited for `FLUSH_SECONDS`.
+        by: until when, on the monotonic clock, a tracker is waited for that goes on taking events, 0 where there was
+            no drain; another one is waited for `FLUSH_SECONDS`, and none for longer than that after `by`.
     """
     client = sentry_sdk.get_client()
     if isinstance(client.transport, Transport):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from sandbox import hosts
 
+# Two runs at once on one machine need two names, as those of tests do.
+INSTANCE = os.environ.get("BOOTY_TEST_INSTANCE", "bench")
+
 
 def on_hosts(measure: Callable[[list[hosts.Host], Path], None], count: int = 1) -> None:
     """Measure on sandbox hosts of its own, with a directory that holds their inventory; remove both."""
     with tempfile.TemporaryDirectory(prefix="booty-bench-") as name:
         try:
-            measure(hosts.up("bench", count, with_tracker=False, inventory=Path(name, "hosts.yml")), Path(name))
+            measure(hosts.up(INSTANCE, count, with_tracker=False, inventory=Path(name, "hosts.yml")), Path(name))
         finally:
-            hosts.down("bench")
+            hosts.down(INSTANCE)

@@ -23,7 +23,6 @@ JOBS = """
 
 import os
 import time
-from booty.queue import current
 
 
 def note(*words: object) -> None:

@@ -26,13 +26,13 @@ from pathlib import Path
 
 from sandbox import hosts
 from sandbox.machine import build_once, cache, run
-from tests.bench import on_hosts
+from tests.bench import INSTANCE, on_hosts
 from tests.conftest import ROOT, Repository, load
 
 BIN = Path(sys.executable).parent
 HEALTH = """python3 -c "
 import time, urllib.request
-for _ in range(100):
+for _ in range(600):
     try:
         assert urllib.request.urlopen('http://127.0.0.1:9000/health').status == 200; break
     except OSError: time.sleep(0.05)
@@ -150,7 +150,7 @@ def measure(on: list[hosts.Host], directory: Path, runs: int) -> Took:  # noqa: 
 
     def with_pyinfra(release: str, apart: bool = False) -> None:
         archive, pointer = files_of(release, apart)
-        options = hosts.ssh_options("bench")
+        options = hosts.ssh_options(INSTANCE)
         known = next(word.partition("=")[2] for word in options if word.startswith("UserKnownHostsFile"))
         data = {
             "ssh_user": "root",
@@ -169,7 +169,7 @@ def measure(on: list[hosts.Host], directory: Path, runs: int) -> Took:  # noqa: 
         archive, pointer = files_of(release, apart)
 
         def one(host: hosts.Host) -> None:
-            ssh = ["-F", "none", *hosts.ssh_options("bench"), f"root@{host.address}"]
+            ssh = ["-F", "none", *hosts.ssh_options(INSTANCE), f"root@{host.address}"]
             checked("sh", ROOT / "tests/bench/deploy.sh", *ssh, "--", archive, release, pointer, unit, HEALTH)
 
         with ThreadPoolExecutor(len(on)) as pool:

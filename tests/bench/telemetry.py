@@ -1,6 +1,6 @@
 """What telemetry costs: the quiet path and the error path of the service with Sentry and without, in one run.
 
-    .venv/bin/python -m tests.bench.telemetry [--seconds 3] [--rounds 5]
+    .venv/bin/python -m tests.bench.telemetry [--seconds 3] [--rounds 5] [--on-a-host]
 
 Both services run all the time and are asked in turns, so that what else the machine does meets both. Where wrk is
 installed it is the client, else a small one of our own, which then takes a part of the machine too: CPU time of the
@@ -157,12 +157,35 @@ def load(port: int, path: str, seconds: float) -> int:
     return asyncio.run(ask())
 
 
+def on_a_host(arguments: list[str]) -> None:
+    """Deploy to a sandbox host, and run this very program there: in its network, by its Python, of the release."""
+    from tests.bench import on_hosts
+
+    def measure(found: list[Any], directory: Path) -> None:
+        ansible, inventory = str(Path(sys.executable).parent / "ansible-playbook"), str(directory / "hosts.yml")
+        for playbook in ("bootstrap.yml", "deploy.yml"):
+            command = [ansible, playbook, "-i", inventory, "-e", "app_environment=staging"]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=300)
+        there = (
+            "mkdir -p bench/of/this && cat > bench/of/this/one.py && . /etc/booty/release.env && systemctl stop booty"
+        )
+        there += f" && $BOOTY_RELEASE_DIR/bin/python bench/of/this/one.py {' '.join(arguments)}"
+        done = found[0].ssh(there, input=Path(__file__).read_text(), timeout=600)
+        print(done.stdout or done.stderr, end="")
+
+    on_hosts(measure)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3, help="of each round (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of which the median counts (%(default)s)")
+    parser.add_argument("--on-a-host", action="store_true", help="on a sandbox host, with HEAD as a release")
     args = parser.parse_args()
+    if args.on_a_host:
+        on_a_host([f"--seconds={args.seconds}", f"--rounds={args.rounds}"])
+        return
     print("| path | service | requests a second | event loop, ms of CPU a request | all threads |")
     print("| --- | --- | --- | --- | --- |")
     with services() as running:

@@ -21,6 +21,7 @@ from ansible.executor.task_result import CallbackTaskResult
 from ansible.playbook.play import Play
 from ansible.playbook.task import Task
 from ansible.plugins.callback import default
+from ansible.plugins.loader import test_loader
 
 DOCUMENTATION = """
 name: booty
@@ -116,6 +117,8 @@ class CallbackModule(default.CallbackModule):
 
     def __init__(self) -> None:
         super().__init__()
+        # What nearly each task's process would load for itself.
+        list(test_loader.all())
         # What is loaded by now stays. Looking through it again and again for what may go costs a tenth of a run, and
         # copies its pages into each task's process.
         gc.freeze()

@@ -150,7 +150,6 @@ class CallbackModule(default.CallbackModule):
         wave = f"wave {self._waves}: " if play.serial and len(everyone) > 1 else ""
         parts = [name, f"{wave}{names(batch)}", "check: nothing is changed" if play.check_mode else ""]
         self._heading = " · ".join(part for part in parts if part)
-        self._play = play
         if self._display.verbosity:
             super().v2_playbook_on_play_start(play)
 

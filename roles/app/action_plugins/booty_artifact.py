@@ -257,7 +257,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def digest_of(archive: Path) -> Path:
-    """Return where an archive's SHA-256 is noted, which says also later whether it is still as it was built."""
+    """Return where an archive's SHA-256 is noted when it is built: a host finds out if it is another one later."""
     return archive.with_name(f"{archive.name}.sha256")
 
 
@@ -273,9 +273,13 @@ def locked(directory: Path) -> Iterator[None]:
 def once(archive: Path, build: Callable[[Path], None]) -> dict[str, Any]:
     """Build an archive unless the cache has it, and describe it."""
     digest = digest_of(archive)
-    if not digest.exists():
+
+    def there() -> bool:
+        return archive.exists() and digest.exists()
+
+    if not there():
         with locked(archive.parent):
-            if not digest.exists():
+            if not there():
                 build(archive)
     return {
         "file": str(archive),

@@ -30,10 +30,11 @@ class ActionModule(ActionBase):
         built = self._act("booty_artifact", task_vars, **wanted)
         release, layer = built["release"], built["layer"]
         # The layer first: a release that is there has its layer.
-        if layer["name"] not in layers:
+        lacks_layer = layer["name"] not in layers
+        if lacks_layer:
             self._stage(layer, store, task_vars)
         if alone and not store and release["size"] <= SMALL:
-            return {**result, **built, "brought": release}
+            return {**result, **built, "changed": lacks_layer, "brought": release}
         self._stage(release, store, task_vars)
         return {**result, **built, "changed": True}
 

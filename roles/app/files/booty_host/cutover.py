@@ -192,9 +192,8 @@ def switch(release: host.Release) -> None:
     socket, service = told = host.units(*host.ENABLED)
     if "yes" in {socket["NeedDaemonReload"], service["NeedDaemonReload"]}:
         systemctl("daemon-reload")  # somebody else's change: a drop-in, usually
-    if "failed" in {socket["ActiveState"], service["ActiveState"]}:
-        # A crash loop leaves both of them so, and a failed socket refuses to start.
-        systemctl("reset-failed", *host.ENABLED)
+    # A crash loop leaves both of them failed, and a failed socket refuses to start; the count of starts goes as well.
+    systemctl("reset-failed", *host.ENABLED, check=False)
     if socket["ActiveState"] != "active" or host.listener(*release.address) != "systemd":
         # Another address or port: the one change that can't be made without letting go of the old socket.
         systemctl("stop", host.CANDIDATE, host.SERVICE)

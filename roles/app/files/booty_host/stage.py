@@ -68,6 +68,8 @@ def fetched(url: str) -> Iterator[bytes]:
         with urllib.request.urlopen(url, timeout=SILENCE) as answer:
             while piece := answer.read(1 << 20):
                 yield piece
+            if answer.length:
+                raise ValueError(f"{url} ended {answer.length} bytes early. {advice(url)}")
     except urllib.error.HTTPError as error:
         # Nothing more of it: where a redirection led may be a secret.
         raise ValueError(f"{url} answers {error.code}. {advice(url)}") from None
@@ -87,9 +89,8 @@ def unpack(archive: io.BufferedIOBase, sha256: str, dest: Path, url: str = "") -
     """Make the directory out of an archive that arrived whole; raise ValueError when that is damaged."""
     found = hashlib.file_digest(archive, "sha256").hexdigest()
     if found != sha256:
-        what, next_step = (
-            (f"{url} is not what was built", advice(url)) if url else ("the archive arrived damaged", "Deploy again.")
-        )
+        what = f"{url} is not what was built" if url else "the archive arrived damaged"
+        next_step = advice(url) if url else "Remove it from app_cache, and deploy again."
         raise ValueError(f"{what}: its SHA-256 is {found}, not {sha256}. {next_step}")
     archive.seek(0)
     # Another deploy of the same release may be at it as well. The lock ends with the process.

@@ -292,7 +292,8 @@ def test_a_firewall_that_shuts_us_out_is_taken_back(new: New) -> None:
 
 
 def test_a_bootstrap_that_dies_half_way_is_taken_back(new: New) -> None:
-    with new.start("-e", '{"__host_ssh_ports": [2222], "__host_undo_seconds": 8}', **QUICK) as process:
+    # With -v a step's name is there when it begins.
+    with new.start("-v", "-e", '{"__host_ssh_ports": [2222], "__host_undo_seconds": 8}', **QUICK) as process:
         assert process.stdout
         for line in process.stdout:
             if "Try whether" in line:

@@ -126,7 +126,7 @@ class CallbackModule(default.CallbackModule):
         self._starts: dict[str, float] = {}
         self._heading = ""
         self._play_name, self._waves = "", 0
-        self._step: tuple[Task, list[str], float] | None = None
+        self._step: tuple[Task, list[str], list[str], float] | None = None
         self._hosts: set[str] = set()
         self._said: dict[str, str] = {}
         self._last = ("", "")
@@ -193,20 +193,24 @@ class CallbackModule(default.CallbackModule):
             super().v2_runner_on_ok(result)
             return
         self._handle_warnings(result.result)
+        said = [] if "results" in result.result else self._message(result)
         if result.result.get("changed"):
             if not self._step or self._step[0]._uuid != result.task._uuid:
                 self._flush()
-                self._step = (result.task, [], 0.0)
-            self._step = (result.task, [*self._step[1], result.host.get_name()], self._seconds(result.task))
-        if "results" not in result.result:
-            self._message(result)
+                self._step = (result.task, [], [], 0.0)
+            _, hosts, messages, _ = self._step
+            hosts.append(result.host.get_name())
+            messages += said
+            self._step = (result.task, hosts, messages, self._seconds(result.task))
+        else:
+            self._tell(said)
 
     @brief
     def v2_runner_item_on_ok(self, result: CallbackTaskResult) -> None:
         """Show an item's message; that it changed something is said once for all of them."""
         self._note(result)
         self._handle_warnings(result.result)
-        self._message(result)
+        self._tell(self._message(result))
 
     @brief
     def v2_runner_on_skipped(self, result: CallbackTaskResult) -> None:
@@ -285,20 +289,27 @@ class CallbackModule(default.CallbackModule):
         return now - self._starts.get(task._uuid, now)
 
     def _flush(self) -> None:
-        """Write the line of the step that changed something."""
+        """Write the line of the step that changed something, and what it has to say."""
         if self._step:
-            (task, hosts, seconds), self._step = self._step, None
+            (task, hosts, messages, seconds), self._step = self._step, None
             self._head()
             self._line(f"{seconds:7.1f} s  {task.name or task.get_name()} · {names(sorted(hosts))}", C.COLOR_CHANGED)
+            self._tell(messages)
 
-    def _message(self, result: CallbackTaskResult) -> None:
-        """Write what a result has to say to a person."""
+    def _message(self, result: CallbackTaskResult) -> list[str]:
+        """Return what a result has to say to a person, if anything."""
         told = result.result
         if not told.get("_ansible_verbose_always") or told.get("msg") == "All assertions passed":
-            return
-        self._head()
+            return []
         self._clean_results(told, result.task.action)
-        self._line(textwrap.indent(self._plain(told.get("msg", told)), INDENT), C.COLOR_OK)
+        return [self._plain(told.get("msg", told))]
+
+    def _tell(self, messages: list[str]) -> None:
+        """Write what there is to say to a person."""
+        if messages:
+            self._head()
+        for message in messages:
+            self._line(textwrap.indent(message, INDENT), C.COLOR_OK)
 
     def _plain(self, said: Any) -> str:
         """Return a message as text, its lines as they are."""

@@ -1,4 +1,4 @@
-"""The templates, rendered by Ansible's own templar."""
+"""What a host is told of a release: release.env and the units, rendered as a deploy does it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,23 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.parsing.dataloader import DataLoader
-from ansible.template import Templar, trust_as_template
 
-from tests.conftest import ROLE
+from tests.conftest import ROLE, load
 
-POINTER = {
-    "SENTRY_RELEASE": "a" * 40,
-    "SENTRY_ENVIRONMENT": "staging",
-    "BOOTY_RELEASE_DIR": f"/opt/booty/releases/{'a' * 40}",
-}
+booty_host = load(ROLE / "action_plugins/booty_host.py", "booty_host_action")
+SHA = "a" * 40
 
 
-def render(name: str, **variables: Any) -> str:
-    """Render a template with the role's defaults, as the template module would."""
-    defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
-    given = {**defaults, "ansible_managed": "Ansible managed", "__app_pointer": POINTER, **variables}
-    templar = Templar(loader=DataLoader(), variables=given)
-    text = templar.template(trust_as_template("#jinja2: trim_blocks: True\n" + (ROLE / "templates" / name).read_text()))
-    assert isinstance(text, str)
-    return text
+def wanted(release: str = SHA, **variables: Any) -> dict[str, Any]:
+    """Return it, with the role's defaults."""
+    given = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
+    given |= {"ansible_managed": "Ansible managed", "app_environment": "staging", "app_telemetry_gate": False}
+    told: dict[str, Any] = booty_host.wanted({**given, **variables}, release)
+    return told
+
+
+def unit(name: str, **variables: Any) -> str:
+    return str(wanted(**variables)["units"][name])
 
 
 def values(text: str, name: str) -> list[str]:
@@ -45,14 +42,23 @@ def test_each_says_who_manages_it_and_holds_no_date(path: Any) -> None:
 
 
 def test_the_pointer_holds_the_code_and_its_label_alone() -> None:
-    lines = [line for line in render("release.env.j2").splitlines() if line and not line.startswith("#")]
-    assert lines == [f"{name}={value}" for name, value in POINTER.items()]
+    lines = [line for line in wanted()["pointer"].splitlines() if line and not line.startswith("#")]
+    assert lines == [
+        f"SENTRY_RELEASE={SHA}",
+        "SENTRY_ENVIRONMENT=staging",
+        f"BOOTY_RELEASE_DIR=/opt/booty/releases/{SHA}",
+    ]
+
+
+def test_there_is_no_pointer_before_the_release_is_known() -> None:
+    assert wanted("")["pointer"] == ""
+    assert wanted("")["units"] == wanted()["units"]
 
 
 def test_the_later_environment_file_is_the_pointer() -> None:
-    unit = render("booty.service.j2")
-    assert values(unit, "EnvironmentFile") == ["-/etc/booty/secrets.env", "/etc/booty/release.env"]
-    assert values(unit, "ExecStart") == ["/usr/bin/env ${BOOTY_RELEASE_DIR}/bin/serve"]
+    service = unit("booty.service")
+    assert values(service, "EnvironmentFile") == ["-/etc/booty/secrets.env", "/etc/booty/release.env"]
+    assert values(service, "ExecStart") == ["/usr/bin/env ${BOOTY_RELEASE_DIR}/bin/serve"]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +66,7 @@ def test_the_later_environment_file_is_the_pointer() -> None:
     [("0.0.0.0", "0.0.0.0:8000"), ("10.1.2.3", "10.1.2.3:8000"), ("::", "[::]:8000"), ("fd00::1", "[fd00::1]:8000")],
 )
 def test_the_address_is_named(address: str, stream: str) -> None:
-    assert values(render("booty.socket.j2", app_address=address), "ListenStream") == [
+    assert values(unit("booty.socket", app_address=address), "ListenStream") == [
         stream,
         "/run/booty/internal.sock",
     ]
@@ -78,12 +84,12 @@ def test_the_address_is_named(address: str, stream: str) -> None:
     ],
 )
 def test_each_variable_reaches_the_unit(variable: str, value: Any, directive: str, expected: str) -> None:
-    assert values(render("booty.service.j2", **{variable: value}), directive) == [expected]
+    assert values(unit("booty.service", **{variable: value}), directive) == [expected]
 
 
 def test_a_changed_unit_has_another_name_in_the_process() -> None:
     def name(**variables: Any) -> str:
-        return str(re.findall(r"BOOTY_UNIT=(\w+)", render("booty.service.j2", **variables))[0])
+        return str(re.findall(r"BOOTY_UNIT=(\w+)", unit("booty.service", **variables))[0])
 
     assert name() == name()
     assert name() != name(app_drain_seconds=5)

@@ -1,22 +1,29 @@
 """Call Booty's program on a host: one Python, that reads the program and the call from its standard input.
 
 An ordinary module would take three times as long for each call: it brings Ansible's own library along, and unpacks and
-imports that first.
+imports that first. What is read and compiled here, is so once, before Ansible forks for each task of each host.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
+import pwd
 import shlex
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ansible.errors import AnsibleActionFail
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
+from ansible.plugins.filter.core import FilterModule
+from ansible.plugins.test.core import TestModule
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-PROGRAM = Path(__file__).parent.parent / "files" / "booty_host"
+ROLE = Path(__file__).parent.parent
 # The Python that releases run with.
 PYTHON = "/usr/bin/python3"
 # Reads the call, then the program, which it imports from memory; what follows is the file that came along.
@@ -30,13 +37,10 @@ sys.path.insert(0, f"/proc/self/fd/{program}")
 from booty_host.__main__ import call
 call(told)
 """
-# What a value from a command line is turned into, by verb.
+# What a value from a command line is turned into, by verb. A verb with a `release` is told what that is to look like:
+# the texts of release.env and of the units.
 VERBS: dict[str, dict[str, Any]] = {
-    "info": {
-        "user": {"type": "str", "required": True},
-        "pointer": {"type": "str", "default": ""},
-        "units": {"type": "dict", "default": {}},
-    },
+    "info": {"user": {"type": "str", "required": True}, "release": {"type": "str"}},
     "stage": {
         "dest": {"type": "str", "required": True},
         "sha256": {"type": "str", "required": True},
@@ -44,53 +48,109 @@ VERBS: dict[str, dict[str, Any]] = {
         "url": {"type": "str", "default": ""},
     },
     "cutover": {
-        "pointer": {"type": "str", "required": True},
-        "units": {"type": "dict", "required": True},
+        "release": {"type": "str", "required": True},
         "keep": {"type": "int", "required": True},
         "by": {"type": "str", "required": True},
         "wait": {"type": "int", "default": 0},
         "dest": {"type": "str", "default": ""},
         "sha256": {"type": "str", "default": ""},
     },
-    "record": {"message": {"type": "str", "required": True}, "fields": {"type": "dict", "required": True}},
-    "status": {"pointer": {"type": "str", "default": ""}, "units": {"type": "dict", "default": {}}},
+    "status": {"release": {"type": "str"}},
     "take_back": {
         "release": {"type": "str", "required": True},
         "by": {"type": "str", "required": True},
         "wait": {"type": "int", "default": 0},
     },
 }
+UNITS = ("booty.socket", "booty.service", "booty-candidate.service")
 
 
 def program() -> bytes:
     """Return the program as a zip archive."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(PROGRAM.glob("*.py")):
+        for path in sorted((ROLE / "files" / "booty_host").glob("*.py")):
             archive.write(path, f"booty_host/{path.name}")
     return buffer.getvalue()
 
 
-# Ansible loads this file once, before it forks for each task of each host.
+def templates() -> Environment:
+    """Return the role's templates, compiled, with Ansible's own filters and tests."""
+    environment = Environment(
+        loader=FileSystemLoader(ROLE / "templates"),
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    # Jinja's own win, since Ansible's know Ansible's kind of what is undefined.
+    environment.filters = FilterModule().filters() | environment.filters
+    environment.tests = TestModule().tests() | environment.tests
+    for name in ("release.env", *UNITS):
+        environment.get_template(f"{name}.j2")
+    return environment
+
+
 CODE = program()
+TEMPLATES = templates()
+SPEC = yaml.load((ROLE / "meta/argument_specs.yml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+OPTIONS: dict[str, Any] = SPEC["argument_specs"]["main"]["options"]
+
+
+def wanted(options: dict[str, Any], release: str) -> dict[str, Any]:
+    """Return what a host is to be told of a release.
+
+    Args:
+        options: the role's, and `ansible_managed`.
+        release: the commit; empty when only the host knows which one it will be.
+
+    Returns:
+        the text of release.env as `pointer`, empty without a release, and of each unit by its name as `units`.
+    """
+
+    def render(name: str) -> str:
+        return TEMPLATES.get_template(f"{name}.j2").render(options, release=release)
+
+    return {"pointer": render("release.env") if release else "", "units": {name: render(name) for name in UNITS}}
+
+
+def who() -> str:
+    """Return who runs this, and where: for those who meet the host's deploy lock, and for its journal."""
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # as in a container, with a user that has no name
+        user = str(os.geteuid())
+    return f"{user}@{os.uname().nodename}"
 
 
 class ActionModule(ActionBase):
-    """Call a verb with its arguments; `attach` names a file of the controller that goes along."""
+    """Call a verb with its arguments.
+
+    `attach` names a file of the controller that goes along; `success_msg` is what there is to say when all went well.
+    """
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return what was `asked` and the host's answer, or `rc` and what was said when there is none."""
+        """Return the host's answer, or `rc` and what was said when there is none."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         verb = self._task.args.get("verb")
         if verb not in VERBS:
             raise AnsibleActionFail(f"booty_host knows no verb '{verb}', but {', '.join(VERBS)}.")
-        common = {"verb": {"type": "str"}, "attach": {"type": "path"}}
+        common = {"verb": {"type": "str"}, "attach": {"type": "path"}, "success_msg": {"type": "str"}}
         _, arguments = self.validate_argument_spec({**common, **VERBS[verb]})
-        attach = arguments.pop("attach")
+        attach, message = arguments.pop("attach"), arguments.pop("success_msg")
         del arguments["verb"]
-        attached = Path(attach).read_bytes() if attach else b""
-        # What was rendered for a question need not be rendered again for what follows from the answer.
-        result["asked"] = arguments
+        if verb in {"info", "status", "cutover"}:
+            release = arguments.pop("release")
+            arguments |= {"pointer": "", "units": {}} if release is None else wanted(self.options(task_vars), release)
+        if "by" in arguments:
+            arguments["by"] = f"{who()} {arguments['by']}"
+        result |= self.call(verb, arguments, Path(attach).read_bytes() if attach else b"")
+        if message and not result.get("failed") and not self._task.check_mode:
+            result["msg"] = "\n".join([*result.get("notices", []), message])
+            result["_ansible_verbose_always"] = True
+        return result
+
+    def call(self, verb: str, arguments: dict[str, Any], attached: bytes = b"") -> dict[str, Any]:
+        """Return a host's answer to a call, or `rc` and what was said when there is none."""
         call = {
             "verb": verb,
             "arguments": arguments,
@@ -101,7 +161,25 @@ class ActionModule(ActionBase):
             f"{PYTHON} -I -c {shlex.quote(START)}", in_data=json.dumps(call).encode() + b"\n" + CODE + attached
         )
         try:
-            return {**result, **json.loads(done["stdout"].splitlines()[-1])}
+            answer: dict[str, Any] = json.loads(done["stdout"].splitlines()[-1])
         except (IndexError, ValueError):
             said = (done["stderr"] or done["stdout"]).strip() or "no reason given"
-            return {**result, "failed": True, "rc": done["rc"], "msg": f"The host's Python said: {said}"}
+            return {"failed": True, "rc": done["rc"], "msg": f"The host's Python said: {said}"}
+        return answer
+
+    def options(self, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        """Return the role's options for this host, each of its type, and `ansible_managed`.
+
+        Raises:
+            AnsibleActionFail: one is missing or not of its type.
+        """
+        managed = {"ansible_managed": "Ansible managed"}
+        given = {name: value for name, value in (task_vars or {}).items() if name in OPTIONS or name in managed}
+        given = managed | self._templar.template(given)
+        found = ArgumentSpecValidator({**OPTIONS, "ansible_managed": {}}).validate(
+            given, validate_role_argument_spec=True
+        )
+        if found.error_messages:
+            raise AnsibleActionFail("\n".join(["Validation of arguments failed:", *found.error_messages]))
+        options: dict[str, Any] = found.validated_parameters
+        return options

@@ -1,0 +1,218 @@
+"""Ask a host all that matters to a release, and judge its answer before anything is touched.
+
+One step of one process, since a fleet pays for each of them with every host, even for those that are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import action_loader
+from ansible.template import trust_as_template
+
+# By Ansible's loader, since the plugins of a role are in no package.
+HostAction: Any = action_loader.get("booty_host", class_only=True)
+booty_host = sys.modules[HostAction.__module__]
+
+# What releases are built for, how much room one may need, and how far a host's clock may be off.
+MACHINES = ("x86_64", "aarch64")
+ROOM_MEGABYTES = 200
+CLOCK_SECONDS = 600
+
+
+def faults(options: dict[str, Any]) -> Iterator[str]:
+    """Say what can't be of the role's options, beyond their types."""
+    if not 0 < options["app_port"] < 65536:
+        yield f"app_port must be within 1..65535 (it is {options['app_port']})."
+    environment = options["app_environment"]
+    if not re.fullmatch(r"[^\s/]{1,64}", environment) or environment == "None":
+        yield f"app_environment must be 1 to 64 characters without blanks or slashes (it is '{environment}')."
+    for name, least in (("app_workers", 1), ("app_drain_seconds", 0), ("app_start_seconds", 1)):
+        if options[name] < least:
+            yield f"{name} must be {least} or more (it is {options[name]})."
+    if options["app_keep_releases"] < 2:
+        yield "app_keep_releases must be 2 or more: the one that serves, and the one to go back to."
+    if not re.fullmatch(r"(https?://[^\s/?#@]+(/[^\s?#]*)?)?", options["app_artifact_url"]):
+        yield (
+            "app_artifact_url must begin with http:// or https://, without user, password or query: hosts fetch"
+            " without a secret."
+        )
+    if options["app_registration"] and options["app_registration_required"] and not os.environ.get("SENTRY_AUTH_TOKEN"):
+        yield (
+            "app_registration_required: the environment of ansible-playbook has no SENTRY_AUTH_TOKEN. Without"
+            " registration: -e app_registration_required=false"
+        )
+
+
+def obstacles(
+    host: dict[str, Any],
+    options: dict[str, Any],
+    release: str,
+    name: str,
+    check: bool,
+    secrets_command: Callable[[], str],
+) -> Iterator[str]:
+    """Say what of a host stands against a release.
+
+    Args:
+        host: what it answered.
+        options: the role's.
+        release: the commit; empty when there is none to go back to.
+        name: the host's, in the inventory.
+        check: whether nothing is to be changed, be the host ready or not.
+        secrets_command: returns the command that puts the secrets there.
+    """
+    user, port = options["app_user"], options["app_port"]
+    production = options["app_environment"].lower() in {"production", "prod"}
+    if host["machine"] not in MACHINES:
+        fit = " and ".join(MACHINES)
+        yield f"{name} is {host['machine']}; releases are built for {fit}, 64 bit. Take such a machine."
+    if tuple(map(int, host["python"].split("."))) < (3, 11):
+        yield f"{name} has Python {host['python']}; Booty needs 3.11 or newer (Debian 12 or newer)."
+    if not host["ready"] and not check:
+        yield (
+            f"{name} lacks the user {user} or Booty's directories. Make it ready first: ansible-playbook bootstrap.yml"
+        )
+    off = int(abs(host["clock"] - time.time()))
+    if off >= CLOCK_SECONDS:
+        yield (
+            f"The clocks of {name} and of this machine differ by {off} seconds: errors would show at wrong times, and"
+            " TLS may fail. See which is wrong, and set it: timedatectl"
+        )
+    staged = host["manifests"].get(release)
+    room = host["free"] // 1_000_000
+    if release and not staged and room < ROOM_MEGABYTES:
+        yield (
+            f"{name} has {room} MB left for /opt/booty; a release may need {ROOM_MEGABYTES}. Make room there:"
+            " apt-get clean; journalctl --vacuum-size=100M. Or keep fewer releases: app_keep_releases"
+        )
+    if host["port_taken"]:
+        yield (
+            f"{options['app_address']}:{port} is taken by another program on {name}. See which: ss -ltnp 'sport ="
+            f" :{port}'. Stop it, or choose another app_port."
+        )
+    # systemd gives the directory to whom a unit names, at its start: the candidate's would take it from the service.
+    if host["running"] and host["state_owner"] not in {"", user}:
+        yield (
+            f"{name} serves as the user {host['state_owner']}, from whom /var/lib/booty would be taken for {user} while"
+            " it runs. Stop it first; requests are refused until the deploy is through: systemctl stop booty.socket"
+            " booty.service"
+        )
+    if staged:
+        path, module = options["app_path"], options["app_module"]
+        asked = f"Python {host['python']}, {path}, {module}"
+        # Older ones don't say all.
+        there = f"Python {staged['python']}, {staged.get('path', path)}, {staged.get('module', module)}"
+        if there != asked:
+            yield (
+                f"{name} has {release} already, made from {there} and not from {asked}. A release is known by its SHA,"
+                " so deploy another commit: git commit --allow-empty -m 'Build anew'"
+            )
+    secrets = host["secrets"]
+    if secrets["closed"]:
+        yield (
+            f"{secrets['closed']}. On {name}, as root: chown root:root /etc/booty/secrets.env; chmod 0600"
+            " /etc/booty/secrets.env"
+        )
+    elif production and secrets["usable"] and (host["ready"] or not check):
+        yield (
+            f"Production does not start without a usable SENTRY_DSN, and {secrets['usable']}.\n"
+            f"Type the file's lines (SENTRY_DSN=…), then Ctrl-D:\n  {secrets_command()}"
+        )
+
+
+def serving(host: dict[str, Any]) -> str:
+    """Return the release that serves, as far as the host knows."""
+    return host["running"].get("SENTRY_RELEASE") or host["pointer"].get("SENTRY_RELEASE") or ""
+
+
+def lost(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
+    """Say that a release would lose what the one that serves brought, where that is asked for."""
+    before, repository = serving(host), options["app_repository"]
+    if not options["app_require_ancestor"] or not before:
+        return
+    command = ("git", "-C", repository, "merge-base", "--is-ancestor", before, release)
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        yield (
+            f"{name} serves {before}, which is no ancestor of {release} as far as {repository} knows: what it brought"
+            " would be lost. Fetch and merge it first, or mean it: -e app_require_ancestor=false"
+        )
+
+
+def no_way_back(host: dict[str, Any], release: str, asked: str, name: str) -> Iterator[str]:
+    """Say that a host does not have the release that it is to go back to."""
+    if release not in host["releases"]:
+        yield (
+            f"{name} has no {f'release {asked}' if asked else 'other release that served'} to go back to. It has"
+            f" {', '.join(host['releases']) or 'none'}. Deploy one: ansible-playbook deploy.yml -e app_release=<sha>"
+        )
+
+
+def notices(host: dict[str, Any], options: dict[str, Any], name: str) -> Iterator[str]:
+    """Say what a person should know although the release will serve."""
+    if host["lets_in"] and options["app_port"] not in host["lets_in"]:
+        yield (
+            f"But the firewall of {name} lets in TCP {', '.join(map(str, host['lets_in']))} and not app_port"
+            f" {options['app_port']}. Open it: ansible-playbook bootstrap.yml"
+        )
+
+
+class ActionModule(HostAction):
+    """Ask about a `release`; with `goes_back` about the one to go back to, the one before unless it is named."""
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return what stands against the release, as `obstacles`; and if the host answered, its answer as `host`.
+
+        With it come the `release`; whether it is `due`, so that there is anything to do; the `notices`; and without it
+        what the host would be told, as `wanted`.
+        """
+        result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
+        try:
+            return {**result, **self._ask(task_vars or {})}
+        except AnsibleConnectionFailure:
+            raise
+        except Exception as error:  # whatever it is: a host that failed here would only drop out, and others go on
+            return {**result, "obstacles": [str(error) or repr(error)]}
+
+    def _ask(self, task_vars: dict[str, Any]) -> dict[str, Any]:
+        _, given = self.validate_argument_spec(
+            {"release": {"type": "str", "default": ""}, "goes_back": {"type": "bool", "default": False}}
+        )
+        release, goes_back, check = given["release"], given["goes_back"], self._task.check_mode
+        options = self.options(task_vars)
+        if bad := list(faults(options)):
+            return {"obstacles": [*bad, "They are set in the inventory."]}
+        told = booty_host.wanted(options, release)
+        answer = self.call("info", {"user": options["app_user"], **told})
+        if "host" not in answer:
+            return {**answer, "failed": False, "obstacles": [answer["msg"]], "wanted": told}
+        host, name = answer["host"], task_vars["inventory_hostname"]
+        if goes_back:
+            others = (each for each in host["served"] if each in host["releases"] and each != serving(host))
+            release = release or next(others, "")
+            found = [*no_way_back(host, release, given["release"], name)]
+        else:
+            found = [*lost(host, options, release, name)]
+        found += obstacles(host, options, release, name, check, self._secrets_command)
+        if found:
+            fields = {"result": "refused", "release": release, "from": host["pointer"].get("SENTRY_RELEASE", "")}
+            self.call("record", {"message": " ".join(found), "fields": {**fields, "by": booty_host.who()}})
+        return {
+            "host": host,
+            "release": release,
+            "obstacles": found,
+            "due": options["app_restart"] or bool(host["unsettled"]),
+            "notices": list(notices(host, options, name)),
+        }
+
+    def _secrets_command(self) -> str:
+        command: str = self._templar.template(trust_as_template("{{ __app_secrets_command }}"))
+        return command

@@ -86,6 +86,27 @@ def test_what_goes_back_when_a_later_wave_fails(pair: Site, tmp_path: Path, poli
 
 
 @pytest.mark.long
+def test_a_host_that_is_gone_when_it_is_to_go_back_hides_nothing(pair: Site, tmp_path: Path) -> None:
+    """The canary switched and is cut off; the next wave is bad, and goes back all the same."""
+    old = pair.release()
+    assert both(pair).status == 0
+    new = pair.release()
+    flag = tmp_path / "canary"
+    with pair.host.container._leader() as (pid, _):
+        cut = f"nsenter --target {pid} --all systemctl stop ssh.socket ssh.service"
+        check = f"if test -e {flag}; then {cut}; exit 1; else touch {flag}; fi"
+        try:
+            played = both(pair, app_wave_check=check, app_failed_run="all", ansible_ssh_args=APART)
+        finally:
+            inside(pair.host, "systemctl start ssh.service")
+    output = " ".join(played.output.split())
+    assert played.status != 0
+    assert serving(pair.host, pair.bare) == [new, old]
+    assert f"{pair.host.name}: not taken back, since it can't be reached" in output
+    assert "the wave was judged to be bad" in output
+
+
+@pytest.mark.long
 def test_an_unreachable_host_is_a_policy(pair: Site) -> None:
     old = pair.release()
     assert both(pair).status == 0

@@ -270,21 +270,26 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def once(archive: Path, build: Callable[[Path], None]) -> dict[str, Any]:
-    """Build an archive unless the cache has it, and describe it."""
-    digest = digest_of(archive)
+def made(archive: Path) -> bool:
+    """Tell whether the cache has an archive."""
+    return archive.exists() and digest_of(archive).exists()
 
-    def there() -> bool:
-        return archive.exists() and digest.exists()
 
-    if not there():
+def once(archive: Path, build: Callable[[Path], None]) -> None:
+    """Build an archive unless the cache has it."""
+    if not made(archive):
         with locked(archive.parent):
-            if not there():
+            if not made(archive):
                 build(archive)
+
+
+def described(archive: Path, dest: str) -> dict[str, Any]:
+    """Describe an archive that the cache has, and where it belongs on a host."""
     return {
         "file": str(archive),
-        "sha256": digest.read_text(),
+        "sha256": digest_of(archive).read_text(),
         "size": archive.stat().st_size,
+        "dest": dest,
     }
 
 
@@ -316,26 +321,30 @@ def build(repository: Path, path: str, module: str, sha: str, python: str, machi
     """
     if machine not in MACHINES:
         raise BuildError(f"The host is {machine}; releases are built for {' and '.join(MACHINES)}.")
-    pyproject = show(repository, sha, f"{path}/pyproject.toml").decode()
     lock = show(repository, sha, f"{path}/requirements.txt")
-    locked = pins(lock.decode(), python, machine)
-    if missing := outdated(pyproject, locked, python, machine):
-        raise BuildError(
-            f"The lock of commit {sha[:12]} is out of date: {path}/pyproject.toml {missing} in {path}/requirements.txt."
-            " Lock again there, and commit:"
-            " uv pip compile --universal --generate-hashes pyproject.toml -o requirements.txt"
-        )
     layer_name = f"{key(RECIPE, lock, python, machine)}-py{python}-{machine}"
-    layer = once(cache / "layers" / f"{layer_name}.tar.gz", lambda archive: build_layer(archive, lock, python, machine))
+    layer = cache / "layers" / f"{layer_name}.tar.gz"
     # Names are the same on every controller, so that a store can hold them: a SHA is one content in all repositories.
-    release_name = f"{sha}-{key(RECIPE, path, module, layer_name)}"
-    release = once(
-        cache / "releases" / f"{release_name}.tar.gz",
-        lambda archive: build_release(archive, repository, path, module, sha, python, layer_name, pyproject, locked),
-    )
+    release = cache / "releases" / f"{sha}-{key(RECIPE, path, module, layer_name)}.tar.gz"
+    if not (made(layer) and made(release)):
+        pyproject = show(repository, sha, f"{path}/pyproject.toml").decode()
+        locked = pins(lock.decode(), python, machine)
+        if missing := outdated(pyproject, locked, python, machine):
+            raise BuildError(
+                f"The lock of commit {sha[:12]} is out of date: {path}/pyproject.toml {missing} in"
+                f" {path}/requirements.txt. Lock again there, and commit:"
+                " uv pip compile --universal --generate-hashes pyproject.toml -o requirements.txt"
+            )
+        once(layer, lambda archive: build_layer(archive, lock, python, machine))
+        once(
+            release,
+            lambda archive: build_release(
+                archive, repository, path, module, sha, python, layer_name, pyproject, locked
+            ),
+        )
     return {
-        "release": {**release, "dest": f"/opt/booty/releases/{sha}"},
-        "layer": {**layer, "name": layer_name, "dest": f"/opt/booty/layers/{layer_name}"},
+        "release": described(release, f"/opt/booty/releases/{sha}"),
+        "layer": {**described(layer, f"/opt/booty/layers/{layer_name}"), "name": layer_name},
     }
 
 

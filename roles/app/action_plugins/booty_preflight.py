@@ -147,11 +147,12 @@ def lost(host: dict[str, Any], options: dict[str, Any], release: str, name: str)
         )
 
 
-def no_way_back(host: dict[str, Any], release: str, asked: str, name: str) -> Iterator[str]:
+def no_way_back(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
     """Say that a host does not have the release that it is to go back to."""
     if release not in host["releases"]:
+        named = options["app_release"]
         yield (
-            f"{name} has no {f'release {asked}' if asked else 'other release that served'} to go back to. It has"
+            f"{name} has no {'other release that served' if named == 'HEAD' else f'release {named}'} to go back to. It has"
             f" {', '.join(host['releases']) or 'none'}. Deploy one: ansible-playbook deploy.yml -e app_release=<sha>"
         )
 
@@ -198,7 +199,7 @@ class ActionModule(HostAction):
         if goes_back:
             others = (each for each in host["served"] if each in host["releases"] and each != serving(host))
             release = release or next(others, "")
-            found = [*no_way_back(host, release, given["release"], name)]
+            found = [*no_way_back(host, options, release, name)]
         else:
             found = [*lost(host, options, release, name)]
         found += obstacles(host, options, release, name, check, self._secrets_command)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ansible.errors import AnsibleActionFail
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible.plugins.filter.core import FilterModule
@@ -143,7 +143,13 @@ class ActionModule(ActionBase):
             arguments |= {"pointer": "", "units": {}} if release is None else wanted(self.options(task_vars), release)
         if "by" in arguments:
             arguments["by"] = f"{who()} {arguments['by']}"
-        result |= self.call(verb, arguments, Path(attach).read_bytes() if attach else b"")
+        try:
+            result |= self.call(verb, arguments, Path(attach).read_bytes() if attach else b"")
+        except AnsibleConnectionFailure as error:
+            if verb != "take_back":
+                raise
+            # A host that takes back others is not to be lost with one of them.
+            result |= {"failed": True, "msg": f"Not taken back, since it can't be reached: {error}"}
         if message and not result.get("failed") and not self._task.check_mode:
             result["msg"] = "\n".join([*result.get("notices", []), message])
             result["_ansible_verbose_always"] = True

@@ -150,10 +150,10 @@ def lost(host: dict[str, Any], options: dict[str, Any], release: str, name: str)
 def no_way_back(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
     """Say that a host does not have the release that it is to go back to."""
     if release not in host["releases"]:
-        named = options["app_release"]
+        named, has = options["app_release"], ", ".join(host["releases"]) or "none"
         yield (
-            f"{name} has no {'other release that served' if named == 'HEAD' else f'release {named}'} to go back to. It has"
-            f" {', '.join(host['releases']) or 'none'}. Deploy one: ansible-playbook deploy.yml -e app_release=<sha>"
+            f"{name} has no {'other release that served' if named == 'HEAD' else f'release {named}'} to go back to."
+            f" It has {has}. Deploy one: ansible-playbook deploy.yml -e app_release=<sha>"
         )
 
 

@@ -265,7 +265,7 @@ def undo(release: str, by: str) -> dict[str, Any]:
     state = host.State.load()
     serving = host.pointer().get("SENTRY_RELEASE", "")
     if serving != release:
-        return {"notices": [f"{serving} serves by now, from another deploy: it stays."]}
+        return {"notices": [f"{serving or 'Nothing'} serves, and not {release}: it stays."]}
     before = host.Release(state.previous.get("pointer", ""), state.previous.get("units", {}))
     outcome = go_back(before)
     state.served = state.previous.get("served", [])

@@ -265,7 +265,7 @@ WAYS: dict[Callable[[Host], Callable[[], object]], tuple[str, str, str]] = {
 
 @pytest.mark.long
 def test_a_host_that_is_back_in_time_goes_back_with_its_wave(pair: Site) -> None:
-    """It is lost in its cutover, which it ends by itself; when the rest of the wave has gone back, it is there again."""
+    """It is lost in its cutover, which it ends by itself; when the rest has gone back, it is there again."""
     old = pair.release()
     assert both(pair).status == 0
     # It takes longer than ssh, which gives up after 9 to 12 s.

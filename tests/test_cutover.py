@@ -255,7 +255,7 @@ def test_a_release_that_cannot_be_staged(
     site.deploy()
 
 
-MOMENTS = [0.4 + 0.2 * number for number in range(12)]
+MOMENTS = [0.3 + 0.15 * number for number in range(12)]
 
 
 @pytest.mark.parametrize(

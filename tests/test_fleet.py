@@ -218,14 +218,17 @@ def unreachable_before(host: Host) -> Callable[[], object]:
     return lambda: inside(host, "systemctl start ssh.service")
 
 
-def unreachable_in_the_middle(host: Host) -> Callable[[], object]:
-    """Nothing gets to it by SSH from the moment on that its candidate starts."""
+def cut_off(host: Host, condition: str) -> Callable[[], object]:
+    """Let nothing get to it by SSH from the moment on that a command succeeds there."""
     rules = "add table inet cut; add chain inet cut in { type filter hook input priority 0; }; "
     rules += "add rule inet cut in tcp dport 22 drop"
-    wait = "while systemctl is-active booty-candidate.service | grep -q inactive; do sleep 0.05; done"
     host.ssh("apt-get install -qy nftables", timeout=120)
-    host.ssh(f"systemd-run --quiet --unit=cut bash -c '{wait}; nft \"{rules}\"'")
+    host.ssh(f"systemd-run --quiet --unit=cut bash -c 'until {condition}; do sleep 0.05; done; nft \"{rules}\"'")
     return lambda: inside(host, "nft delete table inet cut")
+
+
+def unreachable_in_the_middle(host: Host) -> Callable[[], object]:
+    return cut_off(host, "! systemctl is-active booty-candidate.service | grep -q inactive")
 
 
 def disk_full(host: Host) -> Callable[[], object]:
@@ -255,8 +258,8 @@ def inside(host: Host, command: str) -> None:
 # What breaks one host, and what then serves: the canary, that host, and all others.
 WAYS: dict[Callable[[Host], Callable[[], object]], tuple[str, str, str]] = {
     unreachable_before: ("old", "old", "old"),
-    # Nobody can take back what it ends by itself; its label is right.
-    unreachable_in_the_middle: ("new", "new", "old"),
+    # Nobody could take it back, so it does not switch.
+    unreachable_in_the_middle: ("new", "old", "old"),
     disk_full: ("old", "old", "old"),
     candidate_fails: ("new", "old", "old"),
     dies_after_the_switch: ("new", "old", "old"),
@@ -264,22 +267,42 @@ WAYS: dict[Callable[[Host], Callable[[], object]], tuple[str, str, str]] = {
 
 
 @pytest.mark.long
-def test_a_host_that_is_back_in_time_goes_back_with_its_wave(pair: Site) -> None:
-    """It is lost in its cutover, which it ends by itself; when the rest has gone back, it is there again."""
+def test_a_host_that_is_lost_before_its_point_does_not_switch(pair: Site) -> None:
+    old = pair.release()
+    assert both(pair).status == 0
+    new = pair.release(text=ROUTES + "import time\ntime.sleep(2)\n")
+    mend = unreachable_in_the_middle(pair.bare)
+    try:
+        with Load(pair.host.address, pair.bare.address) as load:
+            played = both(pair, app_canary="0", ansible_ssh_args=APART)
+    finally:
+        mend()
+    assert played.status != 0
+    assert serving(pair.host, pair.bare) == [old, old]
+    assert load.report["failures"] == []
+    journal = pair.bare.ssh("journalctl -t booty-deploy -n 5").stdout
+    assert f"{new} does not serve" in journal
+    assert "the controller is gone" in journal
+
+
+@pytest.mark.long
+def test_a_host_that_is_lost_after_its_point_goes_back_if_it_is_there_again(pair: Site) -> None:
+    """It ends its cutover by itself; when the rest of the wave has gone back, it is asked once more."""
     old = pair.release()
     assert both(pair).status == 0
     # It takes longer than ssh, which gives up after 9 to 12 s.
-    pair.release(text=ROUTES + "import time\ntime.sleep(8)\n")
-    mend = unreachable_in_the_middle(pair.bare)
+    new = pair.release(text=ROUTES + "import time\ntime.sleep(14)\n")
+    mend = cut_off(pair.bare, f"grep -q {new} /etc/booty/release.env")
     with Load(pair.host.address, pair.bare.address) as load:
         run = pair.start("deploy.yml", "--limit", "booty", on=None, app_canary="0", ansible_ssh_args=APART)
         inside(pair.bare, "until nft list table inet cut >/dev/null 2>&1; do sleep 0.1; done; sleep 14")
         mend()
         played = run.end()
+    output = " ".join(played.output.split())
     assert played.status != 0
-    assert f"Not in order: {pair.bare.name}" in " ".join(played.output.split())
-    assert f"{pair.bare.name}: Went back to {old}, which serves." in " ".join(played.output.split())
-    assert "Waves before stay" not in played.output
+    assert f"Not in order: {pair.bare.name}" in output
+    assert f"{pair.bare.name}: Went back to {old}, which serves." in output
+    assert "Waves before stay" not in output
     assert serving(pair.host, pair.bare) == [old, old]
     assert load.report["failures"] == []
 

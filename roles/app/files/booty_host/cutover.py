@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from booty_host import host, stage
+from booty_host.controller import Controller
 
 
 class CutoverError(Exception):
@@ -23,7 +24,8 @@ def cutover(
     It starts as a candidate beside the one that serves, on the same sockets. Only when it is ready are the units and
     release.env replaced and the service restarted, while the candidate answers; then the candidate retires. A failure
     before release.env is replaced leaves what serves untouched; a failure after it goes back. The steps run in a
-    process of their own, which ends them also when the connection is gone, and which holds the host's deploy lock.
+    process of their own, which holds the host's deploy lock. When the controller is gone it ends what it has begun, but
+    it does not begin what nobody could take back.
 
     Args:
         pointer: the text of release.env.
@@ -48,7 +50,8 @@ def cutover(
         return result
     if dest:
         stage.stage(dest, sha256, archive="", url="", check=False)
-    return {**result, **host.detached(lambda: cut_over(wanted, keep, by), by, wait)}
+    controller = Controller()
+    return {**result, **host.detached(lambda: cut_over(wanted, keep, by, controller), by, wait)}
 
 
 def difference(wanted: host.Release) -> list[dict[str, str]]:
@@ -61,8 +64,8 @@ def difference(wanted: host.Release) -> list[dict[str, str]]:
     ]
 
 
-def cut_over(wanted: host.Release, keep: int, by: str) -> dict[str, Any]:
-    """Prove, point, restart, retire; go back when that fails.
+def cut_over(wanted: host.Release, keep: int, by: str, controller: Controller) -> dict[str, Any]:
+    """Prove, point, restart, retire; go back when that fails, and stop before the point when the controller is gone.
 
     Returns:
         what `cutover` answers, with `failed` and `msg` when the release does not serve.
@@ -84,6 +87,8 @@ def cut_over(wanted: host.Release, keep: int, by: str) -> dict[str, Any]:
         state.save()
         verify(wanted)
         prove(wanted, socket, candidate)
+        if controller.gone():
+            raise CutoverError("it is proven, but the controller is gone: nobody could take it back with its wave")
         touched = True
         switch(wanted)
     except Exception as error:  # whatever it was, what served before comes first

@@ -1,0 +1,60 @@
+"""Tell whether the controller is still there: a host that it can't reach any more, it can't take back with its wave."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+from booty_host import host
+
+
+class Controller:
+    """The other end of the SSH connection that a call came over."""
+
+    def __init__(self) -> None:
+        """Find the connection, while the process is a descendant of sshd's."""
+        self.ports = ports()
+        # A process of its own has none of the caller's.
+        self.output = os.dup(1)
+
+    def gone(self, patience: float = 3) -> bool:
+        """Send it an empty line; tell whether that can't be, or is not acknowledged within so many seconds.
+
+        Nobody can tell where there is no SSH, or no `ss`: then it counts as there.
+        """
+        if self.ports is None or (before := acknowledged(*self.ports)) is None:
+            return False
+        try:
+            os.write(self.output, b"\n")
+        except OSError:
+            return True
+        deadline = time.monotonic() + patience
+        while (now := acknowledged(*self.ports)) is not None and now <= before:
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(0.01)
+        return now is None
+
+
+def ports() -> tuple[int, int] | None:
+    """Return the controller's port and the host's, of the SSH connection; None when there is none."""
+    pid = os.getppid()
+    while pid > 1:
+        process = Path(f"/proc/{pid}")
+        # sudo does not hand it on.
+        if found := re.search(rb"(?:^|\0)SSH_CONNECTION=\S+ (\d+) \S+ (\d+)", (process / "environ").read_bytes()):
+            return int(found[1]), int(found[2])
+        pid = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    return None
+
+
+def acknowledged(there: int, here: int) -> int | None:
+    """Return how many bytes of a TCP connection between two ports the other end has; None when nobody knows."""
+    try:
+        told = host.run("ss", "-tinHO", f"dport = :{there} and sport = :{here}").stdout
+    except FileNotFoundError:
+        return None
+    found = re.search(r"\bbytes_acked:(\d+)", told)
+    return int(found[1]) if found else None

@@ -31,6 +31,7 @@ class Store(ThreadingHTTPServer):
         self.before: Callable[[], object] = lambda: None
         self.goes_on = threading.Event()
         self.sends = -1
+        self.forbids = False
 
     def publish(self, site: Site) -> None:
         """Copy what the controller has built, as docs/scale.md says."""
@@ -63,6 +64,8 @@ class Handler(SimpleHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", self.path.removeprefix("/moved"))
             self.end_headers()
+        elif self.server.forbids:
+            self.send_error(403)
         elif self.server.sends < 0:
             super().do_GET()
         elif file := self.send_head():
@@ -159,6 +162,11 @@ def missing(store: Store, archive: Path) -> str:
     return "answers 404."
 
 
+def forbidden(store: Store, archive: Path) -> str:
+    store.forbids = True
+    return "answers 403: it is not there, or hosts may not read it without a secret."
+
+
 def stalls(store: Store, archive: Path) -> str:
     store.sends = 1000
     return "said nothing for 20 seconds."
@@ -176,7 +184,9 @@ def refuses(store: Store, archive: Path) -> str:
     return "can't be fetched: [Errno 111] Connection refused."
 
 
-@pytest.mark.parametrize("fault", [another, missing, stalls, ends_early, refuses], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize(
+    "fault", [another, missing, forbidden, stalls, ends_early, refuses], ids=lambda fault: fault.__name__
+)
 def test_a_store_that_does_not_have_it(site: Site, store: Store, fault: Callable[[Store, Path], str]) -> None:
     site.deploy()
     sha = site.release()

@@ -71,8 +71,10 @@ def fetched(url: str) -> Iterator[bytes]:
             if answer.length:
                 raise ValueError(f"{url} ended {answer.length} bytes early. {advice(url)}")
     except urllib.error.HTTPError as error:
-        # Nothing more of it: where a redirection led may be a secret.
-        raise ValueError(f"{url} answers {error.code}. {advice(url)}") from None
+        # Nothing more of it: where a redirection led may be a secret. A bucket that not everybody may list answers 403
+        # also for what is not there.
+        why = ": it is not there, or hosts may not read it without a secret" if error.code in {401, 403} else ""
+        raise ValueError(f"{url} answers {error.code}{why}. {advice(url)}") from None
     except TimeoutError:
         raise ValueError(f"{url} said nothing for {SILENCE} seconds. {advice(url)}") from None
     except (OSError, http.client.HTTPException) as error:

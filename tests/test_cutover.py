@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import closing
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +72,26 @@ def test_a_rollback_to_a_named_release(site: Site, releases: tuple[str, str]) ->
         assert played.status != 0
         assert message in " ".join(played.output.split())
     assert gone not in site.run("ls /opt/booty/releases")
+
+
+def test_a_rollback_does_not_ask_what_the_other_release_is_made_from(site: Site, releases: tuple[str, str]) -> None:
+    """The app moved since, and the newer release is bad."""
+    site.deploy(app_release=releases[0])
+    site.deploy(app_release=releases[1])
+    played = site.play("rollback.yml", app_path="moved", app_module="moved")
+    assert played.status == 0, played.output
+    assert site.health()["release"] == releases[0]
+
+
+def test_the_role_by_itself_deploys(site: Site, tmp_path: Path) -> None:
+    """As in a playbook of one's own, which lists the role."""
+    (tmp_path / "site.yml").write_text("- hosts: booty\n  gather_facts: false\n  become: true\n  roles: [app]\n")
+    sha = site.release()
+    played = site.play(str(tmp_path / "site.yml"))
+    assert played.status == 0, played.output
+    assert site.health()["release"] == sha
+    played = site.play(str(tmp_path / "site.yml"))
+    assert "changed=0" in played.output
 
 
 def test_a_restart_loses_nothing(site: Site, releases: tuple[str, str]) -> None:

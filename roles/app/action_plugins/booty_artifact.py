@@ -449,38 +449,22 @@ def uv(*arguments: str, cwd: Path | None = None, **environment: str) -> None:
 
 
 class ActionModule(ActionBase):
-    """Resolve a release; with a host's Python and machine, build it as well."""
+    """Resolve a release."""
 
     _requires_connection = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return `release` (40 characters) and `dirty`, or what `build` returns."""
+        """Return `release`, all 40 characters."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _, wanted = self.validate_argument_spec(
             {
                 "repository": {"type": "path", "required": True},
                 "path": {"type": "str", "required": True},
-                "module": {"type": "str"},
                 "release": {"type": "str", "required": True},
-                "python": {"type": "str"},
-                "machine": {"type": "str"},
-                "cache": {"type": "path"},
             },
-            required_together=[("module", "python", "machine", "cache")],
         )
         repository = Path(wanted["repository"]).resolve()
         try:
-            if wanted["python"]:
-                built = build(
-                    repository,
-                    wanted["path"],
-                    wanted["module"],
-                    wanted["release"],
-                    wanted["python"],
-                    wanted["machine"],
-                    Path(wanted["cache"]),
-                )
-                return {**result, **built, "changed": False}
             sha = resolve(repository, wanted["release"])
             if wanted["release"] == "HEAD" and dirty(repository, wanted["path"]):
                 result["warnings"] = [

@@ -11,6 +11,7 @@ import json
 import os
 import pwd
 import shlex
+import uuid
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -37,23 +38,15 @@ sys.path.insert(0, f"/proc/self/fd/{program}")
 from booty_host.__main__ import call
 call(told)
 """
-# What a value from a command line is turned into, by verb. A verb with a `release` is told what that is to look like:
-# the texts of release.env and of the units.
+# What a value from a command line is turned into, by verb.
 VERBS: dict[str, dict[str, Any]] = {
-    "info": {"user": {"type": "str", "required": True}, "release": {"type": "str"}},
-    "stage": {
-        "dest": {"type": "str", "required": True},
-        "sha256": {"type": "str", "required": True},
-        "archive": {"type": "str", "default": ""},
-        "url": {"type": "str", "default": ""},
-    },
+    "info": {"user": {"type": "str", "required": True}},
     "cutover": {
         "release": {"type": "str", "required": True},
         "keep": {"type": "int", "required": True},
         "by": {"type": "str", "required": True},
         "wait": {"type": "int", "default": 0},
-        "dest": {"type": "str", "default": ""},
-        "sha256": {"type": "str", "default": ""},
+        "brought": {"type": "dict", "default": {}},
     },
     "status": {"release": {"type": "str"}},
     "take_back": {
@@ -91,16 +84,22 @@ def templates() -> Environment:
 
 
 CODE = program()
+# Which run of a playbook this is: a host goes back only from what the same run did there.
+RUN = uuid.uuid4().hex
 TEMPLATES = templates()
 SPEC = yaml.load((ROLE / "meta/argument_specs.yml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 OPTIONS: dict[str, Any] = SPEC["argument_specs"]["main"]["options"]
+
+
+# What a host is told that is asked without a release in mind.
+NOTHING: dict[str, Any] = {"pointer": "", "units": {}}
 
 
 def wanted(options: dict[str, Any], release: str) -> dict[str, Any]:
     """Return what a host is to be told of a release.
 
     Args:
-        options: the role's, and `ansible_managed`.
+        options: the role's.
         release: the commit; empty when only the host knows which one it will be.
 
     Returns:
@@ -108,7 +107,7 @@ def wanted(options: dict[str, Any], release: str) -> dict[str, Any]:
     """
 
     def render(name: str) -> str:
-        return TEMPLATES.get_template(f"{name}.j2").render(options, release=release)
+        return TEMPLATES.get_template(f"{name}.j2").render(options, release=release, ansible_managed="Ansible managed")
 
     return {"pointer": render("release.env") if release else "", "units": {name: render(name) for name in UNITS}}
 
@@ -125,7 +124,9 @@ def who() -> str:
 class ActionModule(ActionBase):
     """Call a verb with its arguments.
 
-    `attach` names a file of the controller that goes along; `success_msg` is what there is to say when all went well.
+    A `cutover`, and a `status` with a `release`, tell the host what that is to look like. A cutover takes along what
+    was `brought` for it: an archive's `file`, its `sha256` and where it belongs (`dest`). `success_msg` is what there
+    is to say when all went well.
     """
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -134,22 +135,30 @@ class ActionModule(ActionBase):
         verb = self._task.args.get("verb")
         if verb not in VERBS:
             raise AnsibleActionFail(f"booty_host knows no verb '{verb}', but {', '.join(VERBS)}.")
-        common = {"verb": {"type": "str"}, "attach": {"type": "path"}, "success_msg": {"type": "str"}}
+        common = {"verb": {"type": "str"}, "success_msg": {"type": "str"}}
         _, arguments = self.validate_argument_spec({**common, **VERBS[verb]})
-        attach, message = arguments.pop("attach"), arguments.pop("success_msg")
+        message, attached = arguments.pop("success_msg"), b""
         del arguments["verb"]
-        if verb in {"info", "status", "cutover"}:
+        if verb == "info":
+            arguments |= NOTHING
+        elif verb == "status":
             release = arguments.pop("release")
-            arguments |= {"pointer": "", "units": {}} if release is None else wanted(self.options(task_vars), release)
-        if "by" in arguments:
-            arguments["by"] = f"{who()} {arguments['by']}"
+            arguments |= NOTHING if release is None else wanted(self.options(task_vars), release)
+        else:
+            arguments |= {"by": f"{who()} {arguments['by']}", "run": RUN}
+        if verb == "cutover":
+            brought = arguments.pop("brought")
+            attached = Path(brought["file"]).read_bytes() if brought else b""
+            arguments |= {name: brought.get(name, "") for name in ("dest", "sha256")}
+            arguments |= wanted(self.options(task_vars), arguments.pop("release"))
+            arguments["over_ssh"] = self._connection.transport == "ssh"
         try:
-            result |= self.call(verb, arguments, Path(attach).read_bytes() if attach else b"")
+            result |= self.call(verb, arguments, attached)
         except AnsibleConnectionFailure as error:
-            if verb != "take_back":
+            if verb not in {"cutover", "take_back"}:
                 raise
-            # A host that takes back others is not to be lost with one of them.
-            result |= {"failed": True, "msg": f"Not taken back, since it can't be reached: {error}"}
+            # A host that is lost stays in the run, to be taken back should it be there again.
+            result |= {"failed": True, "state": "unreachable", "msg": f"It can't be reached any more: {error}"}
         if message and not result.get("failed") and not self._task.check_mode:
             result["msg"] = "\n".join([*result.get("notices", []), message])
             result["_ansible_verbose_always"] = True
@@ -174,17 +183,13 @@ class ActionModule(ActionBase):
         return answer
 
     def options(self, task_vars: dict[str, Any] | None) -> dict[str, Any]:
-        """Return the role's options for this host, each of its type, and `ansible_managed`.
+        """Return the role's options for this host, each of its type.
 
         Raises:
             AnsibleActionFail: one is missing or not of its type.
         """
-        managed = {"ansible_managed": "Ansible managed"}
-        given = {name: value for name, value in (task_vars or {}).items() if name in OPTIONS or name in managed}
-        given = managed | self._templar.template(given)
-        found = ArgumentSpecValidator({**OPTIONS, "ansible_managed": {}}).validate(
-            given, validate_role_argument_spec=True
-        )
+        given = self._templar.template({name: value for name, value in (task_vars or {}).items() if name in OPTIONS})
+        found = ArgumentSpecValidator(OPTIONS).validate(given, validate_role_argument_spec=True)
         if found.error_messages:
             raise AnsibleActionFail("\n".join(["Validation of arguments failed:", *found.error_messages]))
         options: dict[str, Any] = found.validated_parameters

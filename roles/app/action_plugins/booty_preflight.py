@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import action_loader
 from ansible.template import trust_as_template
@@ -65,7 +64,7 @@ def obstacles(
     Args:
         host: what it answered.
         options: the role's.
-        release: the commit; empty when there is none to go back to.
+        release: the commit; empty when that does not matter.
         name: the host's, in the inventory.
         check: whether nothing is to be changed, be the host ready or not.
         secrets_command: returns the command that puts the secrets there.
@@ -172,46 +171,43 @@ class ActionModule(HostAction):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return what stands against the release, as `obstacles`; and if the host answered, its answer as `host`.
 
-        With it come the `release`; whether it is `due`, so that there is anything to do; the `notices`; and without it
-        what the host would be told, as `wanted`.
+        With it come the `release`; whether it is `due`, so that there is anything to do; what is done, as `by`; what
+        there is to say when that is done, as `success_msg`; and without it what the host would be told, as `wanted`.
         """
         result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
-        try:
-            return {**result, **self._ask(task_vars or {})}
-        except AnsibleConnectionFailure:
-            raise
-        except Exception as error:  # whatever it is: a host that failed here would only drop out, and others go on
-            return {**result, "obstacles": [str(error) or repr(error)]}
-
-    def _ask(self, task_vars: dict[str, Any]) -> dict[str, Any]:
         _, given = self.validate_argument_spec(
             {"release": {"type": "str", "default": ""}, "goes_back": {"type": "bool", "default": False}}
         )
         release, goes_back, check = given["release"], given["goes_back"], self._task.check_mode
         options = self.options(task_vars)
         if bad := list(faults(options)):
-            return {"obstacles": [*bad, "They are set in the inventory."]}
+            return {**result, "obstacles": [*bad, "They are set in the inventory."]}
         told = booty_host.wanted(options, release)
         answer = self.call("info", {"user": options["app_user"], **told})
         if "host" not in answer:
-            return {**answer, "failed": False, "obstacles": [answer["msg"]], "wanted": told}
-        host, name = answer["host"], task_vars["inventory_hostname"]
+            return {**result, **answer, "failed": False, "obstacles": [answer["msg"]], "wanted": told}
+        host, name = answer["host"], (task_vars or {})["inventory_hostname"]
         if goes_back:
             others = (each for each in host["served"] if each in host["releases"] and each != serving(host))
             release = release or next(others, "")
             found = [*no_way_back(host, options, release, name)]
         else:
             found = [*lost(host, options, release, name)]
-        found += obstacles(host, options, release, name, check, self._secrets_command)
+        # What is gone back to served once: what it is made from, and for what, is no matter.
+        found += obstacles(host, options, "" if goes_back else release, name, check, self._secrets_command)
         if found:
             fields = {"result": "refused", "release": release, "from": host["pointer"].get("SENTRY_RELEASE", "")}
             self.call("record", {"message": " ".join(found), "fields": {**fields, "by": booty_host.who()}})
         return {
+            **result,
             "host": host,
             "release": release,
             "obstacles": found,
             "due": options["app_restart"] or bool(host["unsettled"]),
-            "notices": list(notices(host, options, name)),
+            "by": f"{'goes back to' if goes_back else 'deploys'} {release}",
+            "success_msg": "\n".join(
+                [f"{name} serves {release} as {options['app_environment']}", *notices(host, options, name)]
+            ),
         }
 
     def _secrets_command(self) -> str:

@@ -2,60 +2,78 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import action_loader
+
+# By Ansible's loader, since the plugins of a role are in no package.
+HostAction: Any = action_loader.get("booty_host", class_only=True)
+booty_artifact = sys.modules[action_loader.get("booty_artifact", class_only=True).__module__]
 
 # What is smaller travels with the call instead of in a transfer of its own; a release is usually a few kilobytes.
 SMALL = 1_000_000
 
 
-class ActionModule(ActionBase):
-    """Build a release and stage it.
-
-    Takes the arguments of `booty_artifact`'s build; the `layers` that the host has; the address of a `store` with a
-    copy of the cache, from which the host fetches what it lacks, or none; and whether the host is `alone`.
-    """
+class ActionModule(HostAction):
+    """Build a `release` for a `host`, as its answer tells what it is, and stage it."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return what `booty_artifact` does, and as `brought` what is left for the cutover to bring along.
+        """Return as `brought` what is left for the cutover to bring along, if anything.
 
         That is the small release of a lone host, which has no other to wait for.
         """
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        wanted = dict(self._task.args)
-        layers, store, alone = (wanted.pop(name) for name in ("layers", "store", "alone"))
-        built = self._act("booty_artifact", task_vars, **wanted)
+        result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
+        _, given = self.validate_argument_spec(
+            {"release": {"type": "str", "required": True}, "host": {"type": "dict", "required": True}}
+        )
+        host, options = given["host"], self.options(task_vars)
+        try:
+            built = booty_artifact.build(
+                Path(options["app_repository"]).resolve(),
+                options["app_path"],
+                options["app_module"],
+                given["release"],
+                host["python"],
+                host["machine"],
+                Path(options["app_cache"]),
+            )
+        except booty_artifact.BuildError as error:
+            raise AnsibleActionFail(str(error)) from None
         release, layer = built["release"], built["layer"]
+        store = options["app_artifact_url"]
         # The layer first: a release that is there has its layer.
-        lacks_layer = layer["name"] not in layers
+        lacks_layer = layer["name"] not in host["layers"]
         if lacks_layer:
             self._stage(layer, store, task_vars)
-        if alone and not store and release["size"] <= SMALL:
-            return {**result, **built, "changed": lacks_layer, "brought": release}
+        if len((task_vars or {})["ansible_play_hosts_all"]) == 1 and not store and release["size"] <= SMALL:
+            return {**result, "changed": lacks_layer, "brought": release}
         self._stage(release, store, task_vars)
-        return {**result, **built, "changed": True}
+        return {**result, "changed": True}
 
     def _stage(self, part: dict[str, Any], store: str, task_vars: dict[str, Any] | None) -> None:
-        wanted = {"verb": "stage", "sha256": part["sha256"], "dest": part["dest"]}
+        wanted, attached = {"sha256": part["sha256"], "dest": part["dest"], "archive": "", "url": ""}, b""
         if store:
             # It has the place there that it has in the cache.
             wanted["url"] = "/".join([store.rstrip("/"), *Path(part["file"]).parts[-2:]])
         elif part["size"] <= SMALL:
-            wanted["attach"] = part["file"]
+            attached = Path(part["file"]).read_bytes()
         else:
             wanted["archive"] = f"/opt/booty/incoming/{part['sha256']}.tar.gz"
-            self._act("ansible.legacy.copy", task_vars, src=part["file"], dest=wanted["archive"], mode="0600")
-        self._act("booty_host", task_vars, **wanted)
+            self._copy(part["file"], wanted["archive"], task_vars)
+        answer = self.call("stage", wanted, attached)
+        if answer.get("failed"):
+            raise AnsibleActionFail(answer["msg"], result=answer)
 
-    def _act(self, name: str, task_vars: dict[str, Any] | None, **arguments: Any) -> dict[str, Any]:
-        """Run another action on the same host, and return its result; raise AnsibleActionFail with it if it failed."""
+    def _copy(self, source: str, dest: str, task_vars: dict[str, Any] | None) -> None:
+        """Send a file to the host, as Ansible's own action does; raise AnsibleActionFail when that failed."""
         task = self._task.copy()
-        task.args = arguments
+        task.args = {"src": source, "dest": dest, "mode": "0600"}
         action = self._shared_loader_obj.action_loader.get(
-            name,
+            "ansible.legacy.copy",
             task=task,
             connection=self._connection,
             play_context=self._play_context,
@@ -66,4 +84,3 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = action.run(task_vars=task_vars)
         if result.get("failed"):
             raise AnsibleActionFail(result["msg"], result=result)
-        return result

@@ -17,7 +17,16 @@ class CutoverError(Exception):
 
 
 def cutover(
-    pointer: str, units: dict[str, str], keep: int, by: str, wait: int, dest: str, sha256: str, check: bool
+    pointer: str,
+    units: dict[str, str],
+    keep: int,
+    by: str,
+    run: str,
+    wait: int,
+    over_ssh: bool,
+    dest: str,
+    sha256: str,
+    check: bool,
 ) -> dict[str, Any]:
     """Make a release the one that serves.
 
@@ -32,7 +41,9 @@ def cutover(
         units: the text of each unit by its name.
         keep: how many releases that served are kept.
         by: who asks and for what; shown to others while the lock is held.
+        run: the run of the playbook that asks; it alone can take back what it did.
         wait: how long to wait for somebody else's lock, in seconds.
+        over_ssh: whether the call came over SSH.
         dest: where the release that came along is staged first; none when it is there.
         sha256: the digest of its archive.
         check: only say what would change.
@@ -50,8 +61,8 @@ def cutover(
         return result
     if dest:
         stage.stage(dest, sha256, archive="", url="", check=False)
-    controller = Controller()
-    return {**result, **host.detached(lambda: cut_over(wanted, keep, by, controller), by, wait)}
+    controller = Controller(over_ssh)
+    return {**result, **host.detached(lambda: cut_over(wanted, keep, by, run, controller), by, wait)}
 
 
 def difference(wanted: host.Release) -> list[dict[str, str]]:
@@ -64,7 +75,7 @@ def difference(wanted: host.Release) -> list[dict[str, str]]:
     ]
 
 
-def cut_over(wanted: host.Release, keep: int, by: str, controller: Controller) -> dict[str, Any]:
+def cut_over(wanted: host.Release, keep: int, by: str, run: str, controller: Controller) -> dict[str, Any]:
     """Prove, point, restart, retire; go back when that fails, and stop before the point when the controller is gone.
 
     Returns:
@@ -83,7 +94,7 @@ def cut_over(wanted: host.Release, keep: int, by: str, controller: Controller) -
 
     touched = False
     try:
-        state.previous = {"pointer": before.pointer, "units": before.units, "served": state.served}
+        state.previous = {"run": run, "pointer": before.pointer, "units": before.units, "served": state.served}
         state.save()
         verify(wanted)
         prove(wanted, socket, candidate)
@@ -255,22 +266,22 @@ def close() -> None:
     systemctl("reset-failed", host.SERVICE, host.SOCKET, check=False)
 
 
-def take_back(release: str, by: str, wait: int, check: bool) -> dict[str, Any]:
-    """Undo this host's last cutover, if that was the one to `release`; the other arguments are those of `cutover`.
+def take_back(release: str, by: str, run: str, wait: int, check: bool) -> dict[str, Any]:
+    """Undo this host's last cutover, if that was this run's, to `release`; the other arguments are those of `cutover`.
 
     Returns:
         `notices`, which say where the host went back to.
     """
-    return {"changed": not check, **({} if check else host.detached(lambda: undo(release, by), by, wait))}
+    return {"changed": not check, **({} if check else host.detached(lambda: undo(release, by, run), by, wait))}
 
 
-def undo(release: str, by: str) -> dict[str, Any]:
-    """Go back to what the last cutover replaced, if that led to `release`."""
+def undo(release: str, by: str, run: str) -> dict[str, Any]:
+    """Go back to what the last cutover replaced, if that was this run's, to `release`."""
     began = time.monotonic()
     state = host.State.load()
     serving = host.pointer().get("SENTRY_RELEASE", "")
-    if serving != release:
-        return {"notices": [f"{serving or 'Nothing'} serves, and not {release}: it stays."]}
+    if serving != release or state.previous.get("run") != run:
+        return {"notices": [f"{serving or 'Nothing'} serves, and not by this run: it stays."]}
     before = host.Release(state.previous.get("pointer", ""), state.previous.get("units", {}))
     outcome = go_back(before)
     state.served = state.previous.get("served", [])

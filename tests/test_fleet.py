@@ -354,7 +354,8 @@ def test_one_of_twenty_hosts_fails(fleet: Fleet, break_it: Callable[[Host], Call
         mend()
     assert played.status != 0
     assert load.report["failures"] == []
-    assert load.report["requests"] > 20 * 3
+    requests = load.report["requests"]
+    assert requests > 20 * 3
     expected = {canary: 0, victim: 1}
     names = {"old": old, "new": new}
     for host in fleet.hosts:
@@ -364,4 +365,6 @@ def test_one_of_twenty_hosts_fails(fleet: Fleet, break_it: Callable[[Host], Call
         played = fleet.start("deploy.yml").end()
     assert played.status == 0, played.output
     assert load.report["failures"] == []
+    # The README's figures: pytest -rP shows them.
+    print(f"{break_it.__name__}: {requests} and {load.report['requests']} requests, none failed")
     assert {demo.health(host)["release"] for host in fleet.hosts} == {new}

@@ -36,7 +36,7 @@ ENABLED = (SOCKET, SERVICE)
 CANDIDATE_POINTER = Path("/run/booty/candidate.env")
 LOCK = Path("/run/booty-deploy.lock")
 
-# The only variables that are ever read out of a process or a file; the rest may be a secret.
+# The only variables that are ever read out of a service or a file; the rest may be a secret.
 LABELS = ("SENTRY_RELEASE", "SENTRY_ENVIRONMENT", "BOOTY_RELEASE_DIR", "BOOTY_UNIT")
 
 
@@ -412,7 +412,7 @@ class State:
     Attributes:
         served: the releases that were proven and served, the newest first.
         abandoned: why each of the others was given up.
-        previous: what the last cutover replaced: the text of release.env and of the units.
+        previous: what the last cutover replaced, and which run's it was: the text of release.env and of the units.
     """
 
     def __init__(self, served: list[str], abandoned: dict[str, str], previous: dict[str, Any]) -> None:

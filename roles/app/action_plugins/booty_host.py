@@ -55,6 +55,10 @@ VERBS: dict[str, dict[str, Any]] = {
         "wait": {"type": "int", "default": 0},
     },
 }
+# These verbs go on when the connection ends, so they run in a systemd scope of their own. In the login's scope, logind
+# would kill them with the login (`KillUserProcesses=yes`). --scope replaces systemd-run by the command, so the process
+# keeps its input, its output and its parents.
+DETACHED = ("cutover", "take_back")
 UNITS = ("booty.socket", "booty.service", "booty-candidate.service")
 
 
@@ -172,9 +176,11 @@ class ActionModule(ActionBase):
             "check": self._task.check_mode,
             "size": len(CODE),
         }
-        done = self._low_level_execute_command(
-            f"{PYTHON} -I -c {shlex.quote(START)}", in_data=json.dumps(call).encode() + b"\n" + CODE + attached
-        )
+        command = f"{PYTHON} -I -c {shlex.quote(START)}"
+        if verb in DETACHED and not self._task.check_mode:
+            scope = f"booty-{verb.replace('_', '-')}-{uuid.uuid4().hex[:8]}.scope"
+            command = f"systemd-run --scope --quiet --collect --unit={scope} {command}"
+        done = self._low_level_execute_command(command, in_data=json.dumps(call).encode() + b"\n" + CODE + attached)
         try:
             answer: dict[str, Any] = json.loads(done["stdout"].splitlines()[-1])
         except (IndexError, ValueError):

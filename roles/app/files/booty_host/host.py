@@ -488,6 +488,7 @@ def detached(work: Callable[[], dict[str, Any]], by: str, wait: float = 0) -> di
             null = os.open(os.devnull, os.O_RDWR)
             for descriptor in range(3):
                 os.dup2(null, descriptor)
+            log(f"{by}, in {cgroup()}")
             try:
                 result = work()
             except BaseException as error:
@@ -502,6 +503,11 @@ def detached(work: Callable[[], dict[str, Any]], by: str, wait: float = 0) -> di
         return {"failed": True, "msg": "The cutover was killed on the host. Look at: journalctl -t booty-deploy"}
     told: dict[str, Any] = json.loads(answer)
     return told
+
+
+def cgroup() -> str:
+    """Return the systemd unit that this process belongs to, by the name of its control group."""
+    return Path(read(Path("/proc/self/cgroup")).strip()).name
 
 
 def write_atomically(path: Path, content: str, mode: int = 0o644) -> None:

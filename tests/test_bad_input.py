@@ -58,6 +58,10 @@ def ambiguous(repository: Repository) -> str:
     ("variables", "message"),
     [
         ("app_port=70000", "app_port must be within 1..65535 (it is 70000). They are set in the inventory."),
+        (
+            "app_address=localhost",
+            "app_address must be an IP address (it is 'localhost'): 127.0.0.1 for this host alone,",
+        ),
         ("app_port=http", "argument 'app_port' is of type str and we were unable to convert to int"),
         (
             '{"app_environment": "two words"}',

@@ -165,10 +165,11 @@ def serving(site: Site) -> str:
             " it: the host then has nothing to go back to until the next deploy. Nothing was changed.",
             "/opt/booty/state.json is damaged",
         ),
-        (
+        pytest.param(
             "rm /opt/booty/state.json; mkdir /opt/booty/state.json",
             "/opt/booty/state.json is damaged; it says what this host can go back to.",
             "/opt/booty/state.json is damaged",
+            marks=pytest.mark.long,
         ),
         (
             "mkdir /opt/booty/releases/NEXT",
@@ -176,10 +177,11 @@ def serving(site: Site) -> str:
             " deploy again: rm -r /opt/booty/releases/NEXT Nothing was changed.",
             "/opt/booty/releases/NEXT has no release.json that can be read",
         ),
-        (
+        pytest.param(
             "mkdir /opt/booty/releases/NEXT; echo {} > /opt/booty/releases/NEXT/release.json",
             "/opt/booty/releases/NEXT on HOST is damaged: it has no release.json that can be read.",
             "/opt/booty/releases/NEXT has no release.json that can be read",
+            marks=pytest.mark.long,
         ),
     ],
     ids=["state.json of another shape", "state.json is a directory", "no manifest", "another manifest"],
@@ -190,14 +192,13 @@ def test_damaged_files_are_named(site: Site, serving: str, break_it: str, messag
     try:
         refused, told = site.play("deploy.yml"), site.play("status.yml", status_format="json")
     finally:
-        site.run("rm -rf /opt/booty/state.json && mv /root/state.json /opt/booty/")
+        site.run(f"cd /opt/booty; rm -rf state.json releases/{following}; mv /root/state.json .")
     assert refused.status != 0
     assert message.replace("NEXT", following).replace("HOST", site.host.name) in words(refused)
     assert "Traceback" not in refused.output + told.output
     (row,) = json.loads(told.output)["hosts"]
     assert any(note.replace("NEXT", following) in each for each in row["notes"])
     assert site.health()["release"] == serving
-    site.run(f"rm -rf /opt/booty/releases/{following}")
     site.deploy()
 
 
@@ -214,7 +215,8 @@ def test_stray_files_stop_nothing(site: Site, serving: str) -> None:
         assert played.recap(site.host.name)["failed"] == 0
     finally:
         site.run(
-            "cd /opt/booty; rm -rf layers/notes.txt layers/.notes releases/notes.txt releases/current releases/unknown"
+            "sed -i '/^# caf/d' /etc/booty/release.env; cd /opt/booty;"
+            " rm -rf layers/notes.txt layers/.notes releases/notes.txt releases/current releases/unknown"
         )
 
 
@@ -238,6 +240,7 @@ def latin(site: Site, tmp_path: Path) -> Iterator[None]:
         site.run("mv /root/locale /etc/default/locale; rm -r /usr/lib/locale/en_US.ISO-8859-1")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("latin")
 def test_a_host_whose_locale_is_not_utf_8(site: Site, serving: str) -> None:
     site.release()
@@ -284,7 +287,7 @@ def test_a_user_whose_group_has_another_name(site: Site, serving: str) -> None:
         site.run("groupmod --new-name booty web")
 
 
-@pytest.mark.parametrize("user", ["root", "toor"])
+@pytest.mark.parametrize("user", ["root", pytest.param("toor", marks=pytest.mark.long)])
 def test_root_is_refused(site: Site, serving: str, user: str) -> None:
     site.run("useradd --non-unique --uid 0 --gid 0 --no-create-home toor")
     try:
@@ -294,18 +297,20 @@ def test_root_is_refused(site: Site, serving: str, user: str) -> None:
     assert played.status != 0
     assert (
         f"app_user is {user}, which is root on {site.host.name}: the service would have root's rights. Name another"
-        " user, which bootstrap.yml makes: app_user: booty Nothing was changed."
+        " user, which bootstrap.yml makes: app_user: booty"
     ) in words(played)
     assert made.status != 0
     assert f"host_service_user is {user}, which is root" in words(made)
     assert site.health()["release"] == serving
 
 
+@pytest.mark.long
 def test_directories_that_are_links(site: Site, serving: str) -> None:
     """A link to a directory of root's is used as it is; bootstrap changes nothing, and says so before."""
     site.run(
         "mkdir -p /srv/big; mv /opt/booty /srv/big/; ln -s /srv/big/booty /opt/booty;"
-        "mv /etc/booty /srv/big/etc; ln -s /srv/big/etc /etc/booty; mv /srv/big/booty/layers /srv/; ln -s /srv/layers /opt/booty/"
+        "mv /etc/booty /srv/big/etc; ln -s /srv/big/etc /etc/booty;"
+        "mv /srv/big/booty/layers /srv/; ln -s /srv/layers /opt/booty/"
     )
     try:
         checked, made = site.play("bootstrap.yml", "--check"), site.play("bootstrap.yml")
@@ -315,8 +320,8 @@ def test_directories_that_are_links(site: Site, serving: str) -> None:
         refused = [site.play("bootstrap.yml", *arguments) for arguments in (("--check",), ())]
     finally:
         site.run(
-            "chown root /srv/layers; rm /opt/booty/layers; mv /srv/layers /srv/big/booty/; rm /etc/booty; mv /srv/big/etc"
-            " /etc/booty; rm /opt/booty; mv /srv/big/booty /opt/; rmdir /srv/big"
+            "chown root /srv/layers; rm /opt/booty/layers; mv /srv/layers /srv/big/booty/;"
+            "rm /etc/booty; mv /srv/big/etc /etc/booty; rm /opt/booty; mv /srv/big/booty /opt/; rmdir /srv/big"
         )
     assert checked.status == 0, checked.output
     assert "Would" not in checked.output

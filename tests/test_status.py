@@ -40,6 +40,7 @@ GOOD: dict[str, Any] = {
     "candidate": None,
     "lease": None,
     "free": {"bytes": 40_000_000_000, "share": 0.5},
+    "damaged": [],
     "last": {"result": "switched", "message": "serving", "at": "2026-11-23T12:00:00+00:00"},
     "drift": None,
 }
@@ -86,6 +87,7 @@ def judged(**changes: Any) -> dict[str, Any]:
         ),
         (answer(free={"bytes": 800_000_000, "share": 0.04}), "look", ["has 800 MB of disk left"]),
         (answer(last=WENT_BACK), "look", [f"went back on 2026-11-25T11:40:00+00:00: {B} does not serve."]),
+        (answer(damaged=["state.json is damaged"]), "look", ["is not as it should be: state.json is damaged"]),
         (answer(drift=["booty.service differs"]), "look", ["drift: booty.service differs"]),
         (
             {"unreachable": True, "msg": "Task failed: x\nMake sure this host can be reached over ssh: ssh: no route"},

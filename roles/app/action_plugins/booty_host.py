@@ -25,8 +25,8 @@ from ansible.plugins.test.core import TestModule
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 ROLE = Path(__file__).parent.parent
-# The Python that releases run with.
-PYTHON = "/usr/bin/python3"
+# The Python that releases run with. It reads and writes UTF-8 whatever the host's locale is.
+PYTHON = "/usr/bin/python3 -I -X utf8"
 # Reads the call, then the program, which it imports from memory; what follows is the file that came along.
 START = """
 import json, os, sys
@@ -176,7 +176,7 @@ class ActionModule(ActionBase):
             "check": self._task.check_mode,
             "size": len(CODE),
         }
-        command = f"{PYTHON} -I -c {shlex.quote(START)}"
+        command = f"{PYTHON} -c {shlex.quote(START)}"
         if verb in DETACHED and not self._task.check_mode:
             scope = f"booty-{verb.replace('_', '-')}-{uuid.uuid4().hex[:8]}.scope"
             command = f"systemd-run --scope --quiet --collect --unit={scope} {command}"

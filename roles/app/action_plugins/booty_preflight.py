@@ -5,6 +5,7 @@ One step of one process, since a fleet pays for each of them with every host, ev
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import subprocess
@@ -31,6 +32,13 @@ def faults(options: dict[str, Any]) -> Iterator[str]:
     """Say what can't be of the role's options, beyond their types."""
     if not 0 < options["app_port"] < 65536:
         yield f"app_port must be within 1..65535 (it is {options['app_port']})."
+    try:
+        ipaddress.ip_address(options["app_address"])
+    except ValueError:
+        yield (
+            f"app_address must be an IP address (it is '{options['app_address']}'): 127.0.0.1 for this host alone,"
+            " 0.0.0.0 for all IPv4, :: for all IPv6."
+        )
     environment = options["app_environment"]
     if not re.fullmatch(r"[^\s/]{1,64}", environment) or environment == "None":
         yield f"app_environment must be 1 to 64 characters without blanks or slashes (it is '{environment}')."
@@ -76,7 +84,12 @@ def obstacles(
         yield f"{name} is {host['machine']}; releases are built for {fit}, 64 bit. Take such a machine."
     if tuple(map(int, host["python"].split("."))) < (3, 11):
         yield f"{name} has Python {host['python']}; Booty needs 3.11 or newer (Debian 12 or newer)."
-    if not host["ready"] and not check:
+    if host["user_id"] == 0:
+        yield (
+            f"app_user is {user}, which is root on {name}: the service would have root's rights. Name another user,"
+            " which bootstrap.yml makes: app_user: booty"
+        )
+    elif not host["ready"] and not check:
         yield (
             f"{name} lacks the user {user} or Booty's directories. Make it ready first: ansible-playbook bootstrap.yml"
         )
@@ -105,16 +118,7 @@ def obstacles(
             " it runs. Stop it first; requests are refused until the deploy is through: systemctl stop booty.socket"
             " booty.service"
         )
-    if staged:
-        path, module = options["app_path"], options["app_module"]
-        asked = f"Python {host['python']}, {path}, {module}"
-        # Older ones don't say all.
-        there = f"Python {staged['python']}, {staged.get('path', path)}, {staged.get('module', module)}"
-        if there != asked:
-            yield (
-                f"{name} has {release} already, made from {there} and not from {asked}. A release is known by its SHA,"
-                " so deploy another commit: git commit --allow-empty -m 'Build anew'"
-            )
+    yield from made_otherwise(host, options, release, name)
     secrets = host["secrets"]
     if secrets["closed"]:
         yield (
@@ -126,6 +130,28 @@ def obstacles(
             f"Production does not start without a usable SENTRY_DSN, and {secrets['usable']}.\n"
             f"Type the file's lines (SENTRY_DSN=…), then Ctrl-D:\n  {secrets_command()}"
         )
+
+
+def made_otherwise(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
+    """Say that a host has a release which is damaged, or was made from something else than what is asked for."""
+    staged = host["manifests"].get(release)
+    if staged == {}:
+        there = f"/opt/booty/releases/{release}"
+        if serving(host) == release:
+            step = "It serves, so deploy another commit: git commit --allow-empty -m 'Build anew'"
+        else:
+            step = f"Remove it there, and deploy again: rm -r {there}"
+        yield f"{there} on {name} is damaged: it has no release.json that can be read. {step}"
+    if staged:
+        path, module = options["app_path"], options["app_module"]
+        asked = f"Python {host['python']}, {path}, {module}"
+        # Older ones don't say all.
+        there = f"Python {staged['python']}, {staged.get('path', path)}, {staged.get('module', module)}"
+        if there != asked:
+            yield (
+                f"{name} has {release} already, made from {there} and not from {asked}. A release is known by its SHA,"
+                " so deploy another commit: git commit --allow-empty -m 'Build anew'"
+            )
 
 
 def serving(host: dict[str, Any]) -> str:

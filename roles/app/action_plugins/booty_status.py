@@ -106,6 +106,7 @@ def around(status: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("look", fault))
     if status["free"]["share"] < LOW:
         found.append(("look", f"has {size(status['free']['bytes'])} of disk left"))
+    found += [("look", f"is not as it should be: {each}") for each in status["damaged"]]
     if (last := status["last"]) and not went_well(last):
         found.append(("look", f"{last['result']} on {last['at']}: {last['message'].splitlines()[0]}"))
     return found + [("look", f"drift: {change}") for change in status["drift"] or []]

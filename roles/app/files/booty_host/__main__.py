@@ -25,4 +25,7 @@ def call(told: dict[str, Any]) -> None:
         answer = verb(**told["arguments"], check=told["check"])
     except HostError as error:
         answer = {"failed": True, "msg": str(error)}
+    except OSError as error:
+        # A file of the host's that is not what it should be, or a disk that fails: the error names it.
+        answer = {"failed": True, "msg": f"The host program can't go on ({name}): {error}"}
     print(json.dumps(answer))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from contextlib import suppress
@@ -143,7 +142,7 @@ def settle(state: host.State, labels: dict[str, str], candidate: str) -> list[st
             f"An interrupted deploy had left release.env at {pointer.get('SENTRY_RELEASE')},"
             f" while {labels.get('SENTRY_RELEASE')} runs."
         )
-    elif labels and host.health(*host.parse_stream(host.read(host.UNITS / host.SOCKET)))["status"] == 200:
+    elif labels and host.installed_health()["status"] == 200:
         state.serve(labels["SENTRY_RELEASE"])
     for notice in notices:
         host.log(notice)
@@ -343,20 +342,26 @@ def systemctl(verb: str, *names: str, check: bool = True) -> None:
 def prune(state: host.State, keep: int) -> list[str]:
     """Remove releases and layers that nobody needs any more; return the releases' names."""
     now = time.time()
-    staged = {path.name: path.stat().st_mtime for path in host.RELEASES.glob("[!.]*")}
+    staged = {path.name: path.stat().st_mtime for path in host.directories(host.RELEASES)}
     inuse = {host.pointer().get("SENTRY_RELEASE", ""), *host.releases_in_use()}
     removed = removable(staged, state.served, {*state.abandoned}, inuse, keep, now)
     for name in removed:
         host.log(f"removing {name}")
         host.remove(host.RELEASES / name)
-    layers = {json.loads(path.read_text())["layer"] for path in host.RELEASES.glob("*/release.json")}
-    for path in host.LAYERS.glob("[!.]*"):
-        # One that another deploy has just staged has no release yet.
-        if path.name not in layers and path.stat().st_mtime < now - DAY:
+    state.forget(set(staged) - {*removed})
+    manifests = [host.manifest(path) for path in host.directories(host.RELEASES)]
+    # A release whose manifest is damaged does not say which layer it needs: then all of them stay.
+    for path in host.directories(host.LAYERS) if all(manifests) else []:
+        # A layer that another deploy has just staged has no release yet.
+        if path.name not in {manifest["layer"] for manifest in manifests} and path.stat().st_mtime < now - DAY:
             host.remove(path)
-    for path in (*host.RELEASES.glob(".*"), *host.LAYERS.glob(".*")):  # what a killed run left
-        if path.stat().st_mtime < now - DAY:
-            shutil.rmtree(path)
+    # What a killed run left: directories that are half-made or half-removed, and archives that did not arrive whole.
+    for path in (*host.RELEASES.glob(".*"), *host.LAYERS.glob(".*"), *host.INCOMING.glob("*")):
+        if path.lstat().st_mtime < now - DAY:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.parent == host.INCOMING:
+                path.unlink()
     return removed
 
 

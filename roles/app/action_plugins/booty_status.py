@@ -47,15 +47,31 @@ def judge(host: str, answer: dict[str, Any]) -> dict[str, Any]:
     if answer.get("unreachable"):
         found.append(("broken", f"can't be reached: {first_line(answer)}"))
     elif answer.get("rc") == 127:  # the shell found no Python
-        found.append(("look", "has no Python, and so no Booty: run bootstrap.yml"))
+        found.append(("broken", "has no Python, and so no Booty: run bootstrap.yml"))
     elif status is None:
         found.append(("broken", f"gives no answer: {first_line(answer)}"))
     elif not status["ready"]:
-        found.append(("look", "has no Booty: run bootstrap.yml"))
+        found.append(("broken", "has no Booty: run bootstrap.yml"))
     else:
         found += serving(status) + around(status)
     level = max((level for level, _ in found), key=LEVELS.index, default="ok")
     return {"host": host, "level": level, "notes": [note for _, note in found], **(status or {})}
+
+
+def compare(rows: list[dict[str, Any]]) -> None:
+    """Note on each host that it serves another release than the one that most hosts serve."""
+    releases = summary(rows)["releases"]
+    most = next(iter(releases), None)
+    for row in rows:
+        if (release := served(row)) not in {None, most}:
+            row["notes"].append(f"serves {release}, while {releases[most]} of {len(rows)} hosts serve {most}")
+            row["level"] = max(row["level"], "look", key=LEVELS.index)
+
+
+def served(row: dict[str, Any]) -> str | None:
+    """Return the release that a host answers with, `none` when it answers without; None when it does not answer."""
+    health = row.get("health") or {}
+    return health.get("release") or "none" if health.get("status") == 200 else None
 
 
 def first_line(answer: dict[str, Any]) -> str:
@@ -63,7 +79,8 @@ def first_line(answer: dict[str, Any]) -> str:
     lines = str(answer.get("msg") or "no reason given").strip().splitlines()
     if answer.get("unreachable"):
         return lines[-1].removeprefix("Task failed: ").rpartition("reached over ssh: ")[2].strip()
-    return lines[0].strip()
+    # A heading says nothing without what it heads.
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def serving(status: dict[str, Any]) -> list[tuple[str, str]]:
@@ -71,7 +88,7 @@ def serving(status: dict[str, Any]) -> list[tuple[str, str]]:
     memory, disk, health = status["memory"], status["disk"], status["health"]
     if not memory:
         if not disk:
-            return [("look", "has had no deploy yet")]
+            return [("broken", "has had no deploy yet")]
         return [("broken", f"serves nothing: booty.service is {status['service']}")]
     # In the middle of a deploy they may differ.
     worst = "look" if status["lease"] else "broken"
@@ -199,14 +216,12 @@ EXPENDABLE = ("previous", "free", "last result", "tracker", "in memory", "enviro
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Count hosts by level, and releases by the hosts that serve them."""
-    served = Counter(
-        row["health"]["release"] or "none" for row in rows if (row.get("health") or {}).get("status") == 200
-    )
+    releases = Counter(release for row in rows if (release := served(row)))
     levels = Counter(row["level"] for row in rows)
     return {
         "hosts": len(rows),
         "levels": {level: levels[level] for level in LEVELS},
-        "releases": dict(served.most_common()),
+        "releases": dict(releases.most_common()),
         "drifting": [row["host"] for row in rows if row.get("drift")],
     }
 
@@ -278,12 +293,17 @@ def page(template: str, rows: list[dict[str, Any]], now: datetime) -> str:
 
 
 def fault(rows: list[dict[str, Any]]) -> str | None:
-    """Say why the exit status is not to be 0: a host is broken, or drifts from what was asked for."""
+    """Say why the exit status is not to be 0: a host is broken or drifts, or the hosts serve several releases."""
     broken = [row["host"] for row in rows if row["level"] == "broken"]
     drifting = [row["host"] for row in rows if row.get("drift")]
     said = []
     if broken:
         said.append(f"Broken: {', '.join(broken)}.")
+    if len(releases := summary(rows)["releases"]) > 1:
+        hosts = {release: ", ".join(row["host"] for row in rows if served(row) == release) for release in releases}
+        said.append(
+            f"The hosts serve {len(releases)} releases: {'; '.join(f'{short(r)} on {h}' for r, h in hosts.items())}."
+        )
     if drifting:
         said.append(f"A deploy would change: {', '.join(drifting)}.")
     return " ".join(said) or None
@@ -304,8 +324,10 @@ class ActionModule(ActionBase):
         )
         now = datetime.now(UTC)
         rows = [judge(host, answer) for host, answer in given["answers"].items()]
+        compare(rows)
+        said = fault(rows)
         if given["format"] == "json":
-            told = {"at": now.isoformat(timespec="seconds"), "summary": summary(rows), "hosts": rows}
+            told = {"at": now.isoformat(timespec="seconds"), "summary": summary(rows), "hosts": rows, "message": said}
             screen = json.dumps(told, indent=2, ensure_ascii=False)
         elif given["format"] == "html":
             screen = page(Path(self._find_needle("templates", "status.html.j2")).read_text(), rows, now)
@@ -315,4 +337,4 @@ class ActionModule(ActionBase):
         if given["file"]:
             Path(given["file"]).write_text(f"{screen}\n")
             screen = ""
-        return {**result, "screen": screen, "failed": bool(said := fault(rows)), **({"msg": said} if said else {})}
+        return {**result, "screen": screen, "failed": bool(said), **({"msg": said} if said else {})}

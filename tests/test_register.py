@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from ansible.plugins.loader import action_loader
 
 from tests.conftest import ROLE, Repository, Site, load
 
@@ -162,6 +163,8 @@ def sentry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sentry]:
 
 @pytest.fixture
 def module() -> ModuleType:
+    # It finds the others of the role's plugins by Ansible's loader.
+    action_loader.add_directory(str(ROLE / "action_plugins"))
     return load(ROLE / "action_plugins/booty_register.py", "booty_register")
 
 

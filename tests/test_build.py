@@ -5,6 +5,7 @@ Where a commit does not have what a release needs, the message names the file, t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -36,7 +37,7 @@ dependencies = ["annotated-doc"]
 """
 # A build backend that ships the folder `data`, and all that it can see of the controller.
 BACKEND = """
-import json, os, pathlib, sys, time, zipfile
+import json, os, pathlib, sys, time, tomllib, zipfile
 
 PLACES = ("HOME", "LD_LIBRARY_PATH", "NETRC", "PATH", "SSL_", "TMPDIR", "UV_", "VIRTUAL_ENV", "XDG_")
 
@@ -45,12 +46,16 @@ def build_wheel(directory, settings=None, metadata=None):
     seen |= {"umask": os.umask(0o22), "zone": time.tzname, "hash": hash("a"), "settings": settings}
     seen["encoding"] = sys.getfilesystemencoding()
     files = {"shop/seen.json": json.dumps(seen, sort_keys=True).encode()}
-    metadata = "Metadata-Version: 2.1\\nName: shop\\nVersion: 1\\nRequires-Dist: annotated-doc\\n"
-    files["shop-1.dist-info/METADATA"] = metadata.encode()
+    project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
+    elsewhere = pathlib.Path("setup.txt")
+    wanted = project.get("dependencies", []) + (elsewhere.read_text().split("\\n") if elsewhere.exists() else [])
+    lines = ["Metadata-Version: 2.1", "Name: shop", "Version: 1", *(f"Requires-Dist: {line}" for line in wanted), ""]
+    files["shop-1.dist-info/METADATA"] = "\\n".join(lines).encode()
     files["shop-1.dist-info/WHEEL"] = b"Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
     with zipfile.ZipFile(pathlib.Path(directory, "shop-1-py3-none-any.whl"), "w") as wheel:
-        for path in sorted(path for path in pathlib.Path("data").rglob("*") if path.is_file()):
-            wheel.write(path, f"shop/{path}")
+        for folder, _, names in sorted(os.walk("data", followlinks=True)):
+            for name in sorted(names):
+                wheel.write(f"{folder}/{name}", f"shop/{folder}/{name}")
         for name, content in files.items():
             wheel.writestr(name, content)
         wheel.writestr("shop-1.dist-info/RECORD", "".join(f"{name},,\\n" for name in wheel.namelist()))
@@ -83,10 +88,8 @@ def small(path: Path) -> Repository:
     (repository.path / "app/data/run.sh").chmod(0o755)
     (repository.path / "app/data/link").symlink_to("lines.txt")
     # As it is: `git add` would convert it.
-    attributes = repository.path / ".git/info/attributes"
-    attributes.write_text("* -text -ident -working-tree-encoding\n")
+    (repository.path / ".git/info/attributes").write_text("* -text -ident -working-tree-encoding\n")
     repository.commit("A small app")
-    attributes.unlink()
     return repository
 
 
@@ -283,3 +286,378 @@ def test_a_release_has_what_git_keeps(reference: Any) -> None:
     with tarfile.open(reference["release"]["file"]) as tar:
         modes = {entry.name.rpartition("/")[2]: entry.mode for entry in tar}
     assert (modes["run.sh"], modes["lines.txt"]) == (0o755, 0o644)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Repository:
+    return small(tmp_path / "repository")
+
+
+def refused(artifact: ModuleType, shop: Repository, path: str = "app", **arguments: str) -> str:
+    """Commit, build, and return why that is refused."""
+    shop.commit("Break it")
+    with pytest.raises(artifact.BuildError) as refusal:
+        artifact.build(
+            shop.path,
+            path,
+            "shop",
+            shop.git("rev-parse", "HEAD"),
+            PYTHON,
+            MACHINE,
+            shop.path.parent / "cache",
+            **arguments,
+        )
+    assert not list((shop.path.parent / "cache").glob("releases/*.gz"))
+    return str(refusal.value)
+
+
+def link(shop: Repository, name: str, target: str) -> Path:
+    (shop.path / name).parent.mkdir(parents=True, exist_ok=True)
+    (shop.path / name).symlink_to(target)
+    return shop.path / name
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n"
+LARGE = b"large\r\n\0" * 1000
+
+
+def pointer(shop: Repository, content: bytes = LARGE) -> str:
+    oid = hashlib.sha256(content).hexdigest()
+    shop.write("app/data/large.bin", POINTER.format(oid=oid, size=len(content)))
+    return oid
+
+
+def submodule(shop: Repository) -> None:
+    shop.git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},app/data/sub")
+    (shop.path / "app/data/sub").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("breaks", "message"),
+    [
+        (
+            lambda shop: link(shop, "app/data/host", "/etc/hostname"),
+            "app/data/host of commit {sha} is a link to /etc/hostname, which is not in the commit. A release has"
+            " nothing but its commit: commit the file instead of the link, or remove the link.",
+        ),
+        (
+            lambda shop: link(shop, "app/data/out", "../../../x"),
+            "app/data/out of commit {sha} is a link to ../../../x,",
+        ),
+        (lambda shop: link(shop, "app/data/gone", "nowhere"), "is a link to nowhere, which is not in the commit."),
+        (lambda shop: link(shop, "app/data/round", "round"), "is a link to round, which is not in the commit."),
+        (
+            lambda shop: (link(shop, "app/data/far", "../../libs/far"), link(shop, "libs/far", "/etc/hostname")),
+            "libs/far of commit {sha} is a link to /etc/hostname,",
+        ),
+        (
+            submodule,
+            "app/data/sub is a submodule, whose content is not in commit {sha}. Commit its files instead of it (git"
+            " subtree add), or lock it as a dependency.",
+        ),
+        (
+            pointer,
+            "app/data/large.bin of commit {sha} lies in Git LFS, and {repository} does not have its content. Fetch it"
+            " first: git -C {repository} lfs fetch origin {sha}",
+        ),
+    ],
+    ids=["absolute", "out of the repository", "nowhere", "to itself", "by another link", "submodule", "Git LFS"],
+)
+def test_content_that_is_not_in_the_commit(
+    artifact: ModuleType, shop: Repository, breaks: Callable[[Repository], object], message: str
+) -> None:
+    breaks(shop)
+    said = refused(artifact, shop)
+    sha = shop.git("rev-parse", "HEAD")
+    assert message.format(sha=sha[:12], repository=shop.path) in said.replace(sha, sha[:12])
+
+
+def test_links_to_the_shared_code_of_a_repository_bring_it(
+    artifact: ModuleType, shop: Repository, tmp_path: Path
+) -> None:
+    shop.write("libs/prices/prices.txt", "1\n")
+    shop.write("libs/prices/run.sh", "")
+    (shop.path / "libs/prices/run.sh").chmod(0o755)
+    shop.write("libs/units/units.txt", "2\n")
+    shop.write("libs/units/not/app.txt", "3\n")
+    link(shop, "libs/prices/units.txt", "../alias/units.txt")
+    link(shop, "libs/alias", "units")
+    link(shop, "app/data/prices", "../../libs/prices")
+    link(shop, "app/data/unit.txt", "../../libs/prices/units.txt")
+    shop.git("mv", "app/requirements.txt", "shared.txt")
+    link(shop, "app/requirements.txt", "../shared.txt")
+    sha = shop.commit("Share")
+    made = build(artifact, shop.path, tmp_path / "cache", sha)
+    found = contents(made["release"]["file"])
+    assert found["shop/data/prices/prices.txt"] == b"1\n"
+    assert found["shop/data/prices/units.txt"] == found["shop/data/unit.txt"] == b"2\n"
+    with tarfile.open(made["release"]["file"]) as tar:
+        assert tar.getmember(f"lib/python{PYTHON}/site-packages/shop/data/prices/run.sh").mode == 0o755
+    # All of the repository, though the folder of the app is there already.
+    link(shop, "app/top", "..")
+    artifact.export(shop.path, shop.commit("All"), "app", tmp_path)
+    assert (tmp_path / "app/top/libs/units/not/app.txt").read_text() == "3\n"
+
+
+def test_large_files_come_from_git_lfs_by_their_digest(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+    oid = pointer(shop)
+    kept = shop.path / ".git/lfs/objects" / oid[:2] / oid[2:4] / oid
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(LARGE[:-1])
+    assert "lies in Git LFS" in refused(artifact, shop)
+    kept.write_bytes(LARGE)
+    made = build(artifact, shop.path, tmp_path / "cache", shop.git("rev-parse", "HEAD"))
+    assert contents(made["release"]["file"])["shop/data/large.bin"] == LARGE
+
+
+def test_two_files_that_are_one_on_this_machine(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+    """As `A` and `a` are where capitals are not told apart; here by a tree that has a name twice."""
+    blob = shop.git("rev-parse", "HEAD:LICENSE")
+    entries = {"app/twice": ("100644", blob), "app/./twice": ("100644", blob)}
+    with pytest.raises(
+        artifact.BuildError, match=r"app/\./twice of commit abc and another file are one on this machine"
+    ):
+        artifact.place(shop.path, "abc", entries, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "plain"),
+    [("app", "app"), ("app/", "app"), ("./app//x/.", "app/x"), ("x/../app", "app"), (".", "."), ("", "."), ("./", ".")],
+)
+def test_the_path_of_an_app(artifact: ModuleType, path: str, plain: str) -> None:
+    assert artifact.normal(path) == plain
+
+
+@pytest.mark.parametrize("path", ["..", "../app", "app/../../x", "/app", "//app", "/"])
+def test_a_path_that_leads_out_of_the_repository(artifact: ModuleType, path: str) -> None:
+    with pytest.raises(artifact.BuildError, match=f"app_path '{path}' leads out of app_repository. Name the app's"):
+        artifact.normal(path)
+
+
+def test_the_app_of_a_folder_is_that_folders(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+    """One app at the top of the repository, one below; the same path, however it is written, gives one archive."""
+    for name in ("pyproject.toml", "requirements.txt", "backend.py"):
+        shop.write(name, (shop.path / "app" / name).read_text())
+    shop.write("data/which.txt", "top\n")
+    shop.write("app/data/which.txt", "below\n")
+    sha = shop.commit("Two apps")
+    found = {}
+    for path in ("app", "./app/", ".", ""):
+        made = build(artifact, shop.path, tmp_path / "cache", sha, path)
+        found[path] = contents(made["release"]["file"])["shop/data/which.txt"]
+    assert found == {"app": b"below\n", "./app/": b"below\n", ".": b"top\n", "": b"top\n"}
+    assert len(list(tmp_path.glob("cache/releases/*.tar.gz"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("breaks", "path", "message"),
+    [
+        (
+            lambda _: None,
+            "shop",
+            "has no folder shop. Set app_path to the app's folder. Folders with a pyproject.toml: app.",
+        ),
+        (lambda _: None, "LICENSE", "LICENSE is a file in commit {sha}. Set app_path to the app's folder."),
+        (lambda _: None, "app/requirements.txt/x", "app/requirements.txt is a file in commit {sha}."),
+        (
+            lambda shop: link(shop, "web", "app"),
+            "web",
+            "web is a link to app in commit {sha}. Set app_path to the folder that it leads to.",
+        ),
+        (
+            lambda shop: link(shop, "a/b", "../app"),
+            "a/b/data",
+            "a/b is a link to ../app in commit {sha}.",
+        ),
+        (
+            submodule,
+            "app/data/sub/web",
+            "app/data/sub is a submodule in commit {sha}. Set app_repository to a clone of its",
+        ),
+        (lambda _: None, "app/data", "Commit {sha} has no app/data/requirements.txt: a release needs"),
+    ],
+)
+def test_a_path_that_is_no_app(
+    artifact: ModuleType, shop: Repository, breaks: Callable[[Repository], object], path: str, message: str
+) -> None:
+    breaks(shop)
+    shop.write("another", "")
+    said = refused(artifact, shop, path)
+    assert message.format(sha=shop.git("rev-parse", "HEAD")[:12]) in said
+
+
+def test_a_repository_is_named_by_its_top(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+    shop.write("services/shop/app/x", "")
+    assert artifact.is_top(shop.path, "app")
+    with pytest.raises(artifact.BuildError) as refusal:
+        artifact.is_top(shop.path / "services/shop", "app")
+    assert str(refusal.value) == (
+        f"app_repository {shop.path}/services/shop is a folder of the repository {shop.path}. Name the repository, and"
+        f" the app's folder in it: app_repository: {shop.path}, app_path: services/shop/app"
+    )
+    assert not artifact.is_top(shop.path / ".git", "app")
+    with pytest.raises(artifact.BuildError, match=f"lies within the git directory {shop.path}/.git. Name that"):
+        artifact.is_top(shop.path / ".git/hooks", "app")
+    shop.git("clone", "--quiet", "--bare", ".", str(tmp_path / "bare.git"))
+    assert not artifact.is_top(tmp_path / "bare.git", "app")
+    shop.git("worktree", "add", "--quiet", str(tmp_path / "tree"))
+    assert artifact.is_top(tmp_path / "tree", "app")
+    with pytest.raises(artifact.BuildError, match=r"bare\.git/x can't be read: .*No such file"):
+        artifact.is_top(tmp_path / "bare.git/x", "app")
+
+
+NEXT = "Lock again there, and commit: uv pip compile --universal --generate-hashes pyproject.toml -o requirements.txt"
+HASH = f"--hash=sha256:{'0' * 64}"
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("-e .", "the app is built from its commit, and its dependencies are wheels. Leave out what is editable"),
+        (f"--editable=./lib {HASH}", "the app is built from its commit, and its dependencies are wheels."),
+        ("-r base.txt", "a lock is one file. Lock what that file names too"),
+        ("--requirement=base.txt", "a lock is one file."),
+        ("-c limits.txt", "a lock is one file."),
+        (
+            f"./wheels/a-1-py3-none-any.whl {HASH}",
+            "a file is in no index. Publish it to one, or put its code into the app",
+        ),
+        (f"a-1-py3-none-any.whl {HASH}", "a file is in no index."),
+        (f"/srv/a.tar.gz {HASH}", "a file is in no index."),
+        (f"a @ file:///srv/a-1-py3-none-any.whl {HASH}", "a file is in no index."),
+        (f"a[b, c] @ ../a {HASH}", "a file is in no index."),
+        ("--find-links wheels", "a file is in no index."),
+        ("a @ git+https://example.com/a@main", "a repository has no wheel with a hash. Publish one to an index, or"),
+        ("git+ssh://git@example.com/a", "a repository has no wheel with a hash."),
+        ("a==1", "it has no --hash"),
+        ("a @ https://example.com/a-1-py3-none-any.whl", "it has no --hash"),
+        (f"a>=1 {HASH}", "it has no single version, as a==1.0"),
+        (f"a {HASH}", "it has no single version, as a==1.0"),
+        (f"a==1,<2 {HASH}", "it has no single version, as a==1.0"),
+        (f"a=1 {HASH}", "Expected"),
+        ("<<<<<<< HEAD", "it has no --hash"),
+    ],
+)
+def test_a_line_that_a_lock_cannot_have(artifact: ModuleType, shop: Repository, line: str, why: str) -> None:
+    shop.write("app/requirements.txt", f"# A lock\n{LOCK}{line}\n{LOCK}")
+    number = LOCK.count("\n") + 2
+    said = refused(artifact, shop)
+    assert f"app/requirements.txt of commit {shop.git('rev-parse', 'HEAD')[:12]} is no lock with hashes: " in said
+    assert f": line {number}, '{line}': {why}" in said
+    assert said.endswith(f". {NEXT}")
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--index-url https://example.com/simple", "-i x", "--pre", "--only-binary :all:", "-f https://x", "# -e ."],
+)
+def test_a_line_that_a_lock_can_have(artifact: ModuleType, option: str) -> None:
+    assert list(artifact.pins(f"{option}\n{LOCK}", PYTHON, MACHINE)) == ["annotated-doc"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("requirements.txt", LOCK.encode("utf-16"), "is UTF-16 (line 1). Write it as UTF-8, and commit."),
+        (
+            "requirements.txt",
+            LOCK.encode() + b"# caf\xe9\n",
+            f"is no UTF-8 (line {LOCK.count(chr(10)) + 1}). Write it as",
+        ),
+        ("pyproject.toml", PROJECT.encode("utf-16"), "is UTF-16 (line 1). Write it as UTF-8, and commit."),
+        ("pyproject.toml", b"[project]\nname = shop\n", "can't be read: Invalid value (at line 2, column 8). Mend it"),
+        ("pyproject.toml", b"project = 1\n", "can't be read: `project` is no table. Mend it, and commit."),
+        ("pyproject.toml", b"[project]\ndependencies = 'a'\n", "can't be read: `dependencies` is no list."),
+        ("pyproject.toml", b"[project]\ndependencies = ['a >> 1']\n", "can't be read: Expected"),
+        ("pyproject.toml", b"[project]\nrequires-python = 'new'\n", "can't be read: Invalid specifier: 'new'."),
+        (
+            "pyproject.toml",
+            b"[project]\nrequires-python = '>=3.99'\n",
+            f'has requires-python = ">=3.99", and the host runs it with Python {PYTHON}.0. Take a host with such a'
+            " Python (Debian 12 has 3.11, Debian 13 has 3.13), or widen requires-python",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_read(
+    artifact: ModuleType, shop: Repository, name: str, content: bytes, message: str
+) -> None:
+    (shop.path / "app" / name).write_bytes(content)
+    said = refused(artifact, shop)
+    assert f"app/{name} of commit {shop.git('rev-parse', 'HEAD')[:12]} {message}" in said
+
+
+def test_a_lock_may_begin_with_a_byte_order_mark(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+    shop.write("app/requirements.txt", f"\ufeff{LOCK}")
+    made = build(artifact, shop.path, tmp_path / "cache", shop.commit("Mark it"))
+    assert "annotated_doc/__init__.py" in contents(made["layer"]["file"])
+
+
+def test_a_python_is_compared_to_its_last_number(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+    shop.write("app/pyproject.toml", f'{PROJECT}requires-python = ">={PYTHON}.4"\n')
+    assert f"with Python {PYTHON}.2." in refused(artifact, shop, python_full=f"{PYTHON}.2")
+    sha = shop.git("rev-parse", "HEAD")
+    assert artifact.build(shop.path, "app", "shop", sha, PYTHON, MACHINE, tmp_path / "cache", f"{PYTHON}.4")
+
+
+def test_a_build_backend_says_why(artifact: ModuleType, shop: Repository) -> None:
+    shop.write("app/backend.py", "import sys\nprint('no compiler here')\nsys.exit('set CC')\n")
+    said = refused(artifact, shop)
+    assert said.startswith(f"The app of commit {shop.git('rev-parse', 'HEAD')[:12]} does not build. uv and its build")
+    assert "no compiler here" in said
+    assert "set CC" in said
+
+
+def stanza(name: str) -> str:
+    """Return what the bundled app's lock has of a package."""
+    (found,) = re.findall(rf"^{name}==(?:.*\\\n)+.*\n", (ROOT / "app/requirements.txt").read_text(), re.MULTILINE)
+    return str(found)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["pyproject.toml", "setup.py or a table of the backend"])
+def test_what_an_extra_wants_is_locked(artifact: ModuleType, shop: Repository, tmp_path: Path, elsewhere: bool) -> None:
+    """Also over a lock that a release was built with before: its layer is there already."""
+    lock = LOCK + stanza("psycopg") + stanza("typing-extensions")
+    shop.write("app/requirements.txt", lock)
+    shop.write("app/pyproject.toml", PROJECT.replace('"annotated-doc"', '"psycopg"'))
+    build(artifact, shop.path, tmp_path / "cache", shop.commit("Without the extra"))
+    if elsewhere:
+        shop.write("app/setup.txt", "psycopg[binary]")
+    else:
+        shop.write("app/pyproject.toml", PROJECT.replace('"annotated-doc"', '"psycopg[binary]"'))
+    shop.commit("With the extra")
+    with pytest.raises(artifact.BuildError) as refusal:
+        build(artifact, shop.path, tmp_path / "cache", shop.git("rev-parse", "HEAD"))
+    assert (
+        " is out of date: the app wants psycopg[binary], which wants psycopg-binary==3.3.9, which is not locked in"
+        f" app/requirements.txt. {NEXT}"
+    ) in str(refusal.value)
+    shop.write("app/requirements.txt", lock + stanza("psycopg-binary"))
+    assert build(artifact, shop.path, tmp_path / "cache", shop.commit("Lock it"))["notices"] == []
+
+
+def test_dependencies_that_nothing_declares_are_told(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+    shop.write("app/pyproject.toml", PROJECT.replace("dependencies", "#"))
+    sha = shop.commit("Declare nothing")
+    assert build(artifact, shop.path, tmp_path / "cache", sha)["notices"] == [
+        f"The app of commit {sha[:12]} declares no dependencies to its build backend, so it can't be told whether"
+        " app/requirements.txt locks all that it imports. They belong into app/pyproject.toml: [project] dependencies."
+    ]
+
+
+def test_files_that_python_reads_at_its_start(artifact: ModuleType, tmp_path: Path) -> None:
+    """A layer's own `.pth` files count, as in a virtual environment: namespaces, and what replaces distutils."""
+    layer, release = tmp_path / "layer", tmp_path / "release"
+    for folder in (layer, release, tmp_path / "space/spaced"):
+        folder.mkdir(parents=True)
+    (layer / "start.pth").write_text(f"import sys; sys.started = True\n{tmp_path}/space\n")
+    (layer / "uuid.py").write_text("")
+    (tmp_path / "space/spaced/__init__.py").write_text("")
+    artifact.pack_release(tmp_path / "r.tar.gz", release, "app", "shop", "0" * 40, PYTHON, "L", b"", 0)
+    (release / "layer.pth").write_bytes(contents(str(tmp_path / "r.tar.gz"))["layer.pth"])
+    text = (release / "layer.pth").read_text()
+    (release / "layer.pth").write_text(text.replace("/opt/booty/layers/L", str(layer)))
+    program = (
+        f"import site, sys; site.addsitedir('{release}'); import spaced, uuid; assert sys.started and uuid.uuid4;"
+        f" assert sys.path.index('{release}') < sys.path.index('{layer}') < sys.path.index('{tmp_path}/space')"
+    )
+    subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True)

@@ -218,9 +218,11 @@ def no_folder(repository: Path, sha: str, path: str) -> str:
             if mode == SUBMODULE:
                 return f"{above} is a submodule in commit {sha[:12]}. Set app_repository to a clone of its repository."
             if mode == LINK:
-                to = posixpath.normpath(f"{posixpath.dirname(above)}/{next(objects(repository, [link])).decode()}")
-                folder = posixpath.normpath(f"{to.lstrip('/')}/{path[len(above) :]}")
-                return f"{above} is a link in commit {sha[:12]}. Name what it leads to: app_path: {folder}"
+                (target,) = objects(repository, [link])
+                return (
+                    f"{above} is a link to {os.fsdecode(target)} in commit {sha[:12]}. Set app_path to the folder that"
+                    " it leads to."
+                )
             return f"{above} is a file in commit {sha[:12]}. Set app_path to the app's folder."
     apps = sorted(posixpath.dirname(name) or "." for name in entries if posixpath.basename(name) == "pyproject.toml")
     those = f" Folders with a pyproject.toml: {', '.join(apps[:5])}." if apps else ""

@@ -44,7 +44,7 @@ PLACES = ("HOME", "LD_LIBRARY_PATH", "NETRC", "PATH", "SSL_", "TMPDIR", "UV_", "
 def build_wheel(directory, settings=None, metadata=None):
     seen = {name: value for name, value in os.environ.items() if not name.startswith(PLACES)}
     seen |= {"umask": os.umask(0o22), "zone": time.tzname, "hash": hash("a"), "settings": settings}
-    seen["encoding"] = sys.getfilesystemencoding()
+    seen |= {"encoding": sys.getfilesystemencoding(), "home": os.listdir(os.path.expanduser("~"))}
     files = {"shop/seen.json": json.dumps(seen, sort_keys=True).encode()}
     project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
     elsewhere = pathlib.Path("setup.txt")
@@ -159,6 +159,14 @@ def attributes_file(controller: Controller) -> None:
     controller.writes(".gitconfig", f"[core]\n attributesFile = {file}\n")
 
 
+def partial_clone(controller: Controller) -> None:
+    controller.origin.git("config", "uploadpack.allowFilter", "true")
+    controller.repository = controller.home / "partial"
+    url = f"file://{controller.origin.path}"
+    command = ["git", "clone", "--quiet", "--no-checkout", "--filter=blob:none", url, str(controller.repository)]
+    subprocess.run(command, check=True)
+
+
 def smudges(controller: Controller) -> None:
     controller.writes(".gitconfig", '[filter "loud"]\n smudge = tr a-z A-Z\n required = true\n')
     controller.attributes("*.txt filter=loud\n")
@@ -223,6 +231,7 @@ CONTROLLERS: dict[str, Callable[[Controller], object]] = {
     "replacements": replaced,
     "other refs": lambda it: (it.git("tag", "v9"), it.git("branch", "other")),
     "a shallow clone": lambda it: it.git("fetch", "--quiet", "--depth=1", "origin"),
+    "a partial clone": partial_clone,
     "a sparse checkout": lambda it: it.git("sparse-checkout", "set", "nothing"),
     "a dirty working tree": lambda it: (it.repository / "app/data/lines.txt").write_text("changed\n"),
     "a bare repository": bare,
@@ -234,6 +243,7 @@ CONTROLLERS: dict[str, Callable[[Controller], object]] = {
     "GIT_OBJECT_DIRECTORY": lambda it: it.sets(GIT_OBJECT_DIRECTORY="/nowhere", GIT_COMMON_DIR="/nowhere"),
     "GIT_NAMESPACE": lambda it: it.sets(GIT_NAMESPACE="x", GIT_QUARANTINE_PATH="/nowhere", GIT_ICASE_PATHSPECS="1"),
     "a umask": umask,
+    "files of the user": lambda it: it.writes(".pydistutils.cfg", "[bdist_wheel]\npython_tag = cp27\n"),
     "variables": variables_of_everybody,
     "variables of uv": variables_of_uv,
     "uv.toml of the user": lambda it: it.writes(".config/uv/uv.toml", SETTINGS),
@@ -393,10 +403,18 @@ def test_links_to_the_shared_code_of_a_repository_bring_it(
     assert found["shop/data/prices/units.txt"] == found["shop/data/unit.txt"] == b"2\n"
     with tarfile.open(made["release"]["file"]) as tar:
         assert tar.getmember(f"lib/python{PYTHON}/site-packages/shop/data/prices/run.sh").mode == 0o755
-    # All of the repository, though the folder of the app is there already.
+    # All of the repository, though the folder of the app is there already; and links in circles.
     link(shop, "app/top", "..")
-    artifact.export(shop.path, shop.commit("All"), "app", tmp_path)
-    assert (tmp_path / "app/top/libs/units/not/app.txt").read_text() == "3\n"
+    link(shop, "libs/units/again", "../../libs")
+    link(shop, "app/units", "../libs/units")
+    link(shop, "app/here", ".")
+    top = tmp_path / "exported"
+    artifact.export(shop.path, shop.commit("All"), "app", top)
+    assert (top / "app/top/libs/units/not/app.txt").read_text() == "3\n"
+    links = {str(path.relative_to(top)) for path in (top / "app").rglob("*") if path.is_symlink()}
+    assert links == {"app/top", "app/here"}
+    assert (top / "app/units/units.txt").read_text() == "2\n"
+    assert not (top / "app/units/again").exists()
 
 
 def test_large_files_come_from_git_lfs_by_their_digest(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
@@ -661,3 +679,20 @@ def test_files_that_python_reads_at_its_start(artifact: ModuleType, tmp_path: Pa
         f" assert sys.path.index('{release}') < sys.path.index('{layer}') < sys.path.index('{tmp_path}/space')"
     )
     subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a repository to another user")
+def test_a_repository_of_another_user_is_read_when_git_may(
+    artifact: ModuleType, shop: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha = shop.git("rev-parse", "HEAD")
+    subprocess.run(["chown", "-R", "65534", shop.path], check=True)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
+    monkeypatch.setenv("SUDO_UID", "0")
+    with pytest.raises(artifact.BuildError) as refusal:
+        artifact.is_top(shop.path, "app")
+    assert f"app_repository {shop.path} can't be read: fatal: detected dubious ownership" in str(refusal.value)
+    assert f"git config --global --add safe.directory {shop.path}" in str(refusal.value)
+    (tmp_path / "config").write_text(f"[safe]\n directory = {shop.path}\n")
+    assert artifact.is_top(shop.path, "app")
+    assert artifact.resolve(shop.path, "HEAD") == sha

@@ -17,6 +17,7 @@ import json
 import os
 import posixpath
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -230,9 +231,10 @@ def no_folder(repository: Path, sha: str, path: str) -> str:
 
 
 def export(repository: Path, sha: str, path: str, top: Path) -> None:
-    """Write a folder of a commit below `top`, at its path there, and whatever else of the commit its links lead to.
+    """Write a folder of a commit below `top`, at its path there, with what its links lead to in their place.
 
-    Contents are those that git keeps: attributes and settings, which make other bytes of them, have no say.
+    Contents are those that git keeps: attributes and settings, which make other bytes of them, have no say. Build
+    backends differ in how they follow links, so they get none, but for those that lead to a folder around them.
 
     Raises:
         BuildError: the commit does not have the content of a file.
@@ -264,6 +266,25 @@ def export(repository: Path, sha: str, path: str, top: Path) -> None:
             )
         new = {each: entry for each, entry in below.items() if not os.path.lexists(top / each)}
         pending += [*place(repository, sha, new, top), link]
+    for link in {link for link in pending if (top / link).is_relative_to(top / path)}:
+        follow(top / link)
+
+
+def follow(link: Path) -> None:
+    """Put what a link leads to in its place, unless that is around it."""
+
+    def around(folder: str, names: list[str]) -> list[str]:
+        real = Path(os.path.realpath(folder))
+        return [name for name in names if real.is_relative_to(os.path.realpath(real / name))]
+
+    if around(str(link.parent), [link.name]):
+        return
+    target = Path(os.path.realpath(link))
+    link.unlink()
+    if target.is_dir():
+        shutil.copytree(target, link, ignore=around)
+    else:
+        shutil.copy(target, link)
 
 
 def place(repository: Path, sha: str, entries: dict[str, tuple[str, str]], top: Path) -> list[str]:

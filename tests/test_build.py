@@ -696,3 +696,12 @@ def test_a_repository_of_another_user_is_read_when_git_may(
     (tmp_path / "config").write_text(f"[safe]\n directory = {shop.path}\n")
     assert artifact.is_top(shop.path, "app")
     assert artifact.resolve(shop.path, "HEAD") == sha
+
+
+def test_a_commit_has_the_ancestors_that_its_sha_stands_for(artifact: ModuleType, shop: Repository) -> None:
+    shop.git("-c", "user.name=T", "-c", "user.email=t@example.com", "commit", "--quiet", "--amend", "-m", "Another")
+    older, newer = shop.git("rev-parse", "HEAD@{1}", "HEAD").split()
+    (shop.path / ".git/info/grafts").write_text(f"{newer} {older}\n")
+    assert shop.git("merge-base", "--is-ancestor", older, newer) == ""
+    with pytest.raises(artifact.BuildError):
+        artifact.git(shop.path, "merge-base", "--is-ancestor", older, newer)

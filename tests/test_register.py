@@ -375,3 +375,14 @@ def test_a_host_that_is_missing_is_never_registered(site: Site, sentry: Sentry, 
     assert played.status != 0
     assert "UNREACHABLE" in played.output
     assert sentry.calls == []
+
+
+def test_commits_are_those_of_the_repository_also_in_a_hook_of_another(
+    module: ModuleType, repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha = repository.git("rev-parse", "HEAD")
+    repository.git("clone", "--quiet", "--bare", ".", str(tmp_path / "bare.git"))
+    subprocess.run(["git", "init", "--quiet", "--bare", tmp_path / "other.git"], check=True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other.git"))
+    with module.commit_as_head(str(tmp_path / "bare.git"), sha) as directory:
+        assert Path(directory, "commondir").read_text() == f"{tmp_path / 'bare.git'}\n"

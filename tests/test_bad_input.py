@@ -95,6 +95,27 @@ def test_values_that_cannot_be(tmp_path: Path, repository: Repository, variables
     assert "Could not resolve" not in played.output
 
 
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ("app_path=/srv/app", "app_path '/srv/app' leads out of app_repository. Name the app's folder relative to"),
+        (
+            "app_repository={0}/app app_path=src",
+            "app_repository {0}/app is a folder of the repository {0}. Name the repository, and the app's folder in it:"
+            " app_repository: {0}, app_path: app/src",
+        ),
+        ("app_repository=/", "app_repository / can't be read: fatal: not a git repository"),
+    ],
+)
+def test_a_repository_that_cannot_be(tmp_path: Path, repository: Repository, variables: str, message: str) -> None:
+    (tmp_path / "hosts").write_text("[booty]\nnowhere.invalid app_environment=staging\n")
+    options = variables.format(repository.path)
+    played = deploy(tmp_path / "hosts", "-e", f"app_repository={repository.path}", "-e", options)
+    assert played.status != 0
+    assert message.format(repository.path) in words(played), played.output
+    assert "Could not resolve" not in played.output
+
+
 @pytest.mark.parametrize("url", ["https://me:hunter2@store.invalid/booty", "https://store.invalid/booty?key=hunter2"])
 def test_a_store_with_a_secret_is_refused_and_not_shown(tmp_path: Path, repository: Repository, url: str) -> None:
     (tmp_path / "hosts").write_text(

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from ansible.plugins.loader import action_loader
 
 from tests.conftest import ROLE, Repository, Site, load
 
@@ -162,6 +163,8 @@ def sentry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sentry]:
 
 @pytest.fixture
 def module() -> ModuleType:
+    # It finds the others of the role's plugins by Ansible's loader.
+    action_loader.add_directory(str(ROLE / "action_plugins"))
     return load(ROLE / "action_plugins/booty_register.py", "booty_register")
 
 
@@ -372,3 +375,14 @@ def test_a_host_that_is_missing_is_never_registered(site: Site, sentry: Sentry, 
     assert played.status != 0
     assert "UNREACHABLE" in played.output
     assert sentry.calls == []
+
+
+def test_commits_are_those_of_the_repository_also_in_a_hook_of_another(
+    module: ModuleType, repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha = repository.git("rev-parse", "HEAD")
+    repository.git("clone", "--quiet", "--bare", ".", str(tmp_path / "bare.git"))
+    subprocess.run(["git", "init", "--quiet", "--bare", tmp_path / "other.git"], check=True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other.git"))
+    with module.commit_as_head(str(tmp_path / "bare.git"), sha) as directory:
+        assert Path(directory, "commondir").read_text() == f"{tmp_path / 'bare.git'}\n"

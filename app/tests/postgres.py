@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 BINARIES = "/usr/lib/postgresql/*/bin"
+PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 
 
 def binaries() -> Path:
@@ -25,6 +26,18 @@ def binaries() -> Path:
     if not found:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     return found[-1].parent
+
+
+def answers(url: str, log: Path) -> None:
+    """Return once a server answers, and fail with its log when it does not."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            psycopg.connect(url).close()
+            return
+        except psycopg.OperationalError:
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
 
 
 class Cluster:
@@ -67,14 +80,7 @@ class Cluster:
             self._process = subprocess.Popen(
                 [*command, "-p", str(self.port), "-k", self._directory], stdout=log, stderr=log, cwd="/", **self._user
             )
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                psycopg.connect(self._admin).close()
-                return
-            except psycopg.OperationalError:
-                assert time.monotonic() < deadline, (self._directory / "log").read_text()
-                time.sleep(0.05)
+        answers(self._admin, self._directory / "log")
 
     def stop(self) -> None:
         """Stop the server; its clients are cut."""
@@ -88,7 +94,51 @@ class Cluster:
         self.stop()
         shutil.rmtree(self._directory)
 
+    def pool(self) -> "Pooler":
+        """Start a pooler before the server."""
+        return Pooler(self.port, self._user)
+
     def clear(self) -> None:
         """Forget all jobs."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute("DROP TABLE IF EXISTS booty_job")
+
+
+class Pooler:
+    """A pgbouncer in front of a server, which hands out its connections by transaction.
+
+    Args:
+        port: the server's.
+        user: what `subprocess.run` takes to be somebody else than root.
+    """
+
+    def __init__(self, port: int, user: dict[str, Any]) -> None:
+        if not shutil.which("pgbouncer", path=PATH):
+            if os.geteuid():
+                pytest.skip("pgbouncer is not installed: apt-get install pgbouncer")
+            subprocess.run(["apt-get", "install", "-y", "-q", "--no-install-recommends", "pgbouncer"], check=True)
+        self._directory = Path(tempfile.mkdtemp(prefix="booty-pgbouncer-"))
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            own = sock.getsockname()[1]
+        self.url = f"postgresql://booty:pw-of-queue@127.0.0.1:{own}/booty"
+        (self._directory / "users").write_text('"booty" "pw-of-queue"\n')
+        (self._directory / "pgbouncer.ini").write_text(
+            f"[databases]\nbooty = host=127.0.0.1 port={port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
+            f"listen_port = {own}\nunix_socket_dir =\nauth_type = plain\nauth_file = {self._directory}/users\n"
+            "pool_mode = transaction\n"
+        )
+        for path in (self._directory, *self._directory.iterdir()):
+            if user:
+                shutil.chown(path, user["user"])
+        program = shutil.which("pgbouncer", path=PATH)
+        assert program
+        with (self._directory / "log").open("ab") as log:
+            command = [program, str(self._directory / "pgbouncer.ini")]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **user)
+        answers(self.url, self._directory / "log")
+
+    def close(self) -> None:
+        """End it, also while it is stopped, and remove all of it."""
+        self.process.kill()
+        self.process.wait()
+        shutil.rmtree(self._directory)

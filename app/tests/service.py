@@ -1,6 +1,7 @@
 """Run the service with routes that only tests need, on descriptors put where systemd puts them."""
 
 import asyncio
+import ctypes
 import fcntl
 import json
 import logging
@@ -135,6 +136,38 @@ def falter(name: str, times: int) -> None:
     note(name, time.time())
     if current().attempt <= times:
         raise LookupError(f"{name} in attempt {current().attempt}, with {os.environ.get('PLANTED')}")
+
+
+@job(retries=0)
+async def block(name: str, seconds: float) -> None:
+    note("begin", name)
+    time.sleep(seconds)
+    note("end", name)
+
+
+@job(retries=0)
+def grip(name: str, seconds: int) -> None:
+    """Hold the interpreter's lock, as a library in C may."""
+    note("begin", name)
+    ctypes.PyDLL(None).sleep(seconds)
+    note("end", name)
+
+
+@job(retries=0)
+async def cling(name: str, seconds: float) -> None:
+    note("begin", name)
+    try:
+        await asyncio.sleep(seconds)
+    except asyncio.CancelledError:
+        note("told", name)
+        raise
+    note("end", name)
+
+
+@job(retries=0)
+def heed(name: str, seconds: float) -> None:
+    note("begin", name)
+    note("told" if current().lost.wait(seconds) else "end", name)
 
 
 @job(retries=0)

@@ -8,6 +8,7 @@ import asyncio
 import inspect
 import json
 import logging
+import signal
 import threading
 import time
 import uuid
@@ -32,6 +33,10 @@ T = TypeVar("T")
 POLL_SECONDS = 1.0
 # No job waits longer than this for its next attempt.
 MAX_WAIT = 86400.0
+# Shares of a lease that is not renewed: when a job is told that it lost its claim, and when the kernel ends a process
+# that could not tell it. Another host begins the job after the whole lease.
+TELL_SHARE = 5 / 6
+END_SHARE = 19 / 20
 # How long a job that is cut may take to end, and giving it back; with the flush of telemetry 2 s beyond the drain.
 CUT_SECONDS = 0.2
 
@@ -104,6 +109,16 @@ class Running:
     settings: Settings
     queue: "Queue"
     state: dict[str, Any] = field(repr=False)  # what the lifespans yielded, as in `request.state`
+    lost: threading.Event = field(default_factory=threading.Event, repr=False)  # set when another host may run it
+
+
+@dataclass
+class _Run:
+    """A job that this process runs."""
+
+    running: Running
+    task: asyncio.Task[None]
+    renewed: float  # on the monotonic clock: when its claim was made or last renewed
 
 
 _running: ContextVar[Running] = ContextVar("_running")
@@ -126,12 +141,14 @@ class Queue:
         self._store: Store | None = open_store(settings)
         self._redactor = redact.of_environment()
         self._state: dict[str, Any] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._runs: dict[str, _Run] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._looping: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._ending = False
         self._cut = False
+        self._ended = threading.Event()  # no claim is renewed any more
         self._away = False  # whether a line of the log said that the store is
 
     @property
@@ -170,6 +187,41 @@ class Queue:
         elif self._settings.booty_queue_jobs and not self._settings.booty_candidate:
             self._state, self._loop = state, asyncio.get_running_loop()
             self._looping = self._loop.create_task(self._take())
+            if self._store.lease:
+                self._watching = self._loop.create_task(self._watch(self._store.lease))
+                threading.Thread(target=self._renew, args=(self._store.lease,), name="booty-renew", daemon=True).start()
+
+    def _renew(self, lease: float) -> None:
+        """Renew the claims, in a thread: a job that blocks the loop keeps its claim."""
+        while not self._ended.wait(POLL_SECONDS):
+            began = time.monotonic()
+            # A failure is said by `_take`, and told by `_watch`.
+            with suppress(StoreError):
+                for identity in self.store.renew():
+                    if run := self._runs.get(identity):
+                        run.renewed = began
+            self._arm(lease)
+
+    def _arm(self, lease: float) -> None:
+        """Set the timer that ends this process, by SIGALRM, when it can't give up a job in time.
+
+        A job that holds the interpreter's lock stops the thread that renews its claim, and the loop that would tell it.
+        """
+        renewed = [run.renewed for run in list(self._runs.values()) if not run.running.lost.is_set()]
+        left = min(renewed) + END_SHARE * lease - time.monotonic() if renewed else 0
+        signal.setitimer(signal.ITIMER_REAL, max(left, 0.001) if renewed else 0)
+
+    async def _watch(self, lease: float) -> None:
+        """Tell each job whose claim was not renewed that another host may begin it; async ones end by that."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS / 4)
+            for run in self._runs.values():
+                if not run.running.lost.is_set() and time.monotonic() - run.renewed > TELL_SHARE * lease:
+                    run.running.lost.set()
+                    log.error("job %s (%s) lost its claim: the queue is away", run.running.id, run.running.kind)
+                    if inspect.iscoroutinefunction(KINDS[run.running.kind].function):
+                        run.task.cancel()
+                    self._arm(lease)
 
     async def _take(self) -> None:
         seeded, tended = False, 0.0
@@ -180,14 +232,15 @@ class Queue:
                     await in_thread(self._seed)
                     seeded = True
                 if time.monotonic() - tended >= POLL_SECONDS:
-                    for lost in await in_thread(self.store.tend, list(self._tasks)):
+                    for lost in await in_thread(self.store.tend, list(self._runs)):
                         _report(lost)
                     tended = time.monotonic()
-                while not self._ending and len(self._tasks) < self._settings.booty_queue_jobs:
+                while not self._ending and len(self._runs) < self._settings.booty_queue_jobs:
+                    began = time.monotonic()
                     claim = await in_thread(self.store.claim, list(KINDS))
                     if claim is None:
                         break
-                    self._start(claim)
+                    self._start(claim, began)
                 self._back()
             except Exception as error:  # whatever it is, jobs that wait must not wait for ever
                 self._gone(error)
@@ -200,19 +253,22 @@ class Queue:
                 host = self.store.host if kind.on_each_host else None
                 self.store.put(f"{kind.kind}@{host}" if host else kind.kind, kind.kind, "[[], {}]", host=host)
 
-    def _start(self, claim: Claim) -> None:
-        task = asyncio.ensure_future(self._run(claim))
-        self._tasks[claim.id] = task
+    def _start(self, claim: Claim, began: float) -> None:
+        running = Running(claim.id, claim.kind, claim.failures + 1, self._settings, self, self._state)
+        task = asyncio.ensure_future(self._run(claim, running))
+        self._runs[claim.id] = _Run(running, task, began)
+        if self.store.lease:
+            self._arm(self.store.lease)
 
         def ended(_: object) -> None:
-            del self._tasks[claim.id]
+            del self._runs[claim.id]
             self._wake.set()
 
         task.add_done_callback(ended)
 
-    async def _run(self, claim: Claim) -> None:
-        kind, attempt = KINDS[claim.kind], claim.failures + 1
-        _running.set(Running(claim.id, claim.kind, attempt, self._settings, self, self._state))
+    async def _run(self, claim: Claim, running: Running) -> None:
+        kind, attempt = KINDS[claim.kind], running.attempt
+        _running.set(running)
         with sentry_sdk.isolation_scope() as scope:
             _label(scope, claim)
             try:
@@ -222,7 +278,7 @@ class Queue:
                 else:
                     await in_thread(kind.function, *args, **kwargs)
             except BaseException as error:  # also sys.exit(), which would end the service
-                if self._cut:
+                if self._cut or (running.lost.is_set() and isinstance(error, asyncio.CancelledError)):
                     raise
                 sentry_sdk.capture_exception(error)
                 text = self._redactor.text(f"{type(error).__name__}: {error}")
@@ -266,14 +322,19 @@ class Queue:
         if self._looping is None:
             return
         cutting, began = asyncio.ensure_future(cut.wait()), time.monotonic()
-        while working := {task for task in (self._looping, *self._tasks.values()) if not task.done()}:
+        while working := {
+            task for task in (self._looping, *(run.task for run in self._runs.values())) if not task.done()
+        }:
             left = began + seconds - time.monotonic()
             if cut.is_set() or left <= 0:
                 break
             await asyncio.wait({*working, cutting}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         cutting.cancel()
+        self._ended.set()
+        if self._watching:
+            self._watching.cancel()
         if working:
-            log.warning("%d jobs go back to the queue after %.1f s", len(self._tasks), time.monotonic() - began)
+            log.warning("%d jobs go back to the queue after %.1f s", len(self._runs), time.monotonic() - began)
             self._cut = True
             for task in working:
                 task.cancel()

@@ -1,6 +1,7 @@
 """Where jobs are kept until they are done: SQLite in the state directory, or PostgreSQL."""
 
 import fcntl
+import hashlib
 import os
 import re
 import socket
@@ -17,19 +18,25 @@ from booty.config import Settings
 
 # A job whose process dies this often is parked: it may be what kills it.
 MAX_LOST = 5
-# PostgreSQL: a claim that is not renewed for so long is taken for that of a dead host. Renewed every second.
+# PostgreSQL: another host takes over a claim that was not renewed for so long. Claims are renewed every second.
 LEASE_SECONDS = 60
+MACHINE_ID = Path("/etc/machine-id")
+# How long a statement may take. A pooler keeps a client waiting while its database is away.
+STATEMENT_SECONDS = 10
+# A per-host job that no host ran for so long is removed: its host is gone, or has another name.
+HOST_GONE_SECONDS = 7 * 86400
 # After a claim was given back, its process ends within this time.
 END_SECONDS = 3
 
-# `due`, `lease` and `failed` are seconds since 1970. Old and new releases meet here, so columns may only be added.
-_TABLE = """
+# `due`, `since`, `lease` and `failed` are seconds since 1970. Old and new releases share this table: only add columns.
+TABLE = """
 CREATE TABLE IF NOT EXISTS booty_job (
     id TEXT PRIMARY KEY,
     kind TEXT NOT NULL,
     arguments TEXT NOT NULL,
     host TEXT,                            -- that alone may run it
     due DOUBLE PRECISION NOT NULL,
+    since DOUBLE PRECISION,               -- when `due` was set
     owner TEXT,                           -- the process that runs it
     lease DOUBLE PRECISION,               -- of a claim in PostgreSQL: until when it holds
     failures INTEGER NOT NULL DEFAULT 0,
@@ -37,6 +44,7 @@ CREATE TABLE IF NOT EXISTS booty_job (
     failed DOUBLE PRECISION,              -- when it was parked
     error TEXT
 )"""
+_SINCE = "ALTER TABLE booty_job ADD COLUMN since DOUBLE PRECISION"  # a table that an earlier release made
 _INDEX = "CREATE INDEX IF NOT EXISTS booty_job_due ON booty_job (due)"
 
 
@@ -62,11 +70,14 @@ class Store(ABC):
     """
 
     now: str  # the database's clock: one for all who share it
+    lease: float | None = (
+        None  # seconds that a claim holds without being renewed; None: for as long as its process lives
+    )
     skip_locked = ""
 
     def __init__(self) -> None:
         self.owner = uuid.uuid4().hex
-        self.host = socket.gethostname()
+        self.host = host_id()
         self._lock = threading.Lock()
         self._connection: Any = None
 
@@ -78,6 +89,10 @@ class Store(ABC):
 
     @abstractmethod
     def _errors(self) -> tuple[type[Exception], ...]: ...
+
+    def renew(self) -> list[str]:
+        """Renew the claims of this process, where claims have a `lease`."""
+        return []
 
     @abstractmethod
     def _free_dead(self) -> None: ...
@@ -105,8 +120,8 @@ class Store(ABC):
     def put(self, identity: str, kind: str, arguments: str, *, wait: float = 0, host: str | None = None) -> None:
         """Keep a job for good, unless there is one of this id already; it may run in `wait` seconds."""
         self._execute(
-            "INSERT INTO booty_job (id, kind, arguments, host, due)"
-            " VALUES (:id, :kind, :arguments, :host, {now} + :wait) ON CONFLICT (id) DO NOTHING",
+            "INSERT INTO booty_job (id, kind, arguments, host, due, since)"
+            " VALUES (:id, :kind, :arguments, :host, {now} + :wait, {now}) ON CONFLICT (id) DO NOTHING",
             id=identity,
             kind=kind,
             arguments=arguments,
@@ -137,7 +152,8 @@ class Store(ABC):
         if every is None:
             sql = "DELETE FROM booty_job"
         else:
-            sql = "UPDATE booty_job SET owner = NULL, due = {now} + :every, failures = 0, lost = 0, error = NULL"
+            sql = "UPDATE booty_job SET owner = NULL, due = {now} + :every, since = {now}"
+            sql += ", failures = 0, lost = 0, error = NULL"
         values = {} if every is None else {"every": every}
         sql += " WHERE id = :id AND owner = :owner RETURNING id"
         return bool(self._execute(sql, id=identity, owner=self.owner, **values))
@@ -151,7 +167,7 @@ class Store(ABC):
         self._execute(
             "UPDATE booty_job SET owner = NULL, error = :error, failures = "
             + ("0" if wait is None and every is not None else "failures + 1")
-            + (", failed = {now}" if parked else ", due = {now} + :wait")
+            + (", failed = {now}" if parked else ", due = {now} + :wait, since = {now}")
             + " WHERE id = :id AND owner = :owner",
             id=identity,
             owner=self.owner,
@@ -160,11 +176,24 @@ class Store(ABC):
         )
 
     def tend(self, running: Collection[str]) -> list[Claim]:
-        """Free the jobs of processes that died, and renew the claims on those that this one runs.
+        """Free the jobs of processes that died, and those whose time a wrong clock put off.
+
+        Args:
+            running: the ids of the jobs that this process runs.
 
         Returns:
             The jobs that are parked now, since their process died too often.
         """
+        # The clock was put back since: the wait begins anew, instead of lasting until the wrong time comes.
+        self._execute(
+            "UPDATE booty_job SET due = due - since + {now}, since = {now}"
+            " WHERE since > {now} + 1 AND owner IS NULL AND failed IS NULL"
+        )
+        self._execute(
+            "DELETE FROM booty_job WHERE host <> :host AND owner IS NULL AND due < {now} - :gone",
+            host=self.host,
+            gone=HOST_GONE_SECONDS,
+        )
         names, values = _list("id", running)
         # A claim whose answer got lost is nobody's.
         self._execute(
@@ -229,6 +258,16 @@ class Store(ABC):
 _STATE = "CASE WHEN failed IS NOT NULL THEN 'failed' WHEN owner IS NOT NULL THEN 'running' ELSE 'waiting' END"
 
 
+def host_id() -> str:
+    """Return a name for this host that another host of the same host name does not have; see machine-id(5)."""
+    try:
+        machine = MACHINE_ID.read_bytes().strip()
+    except OSError:
+        machine = b""
+    # machine-id(5): the id itself is confidential, a keyed hash of it is not.
+    return f"{socket.gethostname()}-{hashlib.sha256(b'booty ' + machine).hexdigest()[:8]}"
+
+
 def _list(name: str, values: Iterable[str]) -> tuple[str, dict[str, str]]:
     named = {f"{name}{number}": value for number, value in enumerate(values)}
     return ", ".join(f":{key}" for key in named), named
@@ -267,8 +306,11 @@ class SqliteStore(Store):
         # Readers and a writer at once; and what is committed is on disk.
         connection.execute("PRAGMA journal_mode = wal")
         connection.execute("PRAGMA synchronous = full")
-        connection.execute(_TABLE)
+        connection.execute(TABLE)
         connection.execute(_INDEX)
+        if "since" not in {column[1] for column in connection.execute("PRAGMA table_info(booty_job)")}:
+            with suppress(sqlite3.OperationalError):  # another process has just added it
+                connection.execute(_SINCE)
         return connection
 
     def _query(self, sql: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -310,6 +352,7 @@ class PostgresStore(Store):
     def __init__(self, url: str) -> None:
         super().__init__()
         self._url = url
+        self.lease = LEASE_SECONDS
 
     def _connect(self) -> Any:
         import psycopg  # noqa: PLC0415 - 60 ms that a start with SQLite does not need
@@ -322,33 +365,47 @@ class PostgresStore(Store):
             application_name="booty",
             prepare_threshold=None,  # so that a pooler may sit between
         )
-        if not connection.execute("SELECT to_regclass('booty_job_due')").fetchone()[0]:  # type: ignore[index]
+        known = "SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('booty_job') AND attname = 'since'"
+        if not connection.execute(known).fetchone():
             with connection.transaction():
                 # IF NOT EXISTS alone fails when two do it at once.
                 connection.execute("SELECT pg_advisory_xact_lock(hashtext('booty_job'))")
-                connection.execute(_TABLE)
+                connection.execute(TABLE)
                 connection.execute(_INDEX)
+                connection.execute(_SINCE.replace("ADD COLUMN", "ADD COLUMN IF NOT EXISTS"))
         return connection
 
     def _query(self, sql: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
-        cursor = self._connection.execute(re.sub(r":(\w+)", r"%(\1)s", sql), values)
-        return cursor.fetchall() if cursor.description else []
+        # libpq waits for an answer without end, as long as somebody keeps the connection. An end of file ends the wait.
+        with socket.socket(fileno=os.dup(self._connection.fileno())) as wire:
+            limit = threading.Timer(STATEMENT_SECONDS, wire.shutdown, [socket.SHUT_RDWR])
+            limit.start()
+            try:
+                cursor = self._connection.execute(re.sub(r":(\w+)", r"%(\1)s", sql), values)
+                return cursor.fetchall() if cursor.description else []
+            finally:
+                limit.cancel()
 
     def _errors(self) -> tuple[type[Exception], ...]:
         import psycopg  # noqa: PLC0415 - as above
 
         return (psycopg.Error,)
 
-    def tend(self, running: Collection[str]) -> list[Claim]:
-        """Renew first, then free."""
-        self._execute(f"UPDATE booty_job SET lease = {{now}} + {LEASE_SECONDS} WHERE owner = :owner", owner=self.owner)
-        return super().tend(running)
+    def renew(self) -> list[str]:
+        """Renew the claims of this process for `lease` seconds, and return the ids of the jobs that it still holds."""
+        rows = self._execute(
+            "UPDATE booty_job SET lease = {now} + :lease WHERE owner = :owner RETURNING id",
+            lease=self.lease,
+            owner=self.owner,
+        )
+        return [identity for (identity,) in rows]
 
     def _free_dead(self) -> None:
         # Once the database is up again after a restart, all have as long as ever to renew.
         self._execute(
-            "UPDATE booty_job SET owner = NULL, lost = lost + 1 WHERE owner IS NOT NULL AND lease < {now}"
-            f" AND extract(epoch FROM pg_postmaster_start_time()) < {{now}} - {LEASE_SECONDS}"
+            "UPDATE booty_job SET owner = NULL, lost = lost + 1 WHERE owner <> :owner AND lease < {now}"
+            f" AND extract(epoch FROM pg_postmaster_start_time()) < {{now}} - {LEASE_SECONDS}",
+            owner=self.owner,
         )
 
 

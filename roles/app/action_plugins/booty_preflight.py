@@ -8,7 +8,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from ansible.template import trust_as_template
 # By Ansible's loader, since the plugins of a role are in no package.
 HostAction: Any = action_loader.get("booty_host", class_only=True)
 booty_host = sys.modules[HostAction.__module__]
+booty_artifact = sys.modules[action_loader.get("booty_artifact", class_only=True).__module__]
 
 # What releases are built for, how much room one may need, and how far a host's clock may be off.
 MACHINES = ("x86_64", "aarch64")
@@ -143,7 +143,7 @@ def made_otherwise(host: dict[str, Any], options: dict[str, Any], release: str, 
             step = f"Remove it there, and deploy again: rm -r {there}"
         yield f"{there} on {name} is damaged: it has no release.json that can be read. {step}"
     if staged:
-        path, module = options["app_path"], options["app_module"]
+        path, module = booty_artifact.normal(options["app_path"]), options["app_module"]
         asked = f"Python {host['python']}, {path}, {module}"
         # Older ones don't say all.
         there = f"Python {staged['python']}, {staged.get('path', path)}, {staged.get('module', module)}"
@@ -164,8 +164,9 @@ def lost(host: dict[str, Any], options: dict[str, Any], release: str, name: str)
     before, repository = serving(host), options["app_repository"]
     if not options["app_require_ancestor"] or not before:
         return
-    command = ("git", "-C", repository, "merge-base", "--is-ancestor", before, release)
-    if subprocess.run(command, capture_output=True, check=False).returncode:
+    try:
+        booty_artifact.git(repository, "merge-base", "--is-ancestor", before, release)
+    except booty_artifact.BuildError:
         yield (
             f"{name} serves {before}, which is no ancestor of {release} as far as {repository} knows: what it brought"
             " would be lost. Fetch and merge it first, or mean it: -e app_require_ancestor=false"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import time
@@ -20,6 +21,10 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import action_loader
+
+# By Ansible's loader, since the plugins of a role are in no package.
+booty_artifact = sys.modules[action_loader.get("booty_artifact", class_only=True).__module__]
 
 SENTRY_CLI = Path(sysconfig.get_path("scripts"), "sentry-cli")
 # No `.env` of whoever calls, no debug log, no backtrace, no look for a newer version.
@@ -45,7 +50,7 @@ def sentry_cli(seconds: int) -> Callable[..., str]:
                 [SENTRY_CLI, *arguments],
                 # It reads a .sentryclirc of the working directory and those above: none that others can write.
                 cwd="/",
-                env={**os.environ, **QUIET, **environment},
+                env={**booty_artifact.git_environment(), **QUIET, **environment},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -79,12 +84,11 @@ def commit_as_head(repository: str, sha: str) -> Iterator[str]:
 
     It is what `git worktree` makes, a HEAD over the repository's own objects, but outside of it.
     """
-    done = subprocess.run(
-        ["git", "-C", repository, "rev-parse", "--git-common-dir"], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RegistrationError(done.stderr.strip())
-    common = Path(repository, done.stdout.strip()).resolve()
+    try:
+        common = Path(repository, booty_artifact.git(repository, "rev-parse", "--git-common-dir").decode().strip())
+    except booty_artifact.BuildError as error:
+        raise RegistrationError(str(error)) from None
+    common = common.resolve()
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "HEAD").write_text(f"{sha}\n")
         Path(directory, "commondir").write_text(f"{common}\n")

@@ -40,10 +40,13 @@ class ActionModule(HostAction):
                 host["python"],
                 host["machine"],
                 Path(options["app_cache"]),
+                host["python_full"],
             )
         except booty_artifact.BuildError as error:
             raise AnsibleActionFail(str(error)) from None
         release, layer = built["release"], built["layer"]
+        if built["notices"]:
+            result["warnings"] = built["notices"]
         store = options["app_artifact_url"]
         # The layer first: a release that is there has its layer.
         lacks_layer = layer["name"] not in host["layers"]

@@ -53,6 +53,7 @@ def info(user: str, pointer: str, units: dict[str, str], check: bool) -> dict[st
     uid = user_id(user)
     found = {
         "python": python,
+        "python_full": ".".join(map(str, sys.version_info[:3])),
         "machine": platform.machine() if sys.maxsize > 2**32 else f"32-bit {platform.machine()}",
         "clock": time.time(),
         "free": shutil.disk_usage(host.OPT if host.OPT.is_dir() else "/").free,

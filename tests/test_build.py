@@ -1,0 +1,707 @@
+"""What a release is built from: the commit's own content, whatever the controller's git, uv, shell and locale are.
+
+Where a commit does not have what a release needs, the message names the file, the line, the reason and the next step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROLE, ROOT, Repository, load
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+MACHINE = platform.machine()
+# The smallest package of the bundled app's lock.
+(LOCK,) = re.findall(r"^annotated-doc==(?:.*\\\n)+.*\n", (ROOT / "app/requirements.txt").read_text(), re.MULTILINE)
+PROJECT = """
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+[project]
+name = "shop"
+version = "1"
+dependencies = ["annotated-doc"]
+"""
+# A build backend that ships the folder `data`, and all that it can see of the controller.
+BACKEND = """
+import json, os, pathlib, sys, time, tomllib, zipfile
+
+PLACES = ("HOME", "LD_LIBRARY_PATH", "NETRC", "PATH", "SSL_", "TMPDIR", "UV_", "VIRTUAL_ENV", "XDG_")
+
+def build_wheel(directory, settings=None, metadata=None):
+    seen = {name: value for name, value in os.environ.items() if not name.startswith(PLACES)}
+    seen |= {"umask": os.umask(0o22), "zone": time.tzname, "hash": hash("a"), "settings": settings}
+    seen |= {"encoding": sys.getfilesystemencoding(), "home": os.listdir(os.path.expanduser("~"))}
+    files = {"shop/seen.json": json.dumps(seen, sort_keys=True).encode()}
+    project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
+    elsewhere = pathlib.Path("setup.txt")
+    wanted = project.get("dependencies", []) + (elsewhere.read_text().split("\\n") if elsewhere.exists() else [])
+    lines = ["Metadata-Version: 2.1", "Name: shop", "Version: 1", *(f"Requires-Dist: {line}" for line in wanted), ""]
+    files["shop-1.dist-info/METADATA"] = "\\n".join(lines).encode()
+    files["shop-1.dist-info/WHEEL"] = b"Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
+    with zipfile.ZipFile(pathlib.Path(directory, "shop-1-py3-none-any.whl"), "w") as wheel:
+        for folder, _, names in sorted(os.walk("data", followlinks=True)):
+            for name in sorted(names):
+                wheel.write(f"{folder}/{name}", f"shop/{folder}/{name}")
+        for name, content in files.items():
+            wheel.writestr(name, content)
+        wheel.writestr("shop-1.dist-info/RECORD", "".join(f"{name},,\\n" for name in wheel.namelist()))
+    return "shop-1-py3-none-any.whl"
+"""
+ATTRIBUTES = """
+windows.txt text eol=lf
+lines.txt ident export-subst
+run.sh export-ignore
+data/*.py working-tree-encoding=UTF-16
+"""
+
+
+@pytest.fixture(scope="module")
+def artifact() -> ModuleType:
+    return load(ROLE / "action_plugins/booty_artifact.py", "booty_artifact")
+
+
+def small(path: Path) -> Repository:
+    """Make a repository with a small app in `app/`, full of what git's attributes and settings can change."""
+    repository = Repository(path, "LICENSE")
+    repository.write("app/pyproject.toml", PROJECT)
+    repository.write("app/requirements.txt", LOCK)
+    repository.write("app/backend.py", BACKEND)
+    repository.write("app/.gitattributes", ATTRIBUTES)
+    repository.write("app/data/lines.txt", "one\ntwo\n$Id$\n$Format:%H %D$\n")
+    (repository.path / "app/data/windows.txt").write_bytes(b"one\r\ntwo\r\n")
+    repository.write("app/data/ünïcödé näme.py", "print('ä')\n")
+    repository.write("app/data/run.sh", "#!/bin/sh\n")
+    (repository.path / "app/data/run.sh").chmod(0o755)
+    (repository.path / "app/data/link").symlink_to("lines.txt")
+    # As it is: `git add` would convert it.
+    (repository.path / ".git/info/attributes").write_text("* -text -ident -working-tree-encoding\n")
+    repository.commit("A small app")
+    return repository
+
+
+def build(artifact: ModuleType, repository: Path, cache: Path, sha: str, path: str = "app") -> Any:
+    return artifact.build(repository, path, "shop", sha, PYTHON, MACHINE, cache)
+
+
+def contents(archive: str) -> dict[str, bytes]:
+    """Return the files of an archive, by their names in its site-packages."""
+    with tarfile.open(archive) as tar:
+        files = ((entry.name, tar.extractfile(entry)) for entry in tar if entry.isfile())
+        return {name.partition("site-packages/")[2] or name: file.read() for name, file in files if file}
+
+
+class Controller:
+    """A controller of its own kind: its repository, its home, its environment."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, repository: Repository) -> None:
+        self.home, self.monkeypatch, self.origin = directory / "home", monkeypatch, repository
+        self.repository = directory / "clone"
+        subprocess.run(["git", "clone", "--quiet", repository.path, self.repository], check=True)
+        # Where packages are kept may be the user's: nothing of it is in an artifact.
+        monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"))
+        monkeypatch.setenv("HOME", str(self.home))
+        self.home.mkdir()
+
+    def sets(self, **variables: str) -> dict[str, str]:
+        """Set variables of the environment."""
+        for name, value in variables.items():
+            self.monkeypatch.setenv(name, value)
+        return variables
+
+    def writes(self, name: str, text: str) -> Path:
+        """Write a file of the home directory."""
+        path = self.home / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def git(self, *arguments: str) -> str:
+        who = ("-c", "user.name=T", "-c", "user.email=t@example.com")
+        done = subprocess.run(
+            ["git", "-C", self.repository, *who, *arguments], check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    def attributes(self, text: str) -> None:
+        (self.repository / ".git/info/attributes").write_text(text)
+
+
+def replaced(controller: Controller) -> None:
+    controller.git("replace", "HEAD:app/data/lines.txt", controller.git("rev-parse", "HEAD:LICENSE"))
+    (controller.repository / "app/data/lines.txt").unlink()
+    other = controller.git("commit-tree", "-m", "Another", controller.git("mktree"))
+    controller.git("replace", "HEAD", other)
+
+
+def bare(controller: Controller) -> Path:
+    mirror = controller.home / "bare.git"
+    subprocess.run(["git", "clone", "--quiet", "--bare", controller.repository, mirror], check=True)
+    controller.repository = mirror
+    return mirror
+
+
+def attributes_file(controller: Controller) -> None:
+    file = controller.writes("all", "*.txt text eol=crlf\n* export-ignore\n")
+    controller.writes(".gitconfig", f"[core]\n attributesFile = {file}\n")
+
+
+def partial_clone(controller: Controller) -> None:
+    controller.origin.git("config", "uploadpack.allowFilter", "true")
+    controller.repository = controller.home / "partial"
+    url = f"file://{controller.origin.path}"
+    command = ["git", "clone", "--quiet", "--no-checkout", "--filter=blob:none", url, str(controller.repository)]
+    subprocess.run(command, check=True)
+
+
+def smudges(controller: Controller) -> None:
+    controller.writes(".gitconfig", '[filter "loud"]\n smudge = tr a-z A-Z\n required = true\n')
+    controller.attributes("*.txt filter=loud\n")
+
+
+def in_another_repository(controller: Controller) -> None:
+    subprocess.run(["git", "init", "--quiet", controller.home / "other"], check=True)
+    other = str(controller.home / "other/.git")
+    controller.sets(GIT_DIR=other, GIT_WORK_TREE=str(controller.home), GIT_INDEX_FILE=f"{other}/none", GIT_PREFIX="x/")
+
+
+def umask(controller: Controller) -> None:
+    os.umask(0o177)
+
+
+def above(controller: Controller) -> None:
+    for name, text in {
+        "uv.toml": 'link-mode = "symlink"\nconfig-settings = {loud = "yes"}\n',
+        ".gitignore": "*\n",
+        "pyproject.toml": '[tool.uv.workspace]\nmembers = ["**"]\n[tool.uv.sources]\nannotated-doc = {path = "x"}\n',
+    }.items():
+        controller.writes(f"tmp/{name}", text)
+    controller.monkeypatch.setattr("tempfile.tempdir", str(controller.home / "tmp"))
+
+
+def variables_of_everybody(controller: Controller) -> None:
+    controller.sets(
+        **{"CFLAGS": "-g", "PYTHONPATH": "/tmp", "PYTHONHASHSEED": "1", "PYTHONUTF8": "0", "PYTHONOPTIMIZE": "2"},
+        **{"PIP_NO_BINARY": ":all:", "PIP_CONSTRAINT": "x", "VIRTUAL_ENV": "/nowhere", "CONDA_PREFIX": "/nowhere"},
+        **{"SETUPTOOLS_SCM_PRETEND_VERSION": "9", "HATCH_BUILD_HOOKS_ENABLE": "1", "SOURCE_DATE_EPOCH": "1"},
+        **{"DIST_EXTRA_CONFIG": "x", "TZ": "Asia/Tokyo", "LANG": "tr_TR.UTF-8", "LC_ALL": "tr_TR.UTF-8", "A": "b"},
+    )
+
+
+def variables_of_uv(controller: Controller) -> None:
+    controller.sets(
+        **{"UV_LINK_MODE": "symlink", "UV_COMPILE_BYTECODE": "1", "UV_NO_BINARY": "1", "UV_NO_VERIFY_HASHES": "1"},
+        **{"UV_EXCLUDE_NEWER": "2015-01-01", "UV_CONSTRAINT": "x", "UV_OVERRIDE": "x", "UV_PYTHON": "3.8"},
+        **{"UV_NO_BUILD_ISOLATION": "1", "UV_PROJECT": "/nowhere", "UV_WORKING_DIR": "/", "UV_RESOLUTION": "lowest"},
+        **{"UV_SYSTEM_PYTHON": "1", "UV_BUILD_CONSTRAINT": "x", "UV_PYTHON_DOWNLOADS": "automatic"},
+    )
+
+
+SETTINGS = 'link-mode = "symlink"\nconfig-settings = {loud = "yes"}\nexclude-newer = "2015-01-01"\n'
+
+
+CONTROLLERS: dict[str, Callable[[Controller], object]] = {
+    "plain": lambda _: None,
+    "core.autocrlf": lambda it: it.writes(".gitconfig", "[core]\n autocrlf = true\n eol = crlf\n"),
+    "core.attributesFile": attributes_file,
+    "the default attributes file": lambda it: it.writes(".config/git/attributes", "*.txt text eol=crlf\n"),
+    "info/attributes": lambda it: it.attributes("*.txt text eol=crlf\n"),
+    "info/attributes that ignore": lambda it: it.attributes("data/ export-ignore\n"),
+    "a filter": smudges,
+    "tar.umask": lambda it: it.writes(".gitconfig", "[tar]\n umask = 0777\n"),
+    "core.symlinks": lambda it: it.writes(".gitconfig", "[core]\n symlinks = false\n fileMode = false\n"),
+    "what shows": lambda it: it.writes(
+        ".gitconfig",
+        "[core]\n abbrev = 4\n quotePath = true\n pager = false\n[color]\n ui = always\n[log]\n showSignature = true\n"
+        "[i18n]\n logOutputEncoding = UTF-16\n commitEncoding = UTF-16\n[format]\n pretty = raw\n",
+    ),
+    "replacements": replaced,
+    "other refs": lambda it: (it.git("tag", "v9"), it.git("branch", "other")),
+    "a shallow clone": lambda it: it.git("fetch", "--quiet", "--depth=1", "origin"),
+    "a partial clone": partial_clone,
+    "a sparse checkout": lambda it: it.git("sparse-checkout", "set", "nothing"),
+    "a dirty working tree": lambda it: (it.repository / "app/data/lines.txt").write_text("changed\n"),
+    "a bare repository": bare,
+    "bare, explicit only": lambda it: (bare(it), it.writes(".gitconfig", "[safe]\n bareRepository = explicit\n")),
+    "GIT_DIR": in_another_repository,
+    "GIT_CONFIG_COUNT": lambda it: it.sets(
+        GIT_CONFIG_COUNT="1", GIT_CONFIG_KEY_0="core.autocrlf", GIT_CONFIG_VALUE_0="true"
+    ),
+    "GIT_OBJECT_DIRECTORY": lambda it: it.sets(GIT_OBJECT_DIRECTORY="/nowhere", GIT_COMMON_DIR="/nowhere"),
+    "GIT_NAMESPACE": lambda it: it.sets(GIT_NAMESPACE="x", GIT_QUARANTINE_PATH="/nowhere", GIT_ICASE_PATHSPECS="1"),
+    "a umask": umask,
+    "files of the user": lambda it: it.writes(".pydistutils.cfg", "[bdist_wheel]\npython_tag = cp27\n"),
+    "variables": variables_of_everybody,
+    "variables of uv": variables_of_uv,
+    "uv.toml of the user": lambda it: it.writes(".config/uv/uv.toml", SETTINGS),
+    "uv.toml of the machine": lambda it: (
+        it.writes("xdg/uv/uv.toml", SETTINGS),
+        it.sets(XDG_CONFIG_DIRS=str(it.home / "xdg")),
+    ),
+    "UV_CONFIG_FILE": lambda it: it.sets(UV_CONFIG_FILE=str(it.writes("own.toml", SETTINGS))),
+    "settings above the temporary folder": above,
+}
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    return small(tmp_path_factory.mktemp("origin") / "repository")
+
+
+@pytest.fixture(scope="module")
+def reference(artifact: ModuleType, origin: Repository, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return build(artifact, origin.path, tmp_path_factory.mktemp("cache"), origin.git("rev-parse", "HEAD"))
+
+
+@pytest.fixture
+def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origin: Repository) -> Iterator[Controller]:
+    before = os.umask(0o22)
+    os.umask(before)
+    yield Controller(tmp_path, monkeypatch, origin)
+    os.umask(before)
+
+
+@pytest.mark.parametrize("kind", CONTROLLERS)
+def test_each_controller_makes_the_same_bytes(
+    artifact: ModuleType, origin: Repository, reference: Any, controller: Controller, tmp_path: Path, kind: str
+) -> None:
+    sha = origin.git("rev-parse", "HEAD")
+    CONTROLLERS[kind](controller)
+    made = build(artifact, controller.repository, tmp_path / "cache", sha)
+    for part in ("release", "layer"):
+        if made[part]["sha256"] != reference[part]["sha256"]:
+            assert contents(made[part]["file"]) == contents(reference[part]["file"])
+        assert made[part]["sha256"] == reference[part]["sha256"]
+
+
+def test_a_release_has_what_git_keeps(reference: Any) -> None:
+    """The commit's own attributes have no say either: what `$Format$` becomes depends on the refs of a clone."""
+    found = contents(reference["release"]["file"])
+    assert found["shop/data/lines.txt"] == found["shop/data/link"] == b"one\ntwo\n$Id$\n$Format:%H %D$\n"
+    assert found["shop/data/windows.txt"] == b"one\r\ntwo\r\n"
+    assert found["shop/data/ünïcödé näme.py"] == "print('ä')\n".encode()
+    with tarfile.open(reference["release"]["file"]) as tar:
+        modes = {entry.name.rpartition("/")[2]: entry.mode for entry in tar}
+    assert (modes["run.sh"], modes["lines.txt"]) == (0o755, 0o644)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Repository:
+    return small(tmp_path / "repository")
+
+
+def refused(artifact: ModuleType, shop: Repository, path: str = "app", **arguments: str) -> str:
+    """Commit, build, and return why that is refused."""
+    shop.commit("Break it")
+    with pytest.raises(artifact.BuildError) as refusal:
+        artifact.build(
+            shop.path,
+            path,
+            "shop",
+            shop.git("rev-parse", "HEAD"),
+            PYTHON,
+            MACHINE,
+            shop.path.parent / "cache",
+            **arguments,
+        )
+    assert not list((shop.path.parent / "cache").glob("releases/*.gz"))
+    return str(refusal.value)
+
+
+def link(shop: Repository, name: str, target: str) -> Path:
+    (shop.path / name).parent.mkdir(parents=True, exist_ok=True)
+    (shop.path / name).symlink_to(target)
+    return shop.path / name
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n"
+LARGE = b"large\r\n\0" * 1000
+
+
+def pointer(shop: Repository, content: bytes = LARGE) -> str:
+    oid = hashlib.sha256(content).hexdigest()
+    shop.write("app/data/large.bin", POINTER.format(oid=oid, size=len(content)))
+    return oid
+
+
+def submodule(shop: Repository) -> None:
+    shop.git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},app/data/sub")
+    (shop.path / "app/data/sub").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("breaks", "message"),
+    [
+        (
+            lambda shop: link(shop, "app/data/host", "/etc/hostname"),
+            "app/data/host of commit {sha} is a link to /etc/hostname, which is not in the commit. A release has"
+            " nothing but its commit: commit the file instead of the link, or remove the link.",
+        ),
+        (
+            lambda shop: link(shop, "app/data/out", "../../../x"),
+            "app/data/out of commit {sha} is a link to ../../../x,",
+        ),
+        (lambda shop: link(shop, "app/data/gone", "nowhere"), "is a link to nowhere, which is not in the commit."),
+        (lambda shop: link(shop, "app/data/round", "round"), "is a link to round, which is not in the commit."),
+        (
+            lambda shop: (link(shop, "app/data/far", "../../libs/far"), link(shop, "libs/far", "/etc/hostname")),
+            "libs/far of commit {sha} is a link to /etc/hostname,",
+        ),
+        (
+            submodule,
+            "app/data/sub is a submodule, whose content is not in commit {sha}. Commit its files instead of it (git"
+            " subtree add), or lock it as a dependency.",
+        ),
+        (
+            pointer,
+            "app/data/large.bin of commit {sha} lies in Git LFS, and {repository} does not have its content. Fetch it"
+            " first: git -C {repository} lfs fetch origin {sha}",
+        ),
+    ],
+    ids=["absolute", "out of the repository", "nowhere", "to itself", "by another link", "submodule", "Git LFS"],
+)
+def test_content_that_is_not_in_the_commit(
+    artifact: ModuleType, shop: Repository, breaks: Callable[[Repository], object], message: str
+) -> None:
+    breaks(shop)
+    said = refused(artifact, shop)
+    sha = shop.git("rev-parse", "HEAD")
+    assert message.format(sha=sha[:12], repository=shop.path) in said.replace(sha, sha[:12])
+
+
+def test_links_to_the_shared_code_of_a_repository_bring_it(
+    artifact: ModuleType, shop: Repository, tmp_path: Path
+) -> None:
+    shop.write("libs/prices/prices.txt", "1\n")
+    shop.write("libs/prices/run.sh", "")
+    (shop.path / "libs/prices/run.sh").chmod(0o755)
+    shop.write("libs/units/units.txt", "2\n")
+    shop.write("libs/units/not/app.txt", "3\n")
+    link(shop, "libs/prices/units.txt", "../alias/units.txt")
+    link(shop, "libs/alias", "units")
+    link(shop, "app/data/prices", "../../libs/prices")
+    link(shop, "app/data/unit.txt", "../../libs/prices/units.txt")
+    shop.git("mv", "app/requirements.txt", "shared.txt")
+    link(shop, "app/requirements.txt", "../shared.txt")
+    sha = shop.commit("Share")
+    made = build(artifact, shop.path, tmp_path / "cache", sha)
+    found = contents(made["release"]["file"])
+    assert found["shop/data/prices/prices.txt"] == b"1\n"
+    assert found["shop/data/prices/units.txt"] == found["shop/data/unit.txt"] == b"2\n"
+    with tarfile.open(made["release"]["file"]) as tar:
+        assert tar.getmember(f"lib/python{PYTHON}/site-packages/shop/data/prices/run.sh").mode == 0o755
+    # All of the repository, though the folder of the app is there already; and links in circles.
+    link(shop, "app/top", "..")
+    link(shop, "libs/units/again", "../../libs")
+    link(shop, "app/units", "../libs/units")
+    link(shop, "app/here", ".")
+    top = tmp_path / "exported"
+    artifact.export(shop.path, shop.commit("All"), "app", top)
+    assert (top / "app/top/libs/units/not/app.txt").read_text() == "3\n"
+    links = {str(path.relative_to(top)) for path in (top / "app").rglob("*") if path.is_symlink()}
+    assert links == {"app/top", "app/here"}
+    assert (top / "app/units/units.txt").read_text() == "2\n"
+    assert not (top / "app/units/again").exists()
+
+
+def test_large_files_come_from_git_lfs_by_their_digest(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+    oid = pointer(shop)
+    kept = shop.path / ".git/lfs/objects" / oid[:2] / oid[2:4] / oid
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(LARGE[:-1])
+    assert "lies in Git LFS" in refused(artifact, shop)
+    kept.write_bytes(LARGE)
+    made = build(artifact, shop.path, tmp_path / "cache", shop.git("rev-parse", "HEAD"))
+    assert contents(made["release"]["file"])["shop/data/large.bin"] == LARGE
+
+
+def test_two_files_that_are_one_on_this_machine(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+    """As `A` and `a` are where capitals are not told apart; here by a tree that has a name twice."""
+    blob = shop.git("rev-parse", "HEAD:LICENSE")
+    entries = {"app/twice": ("100644", blob), "app/./twice": ("100644", blob)}
+    with pytest.raises(
+        artifact.BuildError, match=r"app/\./twice of commit abc and another file are one on this machine"
+    ):
+        artifact.place(shop.path, "abc", entries, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "plain"),
+    [("app", "app"), ("app/", "app"), ("./app//x/.", "app/x"), ("x/../app", "app"), (".", "."), ("", "."), ("./", ".")],
+)
+def test_the_path_of_an_app(artifact: ModuleType, path: str, plain: str) -> None:
+    assert artifact.normal(path) == plain
+
+
+@pytest.mark.parametrize("path", ["..", "../app", "app/../../x", "/app", "//app", "/"])
+def test_a_path_that_leads_out_of_the_repository(artifact: ModuleType, path: str) -> None:
+    with pytest.raises(artifact.BuildError, match=f"app_path '{path}' leads out of app_repository. Name the app's"):
+        artifact.normal(path)
+
+
+def test_the_app_of_a_folder_is_that_folders(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+    """One app at the top of the repository, one below; the same path, however it is written, gives one archive."""
+    for name in ("pyproject.toml", "requirements.txt", "backend.py"):
+        shop.write(name, (shop.path / "app" / name).read_text())
+    shop.write("data/which.txt", "top\n")
+    shop.write("app/data/which.txt", "below\n")
+    sha = shop.commit("Two apps")
+    found = {}
+    for path in ("app", "./app/", ".", ""):
+        made = build(artifact, shop.path, tmp_path / "cache", sha, path)
+        found[path] = contents(made["release"]["file"])["shop/data/which.txt"]
+    assert found == {"app": b"below\n", "./app/": b"below\n", ".": b"top\n", "": b"top\n"}
+    assert len(list(tmp_path.glob("cache/releases/*.tar.gz"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("breaks", "path", "message"),
+    [
+        (
+            lambda _: None,
+            "shop",
+            "has no folder shop. Set app_path to the app's folder. Folders with a pyproject.toml: app.",
+        ),
+        (lambda _: None, "LICENSE", "LICENSE is a file in commit {sha}. Set app_path to the app's folder."),
+        (lambda _: None, "app/requirements.txt/x", "app/requirements.txt is a file in commit {sha}."),
+        (
+            lambda shop: link(shop, "web", "app"),
+            "web",
+            "web is a link to app in commit {sha}. Set app_path to the folder that it leads to.",
+        ),
+        (
+            lambda shop: link(shop, "a/b", "../app"),
+            "a/b/data",
+            "a/b is a link to ../app in commit {sha}.",
+        ),
+        (
+            submodule,
+            "app/data/sub/web",
+            "app/data/sub is a submodule in commit {sha}. Set app_repository to a clone of its",
+        ),
+        (lambda _: None, "app/data", "Commit {sha} has no app/data/requirements.txt: a release needs"),
+    ],
+)
+def test_a_path_that_is_no_app(
+    artifact: ModuleType, shop: Repository, breaks: Callable[[Repository], object], path: str, message: str
+) -> None:
+    breaks(shop)
+    shop.write("another", "")
+    said = refused(artifact, shop, path)
+    assert message.format(sha=shop.git("rev-parse", "HEAD")[:12]) in said
+
+
+def test_a_repository_is_named_by_its_top(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+    shop.write("services/shop/app/x", "")
+    assert artifact.is_top(shop.path, "app")
+    with pytest.raises(artifact.BuildError) as refusal:
+        artifact.is_top(shop.path / "services/shop", "app")
+    assert str(refusal.value) == (
+        f"app_repository {shop.path}/services/shop is a folder of the repository {shop.path}. Name the repository, and"
+        f" the app's folder in it: app_repository: {shop.path}, app_path: services/shop/app"
+    )
+    assert not artifact.is_top(shop.path / ".git", "app")
+    with pytest.raises(artifact.BuildError, match=f"lies within the git directory {shop.path}/.git. Name that"):
+        artifact.is_top(shop.path / ".git/hooks", "app")
+    shop.git("clone", "--quiet", "--bare", ".", str(tmp_path / "bare.git"))
+    assert not artifact.is_top(tmp_path / "bare.git", "app")
+    shop.git("worktree", "add", "--quiet", str(tmp_path / "tree"))
+    assert artifact.is_top(tmp_path / "tree", "app")
+    with pytest.raises(artifact.BuildError, match=r"bare\.git/x can't be read: .*No such file"):
+        artifact.is_top(tmp_path / "bare.git/x", "app")
+
+
+NEXT = "Lock again there, and commit: uv pip compile --universal --generate-hashes pyproject.toml -o requirements.txt"
+HASH = f"--hash=sha256:{'0' * 64}"
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("-e .", "the app is built from its commit, and its dependencies are wheels. Leave out what is editable"),
+        (f"--editable=./lib {HASH}", "the app is built from its commit, and its dependencies are wheels."),
+        ("-r base.txt", "a lock is one file. Lock what that file names too"),
+        ("--requirement=base.txt", "a lock is one file."),
+        ("-c limits.txt", "a lock is one file."),
+        (
+            f"./wheels/a-1-py3-none-any.whl {HASH}",
+            "a file is in no index. Publish it to one, or put its code into the app",
+        ),
+        (f"a-1-py3-none-any.whl {HASH}", "a file is in no index."),
+        (f"/srv/a.tar.gz {HASH}", "a file is in no index."),
+        (f"a @ file:///srv/a-1-py3-none-any.whl {HASH}", "a file is in no index."),
+        (f"a[b, c] @ ../a {HASH}", "a file is in no index."),
+        ("--find-links wheels", "a file is in no index."),
+        ("a @ git+https://example.com/a@main", "a repository has no wheel with a hash. Publish one to an index, or"),
+        ("git+ssh://git@example.com/a", "a repository has no wheel with a hash."),
+        ("a==1", "it has no --hash"),
+        ("a @ https://example.com/a-1-py3-none-any.whl", "it has no --hash"),
+        (f"a>=1 {HASH}", "it has no single version, as a==1.0"),
+        (f"a {HASH}", "it has no single version, as a==1.0"),
+        (f"a==1,<2 {HASH}", "it has no single version, as a==1.0"),
+        (f"a=1 {HASH}", "Expected"),
+        ("<<<<<<< HEAD", "it has no --hash"),
+    ],
+)
+def test_a_line_that_a_lock_cannot_have(artifact: ModuleType, shop: Repository, line: str, why: str) -> None:
+    shop.write("app/requirements.txt", f"# A lock\n{LOCK}{line}\n{LOCK}")
+    number = LOCK.count("\n") + 2
+    said = refused(artifact, shop)
+    assert f"app/requirements.txt of commit {shop.git('rev-parse', 'HEAD')[:12]} is no lock with hashes: " in said
+    assert f": line {number}, '{line}': {why}" in said
+    assert said.endswith(f". {NEXT}")
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--index-url https://example.com/simple", "-i x", "--pre", "--only-binary :all:", "-f https://x", "# -e ."],
+)
+def test_a_line_that_a_lock_can_have(artifact: ModuleType, option: str) -> None:
+    assert list(artifact.pins(f"{option}\n{LOCK}", PYTHON, MACHINE)) == ["annotated-doc"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("requirements.txt", LOCK.encode("utf-16"), "is UTF-16 (line 1). Write it as UTF-8, and commit."),
+        (
+            "requirements.txt",
+            LOCK.encode() + b"# caf\xe9\n",
+            f"is no UTF-8 (line {LOCK.count(chr(10)) + 1}). Write it as",
+        ),
+        ("pyproject.toml", PROJECT.encode("utf-16"), "is UTF-16 (line 1). Write it as UTF-8, and commit."),
+        ("pyproject.toml", b"[project]\nname = shop\n", "can't be read: Invalid value (at line 2, column 8). Mend it"),
+        ("pyproject.toml", b"project = 1\n", "can't be read: `project` is no table. Mend it, and commit."),
+        ("pyproject.toml", b"[project]\ndependencies = 'a'\n", "can't be read: `dependencies` is no list."),
+        ("pyproject.toml", b"[project]\ndependencies = ['a >> 1']\n", "can't be read: Expected"),
+        ("pyproject.toml", b"[project]\nrequires-python = 'new'\n", "can't be read: Invalid specifier: 'new'."),
+        (
+            "pyproject.toml",
+            b"[project]\nrequires-python = '>=3.99'\n",
+            f'has requires-python = ">=3.99", and the host runs it with Python {PYTHON}.0. Take a host with such a'
+            " Python (Debian 12 has 3.11, Debian 13 has 3.13), or widen requires-python",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_read(
+    artifact: ModuleType, shop: Repository, name: str, content: bytes, message: str
+) -> None:
+    (shop.path / "app" / name).write_bytes(content)
+    said = refused(artifact, shop)
+    assert f"app/{name} of commit {shop.git('rev-parse', 'HEAD')[:12]} {message}" in said
+
+
+def test_a_lock_may_begin_with_a_byte_order_mark(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+    shop.write("app/requirements.txt", f"\ufeff{LOCK}")
+    made = build(artifact, shop.path, tmp_path / "cache", shop.commit("Mark it"))
+    assert "annotated_doc/__init__.py" in contents(made["layer"]["file"])
+
+
+def test_a_python_is_compared_to_its_last_number(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+    shop.write("app/pyproject.toml", f'{PROJECT}requires-python = ">={PYTHON}.4"\n')
+    assert f"with Python {PYTHON}.2." in refused(artifact, shop, python_full=f"{PYTHON}.2")
+    sha = shop.git("rev-parse", "HEAD")
+    assert artifact.build(shop.path, "app", "shop", sha, PYTHON, MACHINE, tmp_path / "cache", f"{PYTHON}.4")
+
+
+def test_a_build_backend_says_why(artifact: ModuleType, shop: Repository) -> None:
+    shop.write("app/backend.py", "import sys\nprint('no compiler here')\nsys.exit('set CC')\n")
+    said = refused(artifact, shop)
+    assert said.startswith(f"The app of commit {shop.git('rev-parse', 'HEAD')[:12]} does not build. uv and its build")
+    assert "no compiler here" in said
+    assert "set CC" in said
+
+
+def stanza(name: str) -> str:
+    """Return what the bundled app's lock has of a package."""
+    (found,) = re.findall(rf"^{name}==(?:.*\\\n)+.*\n", (ROOT / "app/requirements.txt").read_text(), re.MULTILINE)
+    return str(found)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["pyproject.toml", "setup.py or a table of the backend"])
+def test_what_an_extra_wants_is_locked(artifact: ModuleType, shop: Repository, tmp_path: Path, elsewhere: bool) -> None:
+    """Also over a lock that a release was built with before: its layer is there already."""
+    lock = LOCK + stanza("psycopg") + stanza("typing-extensions")
+    shop.write("app/requirements.txt", lock)
+    shop.write("app/pyproject.toml", PROJECT.replace('"annotated-doc"', '"psycopg"'))
+    build(artifact, shop.path, tmp_path / "cache", shop.commit("Without the extra"))
+    if elsewhere:
+        shop.write("app/setup.txt", "psycopg[binary]")
+    else:
+        shop.write("app/pyproject.toml", PROJECT.replace('"annotated-doc"', '"psycopg[binary]"'))
+    shop.commit("With the extra")
+    with pytest.raises(artifact.BuildError) as refusal:
+        build(artifact, shop.path, tmp_path / "cache", shop.git("rev-parse", "HEAD"))
+    assert (
+        " is out of date: the app wants psycopg[binary], which wants psycopg-binary==3.3.9, which is not locked in"
+        f" app/requirements.txt. {NEXT}"
+    ) in str(refusal.value)
+    shop.write("app/requirements.txt", lock + stanza("psycopg-binary"))
+    assert build(artifact, shop.path, tmp_path / "cache", shop.commit("Lock it"))["notices"] == []
+
+
+def test_dependencies_that_nothing_declares_are_told(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+    shop.write("app/pyproject.toml", PROJECT.replace("dependencies", "#"))
+    sha = shop.commit("Declare nothing")
+    assert build(artifact, shop.path, tmp_path / "cache", sha)["notices"] == [
+        f"The app of commit {sha[:12]} declares no dependencies to its build backend, so it can't be told whether"
+        " app/requirements.txt locks all that it imports. They belong into app/pyproject.toml: [project] dependencies."
+    ]
+
+
+def test_files_that_python_reads_at_its_start(artifact: ModuleType, tmp_path: Path) -> None:
+    """A layer's own `.pth` files count, as in a virtual environment: namespaces, and what replaces distutils."""
+    layer, release = tmp_path / "layer", tmp_path / "release"
+    for folder in (layer, release, tmp_path / "space/spaced"):
+        folder.mkdir(parents=True)
+    (layer / "start.pth").write_text(f"import sys; sys.started = True\n{tmp_path}/space\n")
+    (layer / "uuid.py").write_text("")
+    (tmp_path / "space/spaced/__init__.py").write_text("")
+    artifact.pack_release(tmp_path / "r.tar.gz", release, "app", "shop", "0" * 40, PYTHON, "L", b"", 0)
+    (release / "layer.pth").write_bytes(contents(str(tmp_path / "r.tar.gz"))["layer.pth"])
+    text = (release / "layer.pth").read_text()
+    (release / "layer.pth").write_text(text.replace("/opt/booty/layers/L", str(layer)))
+    program = (
+        f"import site, sys; site.addsitedir('{release}'); import spaced, uuid; assert sys.started and uuid.uuid4;"
+        f" assert sys.path.index('{release}') < sys.path.index('{layer}') < sys.path.index('{tmp_path}/space')"
+    )
+    subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a repository to another user")
+def test_a_repository_of_another_user_is_read_when_git_may(
+    artifact: ModuleType, shop: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha = shop.git("rev-parse", "HEAD")
+    subprocess.run(["chown", "-R", "65534", shop.path], check=True)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
+    monkeypatch.setenv("SUDO_UID", "0")
+    with pytest.raises(artifact.BuildError) as refusal:
+        artifact.is_top(shop.path, "app")
+    assert f"app_repository {shop.path} can't be read: fatal: detected dubious ownership" in str(refusal.value)
+    assert f"git config --global --add safe.directory {shop.path}" in str(refusal.value)
+    (tmp_path / "config").write_text(f"[safe]\n directory = {shop.path}\n")
+    assert artifact.is_top(shop.path, "app")
+    assert artifact.resolve(shop.path, "HEAD") == sha
+
+
+def test_a_commit_has_the_ancestors_that_its_sha_stands_for(artifact: ModuleType, shop: Repository) -> None:
+    shop.git("-c", "user.name=T", "-c", "user.email=t@example.com", "commit", "--quiet", "--amend", "-m", "Another")
+    older, newer = shop.git("rev-parse", "HEAD@{1}", "HEAD").split()
+    (shop.path / ".git/info/grafts").write_text(f"{newer} {older}\n")
+    assert shop.git("merge-base", "--is-ancestor", older, newer) == ""
+    with pytest.raises(artifact.BuildError):
+        artifact.git(shop.path, "merge-base", "--is-ancestor", older, newer)

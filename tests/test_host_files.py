@@ -35,6 +35,7 @@ def opt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / path).mkdir()
     monkeypatch.setattr(host, "STATE", tmp_path / "state.json")
     monkeypatch.setattr(host, "POINTER", tmp_path / "release.env")
+    monkeypatch.setattr(host, "login_home", lambda: tmp_path)
     return tmp_path
 
 
@@ -102,11 +103,15 @@ def test_what_a_host_remembers_does_not_grow(opt: Path) -> None:
 
 
 def test_archives_that_did_not_arrive_are_removed_after_a_day(opt: Path) -> None:
+    (opt / ".ansible/tmp").mkdir(parents=True)
+    stage(opt / ".ansible/tmp/ansible-tmp-1", days=2)
+    stage(opt / ".ansible/tmp/ansible-tmp-2", days=0)
     for name, days in (("old.tar.gz", 2), (".ansible_tmpold", 2), ("arriving.tar.gz", 0)):
         (host.INCOMING / name).write_text("half")
         os.utime(host.INCOMING / name, (time.time() - days * DAY,) * 2)
     cutover.prune(host.State([], {}, {}), 2)
     assert [path.name for path in host.INCOMING.iterdir()] == ["arriving.tar.gz"]
+    assert [path.name for path in (opt / ".ansible/tmp").iterdir()] == ["ansible-tmp-2"]
 
 
 FILES = load(ROOT / "roles/host/filter_plugins/booty_host_files.py", "booty_host_files")

@@ -355,12 +355,14 @@ def prune(state: host.State, keep: int) -> list[str]:
         # A layer that another deploy has just staged has no release yet.
         if path.name not in {manifest["layer"] for manifest in manifests} and path.stat().st_mtime < now - DAY:
             host.remove(path)
-    # What a killed run left: directories that are half-made or half-removed, and archives that did not arrive whole.
-    for path in (*host.RELEASES.glob(".*"), *host.LAYERS.glob(".*"), *host.INCOMING.glob("*")):
+    # What a killed run left: directories that are half-made or half-removed, and archives that did not arrive whole,
+    # some of them in the directory that Ansible's copy makes in the login's home.
+    arriving = (*host.INCOMING.glob("*"), *host.login_home().glob(".ansible/tmp/ansible-tmp-*"))
+    for path in (*host.RELEASES.glob(".*"), *host.LAYERS.glob(".*"), *arriving):
         if path.lstat().st_mtime < now - DAY:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path.parent == host.INCOMING:
+            elif path in arriving:
                 path.unlink()
     return removed
 

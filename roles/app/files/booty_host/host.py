@@ -111,6 +111,11 @@ def manifest(directory: Path) -> dict[str, str]:
     return {}
 
 
+def login_home() -> Path:
+    """Return the home of the user that Ansible logged in as: root's, if it did not come by sudo."""
+    return Path(os.path.expanduser(f"~{os.environ.get('SUDO_USER') or 'root'}"))
+
+
 def directories(parent: Path) -> list[Path]:
     """Return the directories of releases or layers that are whole; those half-made or half-removed begin with a dot."""
     return sorted(path for path in parent.glob("[!.]*") if path.is_dir() and not path.is_symlink())

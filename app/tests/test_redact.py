@@ -130,7 +130,14 @@ UNKNOWN = [
     *("https://hc.example.com/550e8400-e29b-41d4-a716-446655440000", "https://api.example.com/?sig=abcdef"),
     *("http://[half", "https://api.example.com/#abcdefgh", "ops@example.com", "localhost,hunter2hunter2"),
 ]
-WORDS = ["something", "qhzkvnwp", "deadbeefdeadbeef", "correct.horse.battery", "correcthorsebatterystaple", "xoxb-123-456-abcdef"]
+WORDS = [
+    "something",
+    "qhzkvnwp",
+    "deadbeefdeadbeef",
+    "correct.horse.battery",
+    "correcthorsebatterystaple",
+    "xoxb-123-456-abcdef",
+]
 
 
 @pytest.mark.parametrize("value", [*UNKNOWN, *WORDS])

@@ -40,9 +40,7 @@ _SETTINGS = {
     for name, field in Settings.model_fields.items()
     if SecretStr not in (field.annotation, *get_args(field.annotation))
 }
-_NAMED_IN_VALUE = re.compile(
-    r"""(?i)(?:pass\w*|pwd|\w*secret|\w*token|\w*key)["']?\s*[=:]\s*["']?([^\s;&'"]+?)[)}\],]*(?=[\s;&'"]|$)"""
-)
+_NAMED_IN_VALUE = re.compile(r"""(?i)(?:pass\w{0,30}|pwd|secret|token|key)["']?\s{0,9}[=:]\s{0,9}["']?([^\s;&'"]+)""")
 # With a scheme or without; a password may have unescaped signs of a URL in it.
 _CREDENTIALS = re.compile(r"(?s)(?:[\w+.-]*://)?([^\s:/@]*)(?::(?!//)(.*))?@[^@]*")
 _USER_AND_PASSWORD = re.compile(r"([^\s:/@]+):([^\s/]\S*)")
@@ -50,7 +48,7 @@ _NAME_AND_VALUE = re.compile(r"(?s)-{0,2}([\w.-]{1,100})=(.+)")
 _URLSAFE = str.maketrans("+/", "-_")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{24,}={0,2}")
 # Of prose, or of the first and last line of a key.
-_WORD = re.compile(r"\s*-*[^\W\d]*[-.,:!?]*")
+_WORD = re.compile(r"\s*-{0,9}[^\W\d]*[-.,:!?]{0,9}")
 
 # What libraries put into the text of an exception, beside the value of any variable: part of the text that tells
 # such a place, its pattern, and what to put there. Bounded, since a client may have a say in the text.
@@ -104,9 +102,9 @@ def _parts(name: str, value: str, whole: bool = True, depth: int = 0) -> Iterato
         return
     if "\n" in value:  # a private key, which is also shown line by line
         yield from (line.strip() for line in value.splitlines() if len(line.strip()) >= MIN_LENGTH)
-    for part in [*_NAMED_IN_VALUE.findall(value), *_credentials(name, named, value)]:
-        if len(part) >= MIN_LENGTH_OF_NAMED:
-            yield part
+    inside = _NAMED_IN_VALUE.findall(value)
+    inside += [part.rstrip(")}],") for part in inside]
+    yield from (part for part in [*inside, *_credentials(name, named, value)] if len(part) >= MIN_LENGTH_OF_NAMED)
     for key, part in _pieces(name, named, value) if depth < MAX_DEPTH else ():
         yield from _parts(key, part, not _NAME_AND_VALUE.fullmatch(part), depth + 1)
 

@@ -61,7 +61,7 @@ def test_the_later_environment_file_is_the_pointer() -> None:
     assert values(service, "EnvironmentFile") == ["-/etc/booty/secrets.env", "/etc/booty/release.env"]
     command = re.sub(r"\\\n +", "", service)
     assert re.search(
-        r"^ExecStart=/usr/bin/env ([A-Z_]+=\S+ )+\$\{BOOTY_RELEASE_DIR\}/bin/serve$", command, re.MULTILINE
+        r"^ExecStart=/usr/bin/env (--unset=\w+ )*(\w+=\S+ )+\$\{BOOTY_RELEASE_DIR\}/bin/serve$", command, re.MULTILINE
     )
 
 
@@ -69,7 +69,8 @@ def test_the_later_environment_file_is_the_pointer() -> None:
 def test_no_line_of_the_secrets_overrides_what_the_unit_sets(name: str) -> None:
     text, defaults = unit(name), yaml.safe_load((ROLE / "defaults/main.yml").read_text())
     assert values(text, "Environment") == []  # which secrets.env would override
-    variables = re.findall(r"(\w+)=", re.sub(r"\\\n", "", text).partition("ExecStart=")[2].partition("\n")[0])
+    command = re.sub(r"\\\n", "", text).partition("ExecStart=")[2].partition("\n")[0]
+    variables = re.findall(r"(BOOTY_\w+)\b(?!})", command)
     assert "BOOTY_DRAIN_SECONDS" in variables
     for variable in variables:
         fault, _ = host.judge_secrets(f"{variable}=1\n".encode())

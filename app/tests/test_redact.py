@@ -128,6 +128,11 @@ UNKNOWN = [
     *("/9j4AAQSkZJRgABAQEASABI", "/K7MDENG/bPxRfiCYEXAMPLEKEY", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
     *("https://hooks.example.com/services/T0000000/B0000000/XXXXabcd1234", "https://shop@db.example.com/shop"),
     *("https://hc.example.com/550e8400-e29b-41d4-a716-446655440000", "https://api.example.com/?sig=abcdef"),
+    *(
+        "https://api.example.com/?abcdefgh",
+        "https://api.example.com/?token=production",
+        "https://api.example.com/?password=12345678",
+    ),
     *("http://[half", "https://api.example.com/#abcdefgh", "ops@example.com", "localhost,hunter2hunter2"),
 ]
 WORDS = [

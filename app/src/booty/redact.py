@@ -12,7 +12,7 @@ from urllib.parse import quote, quote_plus, unquote
 from pydantic import SecretStr
 
 from booty.config import Settings
-from booty.shape import is_place, is_plain
+from booty.shape import SECRET_NAME, is_place, is_plain
 
 FILTERED = "[Filtered]"
 
@@ -28,7 +28,6 @@ MAX_DEPTH = 8
 # With more secrets than that, texts are searched by the secrets' first letters.
 MANY = 250
 
-_SECRET_NAME = re.compile("(?i)PASS|PWD|(?:^|_)PW(?:$|_)|SECRET|TOKEN|KEY|CREDENTIAL|DSN")
 # Of the system, of systemd (systemd.exec(5)) and of Python; what is not listed here is a secret.
 _HARMLESS_NAME = re.compile(
     "PATH|HOME|USER|LOGNAME|SHELL|PWD|OLDPWD|SHLVL|_|LANG|LANGUAGE|LC_.*|TZ|TERM|HOSTNAME|TMPDIR|PYTHON.*|VIRTUAL_ENV"
@@ -91,7 +90,7 @@ def secrets_in(
 
 def _parts(name: str, value: str, whole: bool = True, depth: int = 0) -> Iterator[str]:
     """Give what is secret of a value: the whole, unless that is not asked for, and the parts that it is made of."""
-    named = bool(_SECRET_NAME.search(name))
+    named = bool(SECRET_NAME.search(name))
     if not named and is_plain(name, value):
         return
     if whole and len(value) >= (MIN_LENGTH_OF_NAMED if named else MIN_LENGTH):
@@ -132,7 +131,7 @@ def _pieces(name: str, named: bool, value: str) -> Iterator[tuple[str, str]]:
 
 def _nearer(name: str, key: str) -> str:
     """Choose what says more of a value: the key that it has within a variable's value, or the variable's name."""
-    return key if _SECRET_NAME.search(key) or is_place(key) else name
+    return key if SECRET_NAME.search(key) or is_place(key) else name
 
 
 def _members(name: str, value: str) -> list[tuple[str, str]]:

@@ -23,6 +23,8 @@ _WORDS = re.compile(
     "|starlette|psycopg2?|asyncpg|aiosqlite|pymysql|prometheus|opentelemetry|filesystem|database|memory|console"
     "|json|text|utf-?8|utf8mb4|latin-?1|ascii"
 )
+# A name that has one of these in it says that its value is a secret.
+SECRET_NAME = re.compile("(?i)PASS|PWD|(?:^|_)PW(?:$|_)|SECRET|TOKEN|KEY|CREDENTIAL|DSN")
 # A name that ends so says what its value is: not a secret, if that is made of words.
 _PLACE = re.compile(
     r"(?i)(?:^|_)(?:hosts?|hostname|servers?|domains?|addr|address|region|zone|env|environment|mode|level|backend|engine"
@@ -106,5 +108,5 @@ def _is_url(text: str) -> bool:
     return (
         (not host or _is_plain("host", host))
         and (not path or bool(_PATH.fullmatch(path)))
-        and all(_is_plain(key, value) for key, value in parse_qsl(query, keep_blank_values=True) if value)
+        and all(not SECRET_NAME.search(key) and _is_plain(key, value) for key, value in parse_qsl(query, True))
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sandbox import demo
 from tests.conftest import ROOT
 
 BIN = Path(sys.executable).parent
@@ -119,3 +121,10 @@ def test_an_environment_is_required(tmp_path: Path) -> None:
     done = ansible("ansible-playbook", "deploy.yml", "-i", str(tmp_path / "hosts"))
     assert done.returncode != 0
     assert "missing required arguments: app_environment" in " ".join((done.stdout + done.stderr).split())
+
+
+def test_the_command_that_places_the_secrets_is_the_same_everywhere() -> None:
+    printed = yaml.safe_load((ROOT / "roles/app/vars/main.yml").read_text())["__app_secrets_command"]
+    document = (ROOT / "docs/new-host.md").read_text()
+    commands = [" ".join(found.split()) for found in re.findall(r"'(umask [^']*)'", printed + document)]
+    assert commands == [demo.PLACE_SECRETS] * 4  # one printed; one typed and two piped

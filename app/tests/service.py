@@ -48,6 +48,24 @@ async def fail(reason: str) -> None:
     raise LookupError(reason)
 
 
+@routes.router.get("/fail-large/{size}")
+async def fail_large(size: int) -> None:
+    raise LookupError(f"begin {'é' * (size // 2)} end")
+
+
+@routes.router.get("/fail-deep/{depth}")
+def fail_deep(depth: int) -> None:
+    """Fail with a chain of errors, each with a deep stack and much to say."""
+    if depth % 90 == 0:
+        raise LookupError("x" * 100_000)
+    try:
+        fail_deep(depth - 1)
+    except LookupError as error:
+        if depth % 90 != 89:
+            raise
+        raise ValueError("y" * 100_000) from error
+
+
 @routes.router.get("/fail-behind")
 async def fail_behind(tasks: BackgroundTasks) -> None:
     tasks.add_task(fail, "after the answer")

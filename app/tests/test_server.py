@@ -94,6 +94,16 @@ def test_own_sockets(start, tmp_path):
 # --- what is served where -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("value", ["auto", "", "0", "3"])
+def test_variables_of_uvicorn_s_own_command_have_no_effect(start, tcp, value):
+    names = ("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "UVICORN_WORKERS", "UVICORN_PORT", "UVICORN_ROOT_PATH")
+    service = start(sockets=[tcp], **dict.fromkeys(names, value)).ready()
+    assert ask(tcp, "/health")[0] == 200
+    assert service.children() == []
+    service.stop()
+    assert service.wait()[0] == 0
+
+
 def test_health_and_greeting_on_the_tcp_socket(start, tcp):
     start(sockets=[tcp], SENTRY_RELEASE="abc", SENTRY_ENVIRONMENT="staging").ready()
     status, headers, body = ask(tcp, "/health")

@@ -221,6 +221,9 @@ class Server:
             access_log=False,
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            # Left out, uvicorn reads them from WEB_CONCURRENCY, which may be no number, and FORWARDED_ALLOW_IPS.
+            workers=1,
+            forwarded_allow_ips="",
         )
         config.load()
         protocol = partial(HttpToolsProtocol, config, self._state, state)

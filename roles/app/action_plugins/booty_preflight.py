@@ -121,11 +121,9 @@ def obstacles(
             f"{secrets['closed']}. On {name}, as root: chown root:root /etc/booty/secrets.env; chmod 0600"
             " /etc/booty/secrets.env"
         )
-    elif production and secrets["usable"] and (host["ready"] or not check):
-        yield (
-            f"Production does not start without a usable SENTRY_DSN, and {secrets['usable']}.\n"
-            f"Type the file's lines (SENTRY_DSN=…), then Ctrl-D:\n  {secrets_command()}"
-        )
+    elif secrets["readable"] or (production and secrets["usable"] and (host["ready"] or not check)):
+        why = secrets["readable"] or f"Production does not start without a usable SENTRY_DSN, and {secrets['usable']}"
+        yield f"{why}.\nType the file's lines (SENTRY_DSN=…), then Ctrl-D:\n  {secrets_command()}"
 
 
 def serving(host: dict[str, Any]) -> str:

@@ -99,6 +99,11 @@ def test_health_and_greeting_on_the_tcp_socket(start, tcp):
     status, headers, body = ask(tcp, "/health")
     assert (status, json.loads(body)) == (200, {"status": "ok", "release": "abc", "environment": "staging"})
     assert "server" not in headers
+    with Connection(tcp) as connection:
+        connection.send("/health", "HEAD", connection="close")
+        head, end, more = connection.sock.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert (end, more) == (b"\r\n\r\n", b"")
     assert json.loads(ask(tcp, "/")[2])["release"] == "abc"
 
 

@@ -156,13 +156,17 @@ def _queue_flaw(url: str) -> str | None:
 def _label_flaw(release_dir: Path | None, release: str | None) -> str | None:
     if release_dir is None:
         return None
-    directory, code = release_dir.resolve(), Path(__file__).resolve()
-    if not code.is_relative_to(directory):
-        return f"the running code is not in {directory} but in {code.parent}"
-    if directory.name != release:
-        return f"the directory is named {directory.name}, SENTRY_RELEASE is {release or 'not set'}"
-    if not code.exists():
-        return f"the running code is gone from {code.parent}"
+    try:
+        directory, code = release_dir.resolve(), Path(__file__).resolve()
+        if not code.is_relative_to(directory):
+            return f"the running code is not in {directory} but in {code.parent}"
+        if directory.name != release:
+            return f"the directory is named {directory.name}, SENTRY_RELEASE is {release or 'not set'}"
+        code.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return f"the running code is gone from {Path(__file__).parent}"
+    except (OSError, RuntimeError) as error:  # the latter for links in a circle
+        return f"{release_dir} can't be read: {error.strerror if isinstance(error, OSError) else error}"
     return None
 
 

@@ -126,11 +126,11 @@ async def _serve(settings: Settings, sockets: list[socket.socket], on_ready: Cal
     app, internal_app = create_app(settings), create_internal_app(settings)
     # Entered here and not by uvicorn, which would log a traceback for a refusal and exit with status 3.
     async with app.router.lifespan_context(app) as yielded:
-        app.state.started = True
         state = dict(yielded or {})
         if flaw := await _health_flaw(app, state) or await verify.start_flaw(settings, state["queue"]):
             log.error("refusing to serve: %s", flaw)
             raise SystemExit(1)
+        app.state.started = True
         names = ", ".join(_name(sock.getsockname()) for sock in sockets)
         log.info("serving release %s on %s", settings.sentry_release or "(unknown)", names)
         # Told apart by family: which app answers depends on nothing that a client sends.

@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     booty_drain_seconds: Seconds = Field(
         default=30.0, description="the seconds, 0 or more, that requests in flight may take after SIGTERM"
     )
+    booty_stream_seconds: Seconds = Field(
+        default=5.0, description="the seconds, 0 or more, that responses without an end in sight may take after SIGTERM"
+    )
     booty_idle_seconds: Seconds = Field(
         default=1.0, description="the seconds, 0 or more, that an idle connection is kept after SIGTERM"
     )

@@ -64,6 +64,7 @@ def ambiguous(repository: Repository) -> str:
             "app_environment must be 1 to 64 characters without blanks or slashes (it is 'two words').",
         ),
         ("app_drain_seconds=-1", "app_drain_seconds must be 0 or more (it is -1)."),
+        ("app_stream_seconds=-1", "app_stream_seconds must be 0 or more (it is -1)."),
         ("app_workers=0", "app_workers must be 1 or more (it is 0)."),
         ("app_start_seconds=0", "app_start_seconds must be 1 or more (it is 0)."),
         ("app_keep_releases=1", "app_keep_releases must be 2 or more: the one that serves, and the one to go back to."),

@@ -36,6 +36,7 @@ from sentry_sdk.transport import HttpTransport
 from sentry_sdk.types import Breadcrumb, BreadcrumbHint, Event
 from sentry_sdk.utils import json_dumps
 from sentry_sdk.worker import BackgroundWorker
+from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, compile_path
 from starlette.types import Message, Receive, Scope, Send
 
@@ -96,7 +97,8 @@ class RequestIds:
     """Gives each request of an app an id: the client's `X-Request-ID` if that is a plain one, or a new one.
 
     The answer carries it, also that to an unhandled error, and so do log lines and the error as it is sent. An error
-    after a whole answer, which the answer of status 500 is too, ends there and leaves the connection open.
+    after a whole answer, which the answer of status 500 is too, ends there and leaves the connection open. No error is
+    a client that leaves within its request, and a response without an announced length that the stop cuts.
     """
 
     def __init__(self, app: FastAPI) -> None:
@@ -111,22 +113,27 @@ class RequestIds:
         request_id.set(this.decode())
         _request_line.set((self._routes, scope.get("method", ""), scope.get("path", "")))
 
+        headers: Sequence[tuple[bytes, bytes]] | None = None
         answered = False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal answered
+            nonlocal answered, headers
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", this)]
+                message["headers"] = headers = [*message.get("headers", ()), (b"x-request-id", this)]
             await send(message)
             answered = message["type"] == "http.response.body" and not message.get("more_body")
 
         try:
             await self._app(scope, receive, send_with_id)
         except asyncio.CancelledError as error:  # cut at the stop; the SDK only sees what is an Exception
+            if headers and not answered and not any(name.lower() == b"content-length" for name, _ in headers):
+                return
             with sentry_sdk.new_scope() as cut:
                 cut.set_transaction_name(_route() or "(no route)", "route")
                 sentry_sdk.capture_exception(error)
             raise
+        except ClientDisconnect:
+            log.info("the client left within its request to %s", _route() or "(no route)")
         except Exception as error:
             if not answered:
                 raise
@@ -360,6 +367,7 @@ def start(settings: Settings) -> None:
         error_sampler=lambda event, _: 1.0 if event.get("fingerprint") == [_GATE] else settings.sentry_sample_rate,
         before_send=lambda event, _: before_send(event, redactor, headers, request_id.get(), _route()),
         before_breadcrumb=before_breadcrumb,
+        ignore_errors=[ClientDisconnect],
         event_scrubber=EventScrubber(recursive=True),
         transport=Transport,
         # The host's CAs, or those that SSL_CERT_FILE names; the SDK's own choice is the list that certifi brings.

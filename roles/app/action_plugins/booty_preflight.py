@@ -34,7 +34,12 @@ def faults(options: dict[str, Any]) -> Iterator[str]:
     environment = options["app_environment"]
     if not re.fullmatch(r"[^\s/]{1,64}", environment) or environment == "None":
         yield f"app_environment must be 1 to 64 characters without blanks or slashes (it is '{environment}')."
-    for name, least in (("app_workers", 1), ("app_drain_seconds", 0), ("app_start_seconds", 1)):
+    for name, least in (
+        ("app_workers", 1),
+        ("app_drain_seconds", 0),
+        ("app_stream_seconds", 0),
+        ("app_start_seconds", 1),
+    ):
         if options[name] < least:
             yield f"{name} must be {least} or more (it is {options[name]})."
     if options["app_keep_releases"] < 2:

@@ -194,7 +194,7 @@ FLAWS_OF_LINE = (
 # itself sets.
 RESERVED = (
     (
-        r"BOOTY_(LOG_FORMAT|DRAIN_SECONDS|WORKERS|TELEMETRY_GATE)",
+        r"BOOTY_(LOG_FORMAT|(DRAIN|STREAM)_SECONDS|WORKERS|TELEMETRY_GATE)",
         "the unit sets: remove it, and set {} in the inventory",
     ),
     (r"BOOTY_(UNIT|CANDIDATE)", "the unit sets: remove it"),

@@ -250,11 +250,12 @@ def unknown() -> list[New]:
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"host_firewall_ports": [0]}, "host_firewall_ports are within 1..65535 (they are 0)"),
-        ({"host_journal_size": "a lot"}, "(it is a lot)"),
-        ({"host_deploy_user": "root"}, "neither root nor the service's user (it is root)"),
-        ({"host_deploy_keys": ["~/.ssh/id_ed25519.pub"]}, "one line of an authorized_keys file"),
-        ({"host_ssh_root": False}, "host_ssh_root is false only with host_deploy_keys"),
+        ({"host_firewall_ports": [0]}, "host_firewall_ports is [0]: write ports, 1 to 65535."),
+        ({"host_journal_size": "a lot"}, 'host_journal_size is "a lot": write bytes'),
+        ({"host_deploy_user": "root"}, 'host_deploy_user is "root": write a user'),
+        ({"host_deploy_user": "booty"}, "host_deploy_user is booty, which is the service's user"),
+        ({"host_deploy_keys": ["~/.ssh/id_ed25519.pub"]}, "write for each key one line of an authorized_keys file"),
+        ({"host_ssh_root": False}, "host_ssh_root is false: write host_deploy_keys as well"),
     ],
 )
 def test_bad_values_are_refused(unknown: list[New], variables: dict[str, Any], message: str) -> None:

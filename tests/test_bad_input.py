@@ -363,6 +363,10 @@ def another_host_key(site: Site, directory: Path) -> dict[str, str]:
     return {"ansible_ssh_common_args": options}
 
 
+def another_user(site: Site, directory: Path) -> dict[str, str]:
+    return {"ansible_become_user": "nobody"}
+
+
 def sudo_asks(site: Site, directory: Path) -> dict[str, str]:
     site.run(
         "id somebody 2>/dev/null || useradd --create-home --shell /bin/bash --groups sudo somebody;"
@@ -379,6 +383,7 @@ def sudo_asks(site: Site, directory: Path) -> dict[str, str]:
         (no_name, "Could not resolve hostname nowhere.invalid: Name or service not known"),
         (wrong_key, "Permission denied (publickey)."),
         (another_host_key, "REMOTE HOST IDENTIFICATION HAS CHANGED!"),
+        (another_user, "Booty needs root on a host, and became the user with the ID 65534. Remove ansible_become and"),
         (sudo_asks, "Missing sudo password"),
     ],
 )

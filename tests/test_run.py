@@ -20,12 +20,12 @@ SANDBOX = ROOT / "inventory/sandbox"
 
 
 def playbook(
-    verb: str, *arguments: str | Path, folder: Path = ROOT, root: Path = ROOT, **environment: str
+    verb: str, *arguments: str | Path, folder: str | Path = ROOT, root: str | Path = ROOT, **environment: str
 ) -> tuple[int, str]:
     """Run a playbook of a checkout from a folder; return its exit status, and its output with single blanks."""
     cleared = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
     done = subprocess.run(
-        [Path(sys.executable).parent / "ansible-playbook", root / verb, *arguments],
+        [Path(sys.executable).parent / "ansible-playbook", Path(root, verb), *arguments],
         cwd=folder,
         env={**cleared, "ANSIBLE_NOCOLOR": "1", "COLUMNS": "200", **environment},
         stdin=subprocess.DEVNULL,

@@ -99,7 +99,9 @@ def test_a_default_can_be(name: str) -> None:
             ("app_waves", value, "for each wave a number of hosts, 1 or more, or a share of all, 1% to 100%")
             for value in ("0%", "150%", "101%", "0", "-1", "many", "12.5%", "50 %", ["50%", 0], "50%,", "%", [-1])
         ),
-        *(("app_waves", value, 'a list such as ["25%", "100%"]') for value in ([], "", "[]")),
+        ("app_waves", [], 'a list such as ["25%", "100%"]'),
+        ("app_waves", "", 'a list such as ["25%", "100%"]'),
+        ("app_waves", "[]", 'a list such as ["25%", "100%"]'),
         *(("host_firewall_ports", value, "ports, 1 to 65535") for value in ([0], "8443,", "http", [8443, "x"], 65536)),
         *(
             ("app_address", value, variables.RULES["app_address"].write)
@@ -253,8 +255,5 @@ def test_the_playbooks_ask_for_all_roles() -> None:
     for path in (ROOT / "playbooks").glob("*.yml"):
         plays = yaml.safe_load(path.read_text())
         if path.name != "hosts.yml":
-            roles = {
-                *(role for play in plays for role in play.get("roles", [])),
-                *(task["ansible.builtin.import_role"]["name"] for play in plays for task in play.get("tasks", [])),
-            }
+            roles = {task["ansible.builtin.import_role"]["name"] for play in plays for task in play.get("tasks", [])}
             assert {*plays[0].get("vars", {}).get("__app_roles", ["app"])} == roles, path

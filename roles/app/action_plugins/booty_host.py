@@ -30,6 +30,11 @@ PYTHON = "/usr/bin/python3"
 # Reads the call, then the program, which it imports from memory; what follows is the file that came along.
 START = """
 import json, os, sys
+if os.geteuid():
+    sys.exit(
+        f"Booty needs root on a host, and became the user with the ID {os.geteuid()}. Remove ansible_become and"
+        " ansible_become_user from the inventory, --become-user, and become_user from ansible.cfg."
+    )
 told = json.loads(sys.stdin.buffer.readline())
 program = os.memfd_create("booty_host")
 with open(program, "wb", closefd=False) as file:

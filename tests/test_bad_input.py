@@ -5,12 +5,14 @@ Nothing is touched before the message. The rows of values never reach a host; th
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +25,9 @@ def words(played: Play) -> str:
     return " ".join(played.output.split())
 
 
-def deploy(inventory: Path, *arguments: str) -> Play:
+def deploy(inventory: Path, *arguments: str, playbook: str = "deploy.yml") -> Play:
     """Deploy as a user does, to what an inventory names."""
-    command = [str(Path(sys.executable).parent / "ansible-playbook"), "deploy.yml", "-i", str(inventory), *arguments]
+    command = [str(Path(sys.executable).parent / "ansible-playbook"), playbook, "-i", str(inventory), *arguments]
     environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "COLUMNS": "200"}
     done = subprocess.run(
         command,
@@ -85,6 +87,22 @@ def test_values_that_cannot_be(tmp_path: Path, repository: Repository, variables
     assert played.status != 0
     assert message in words(played), played.output
     # Had the host been asked, that would have been said.
+    assert "Could not resolve" not in played.output
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"host_firewall_ports": [0]}, "host_firewall_ports is [0]: write ports, 1 to 65535."),
+        ({"host_deploy_user": "booty"}, "host_deploy_user is booty, which is the service's user"),
+        ({"host_ssh_root": False}, "host_ssh_root is false: write host_deploy_keys as well"),
+    ],
+)
+def test_values_of_a_host_that_cannot_be(tmp_path: Path, variables: dict[str, Any], message: str) -> None:
+    (tmp_path / "hosts").write_text("[booty]\nnowhere.invalid\n")
+    played = deploy(tmp_path / "hosts", "-e", json.dumps(variables), playbook="bootstrap.yml")
+    assert played.status != 0
+    assert message in words(played), played.output
     assert "Could not resolve" not in played.output
 
 

@@ -35,7 +35,7 @@ SETTINGS: dict[str, tuple[Any, str]] = {
 # and the values that leave no task of Booty out: Ansible's default, and what molecule always skips.
 PARTIAL: dict[str, tuple[str, str, set[str]]] = {
     "tags": ("--tags", "ANSIBLE_RUN_TAGS", {"all"}),
-    "skip_tags": ("--skip-tags", "ANSIBLE_SKIP_TAGS", {"molecule-notest", "notest"}),
+    "skip_tags": ("--skip-tags", "ANSIBLE_SKIP_TAGS", {"molecule-notest", "molecule-idempotence-notest", "notest"}),
     "start_at_task": ("--start-at-task", "", set()),
     "step": ("--step", "", set()),
 }

@@ -37,7 +37,7 @@ class Rule:
 
 def matches(pattern: str) -> Callable[[Any], object]:
     """Return a function that tells whether a text matches the whole pattern."""
-    return re.compile(pattern).fullmatch
+    return lambda value: re.fullmatch(pattern, value)
 
 
 def least(number: int, unit: str = "") -> Rule:

@@ -59,7 +59,10 @@ class Repository:
         tracked = self.git("-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", what).splitlines()
         for name in (name for name in tracked if (ROOT / name).exists()):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (path / name).write_bytes((ROOT / name).read_bytes())
+            if (ROOT / name).is_symlink():
+                (path / name).symlink_to((ROOT / name).readlink())
+            else:
+                (path / name).write_bytes((ROOT / name).read_bytes())
         self.commit("The bundled app")
 
     def git(self, *arguments: str) -> str:

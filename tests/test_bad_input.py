@@ -5,12 +5,14 @@ Nothing is touched before the message. The rows of values never reach a host; th
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +25,9 @@ def words(played: Play) -> str:
     return " ".join(played.output.split())
 
 
-def deploy(inventory: Path, *arguments: str) -> Play:
+def deploy(inventory: Path, *arguments: str, playbook: str = "deploy.yml") -> Play:
     """Deploy as a user does, to what an inventory names."""
-    command = [str(Path(sys.executable).parent / "ansible-playbook"), "deploy.yml", "-i", str(inventory), *arguments]
+    command = [str(Path(sys.executable).parent / "ansible-playbook"), playbook, "-i", str(inventory), *arguments]
     environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "COLUMNS": "200"}
     done = subprocess.run(
         command,
@@ -57,25 +59,18 @@ def ambiguous(repository: Repository) -> str:
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ("app_port=70000", "app_port must be within 1..65535 (it is 70000). They are set in the inventory."),
+        ("app_port=70000", 'app_port is "70000": write a port, 1 to 65535. Nothing was changed.'),
+        ('{"app_environment": "two words"}', 'app_environment is "two words": write 1 to 64 characters without blanks'),
         (
-            "app_address=localhost",
-            "app_address must be an IP address (it is 'localhost'): 127.0.0.1 for this host alone,",
+            "app_canary=-1 app_waves=150%",
+            'app_canary is "-1": write a whole number, 0 or more. app_waves is "150%": write',
         ),
-        ("app_port=http", "argument 'app_port' is of type str and we were unable to convert to int"),
-        (
-            '{"app_environment": "two words"}',
-            "app_environment must be 1 to 64 characters without blanks or slashes (it is 'two words').",
-        ),
-        ("app_drain_seconds=-1", "app_drain_seconds must be 0 or more (it is -1)."),
-        ("app_workers=0", "app_workers must be 1 or more (it is 0)."),
-        ("app_start_seconds=0", "app_start_seconds must be 1 or more (it is 0)."),
-        ("app_keep_releases=1", "app_keep_releases must be 2 or more: the one that serves, and the one to go back to."),
-        (
-            "app_artifact_url=ftp://store.invalid",
-            "app_artifact_url must begin with http:// or https://, without user, password or query: hosts fetch",
-        ),
-        ("app_log_format=xml", "value of app_log_format must be one of: text, json, got: xml"),
+        ('{"app_waves": []}', "app_waves is []: write a list such as"),
+        ("app_telemetry_gate=perhaps", 'app_telemetry_gate is "perhaps": write true or false.'),
+        ("app_artifact_url=ftp://store.invalid", "write an address that begins with http:// or https://, without user"),
+        ("app_log_format=xml", 'app_log_format is "xml": write text or json.'),
+        ("app_port={{omit}}", "app_port is omit, which is no value: remove the line, and the default counts."),
+        ("app_port={{nowhere_set}}", "app_port can't be evaluated: 'nowhere_set' is undefined"),
         (
             "app_release=nowhere",
             "Name a SHA, a tag or a branch that it holds, or fetch it first. Its latest commits are:",
@@ -116,6 +111,52 @@ def test_a_repository_that_cannot_be(tmp_path: Path, repository: Repository, var
     assert "Could not resolve" not in played.output
 
 
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"host_firewall_ports": [0]}, "host_firewall_ports is [0]: write ports, 1 to 65535."),
+        ({"host_deploy_user": "booty"}, "host_deploy_user is booty, which is the service's user"),
+        ({"host_ssh_root": False}, "host_ssh_root is false: write host_deploy_keys as well"),
+    ],
+)
+def test_values_of_a_host_that_cannot_be(tmp_path: Path, variables: dict[str, Any], message: str) -> None:
+    (tmp_path / "hosts").write_text("[booty]\nnowhere.invalid\n")
+    played = deploy(tmp_path / "hosts", "-e", json.dumps(variables), playbook="bootstrap.yml")
+    assert played.status != 0
+    assert message in words(played), played.output
+    assert "Could not resolve" not in played.output
+
+
+def test_values_of_an_inventory(tmp_path: Path) -> None:
+    """Each host's own, and those that are read from one host for all."""
+    (tmp_path / "hosts.yml").write_text(
+        """
+booty:
+  vars:
+    app_environment: staging
+    app_cache: "{{ playbook_dir }}/{{ app_module }}"  # what Ansible and a role's default tell
+  hosts:
+    web1.invalid: {app_port: 8000.5, app_workers: yes, app_release: v1}
+    web2.invalid: {app_release: v2, app_user: "{{ 'ro' ~ 'ot' }}"}
+    elsewhere.invalid: {app_port: many}
+"""
+    )
+    limit = ("--limit", "!elsewhere.invalid")
+    played = deploy(tmp_path / "hosts.yml", *limit)
+    assert played.status != 0
+    assert "app_port of web1.invalid is 8000.5: write a port, 1 to 65535." in words(played)
+    assert "app_workers of web1.invalid is true: write a whole number, 1 or more." in words(played)
+    assert 'app_user of web2.invalid is "root": write a user' in words(played)
+    assert "elsewhere" not in played.output
+    assert "app_cache" not in played.output
+    played = deploy(tmp_path / "hosts.yml", *limit, "-e", "app_port=1 app_workers=1 app_user=web")
+    assert (
+        'app_release must be equal on all hosts of a run and is "v1" on web1.invalid; "v2" on web2.invalid. Write one'
+        " value, in group_vars/booty.yml. Nothing was changed."
+    ) in words(played)
+    assert "Could not resolve" not in played.output
+
+
 @pytest.mark.parametrize("url", ["https://me:hunter2@store.invalid/booty", "https://store.invalid/booty?key=hunter2"])
 def test_a_store_with_a_secret_is_refused_and_not_shown(tmp_path: Path, repository: Repository, url: str) -> None:
     (tmp_path / "hosts").write_text(
@@ -123,7 +164,7 @@ def test_a_store_with_a_secret_is_refused_and_not_shown(tmp_path: Path, reposito
     )
     played = deploy(tmp_path / "hosts", "-vvv", "--diff")
     assert played.status != 0
-    assert "app_artifact_url must begin with http:// or https://, without user, password" in words(played)
+    assert "write an address that begins with http:// or https://, without user, password" in words(played)
     assert "hunter2" not in played.output
 
 
@@ -361,6 +402,10 @@ def another_host_key(site: Site, directory: Path) -> dict[str, str]:
     return {"ansible_ssh_common_args": options}
 
 
+def another_user(site: Site, directory: Path) -> dict[str, str]:
+    return {"ansible_become_user": "nobody"}
+
+
 def sudo_asks(site: Site, directory: Path) -> dict[str, str]:
     site.run(
         "id somebody 2>/dev/null || useradd --create-home --shell /bin/bash --groups sudo somebody;"
@@ -377,6 +422,7 @@ def sudo_asks(site: Site, directory: Path) -> dict[str, str]:
         (no_name, "Could not resolve hostname nowhere.invalid: Name or service not known"),
         (wrong_key, "Permission denied (publickey)."),
         (another_host_key, "REMOTE HOST IDENTIFICATION HAS CHANGED!"),
+        (another_user, "Booty needs root on a host, and became the user with the ID 65534. Remove ansible_become and"),
         (sudo_asks, "Missing sudo password"),
     ],
 )

@@ -247,23 +247,6 @@ def unknown() -> list[New]:
     return []
 
 
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        ({"host_firewall_ports": [0]}, "host_firewall_ports are within 1..65535 (they are 0)"),
-        ({"host_journal_size": "a lot"}, "(it is a lot)"),
-        ({"host_deploy_user": "root"}, "neither root nor the service's user (it is root)"),
-        ({"host_deploy_keys": ["~/.ssh/id_ed25519.pub"]}, "one line of an authorized_keys file"),
-        ({"host_ssh_root": False}, "host_ssh_root is false only with host_deploy_keys"),
-    ],
-)
-def test_bad_values_are_refused(unknown: list[New], variables: dict[str, Any], message: str) -> None:
-    (new,) = unknown
-    played = new.bootstrap("--check", **variables)
-    assert played.status != 0
-    assert message in words(played)
-
-
 def test_a_key_that_does_not_work_closes_nothing(new: New) -> None:
     key = f"ssh-ed25519 {'A' * 68} somebody else's"
     played = new.bootstrap(**{**QUICK, **new.deploy, "host_deploy_keys": [key]})

@@ -91,7 +91,7 @@ def test_check_changes_nothing(site: Site) -> None:
     sha = site.repository.commit("Checked")
     played = site.deploy("--check", "--diff", app_drain_seconds="29")
     assert f"+SENTRY_RELEASE={sha}" in played.output
-    assert "+Environment=BOOTY_LOG_FORMAT=text BOOTY_DRAIN_SECONDS=29" in played.output
+    assert "+    BOOTY_LOG_FORMAT=text BOOTY_DRAIN_SECONDS=29" in played.output
     assert site.pid() == pid
     assert sha not in site.run("ls /opt/booty/releases; cat /etc/booty/release.env")
 

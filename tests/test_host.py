@@ -131,7 +131,7 @@ def test_parse_stream(stream: str, expected: tuple[str, int]) -> None:
     ],
 )
 def test_judge_secrets(text: str, fault: str | None) -> None:
-    found = host.judge_secrets(text)
+    _, found = host.judge_secrets(text.encode())
     if fault is None:
         assert found is None
     else:
@@ -139,6 +139,44 @@ def test_judge_secrets(text: str, fault: str | None) -> None:
         assert fault in found
         assert PLANTED not in found
         assert "0a1b" not in found
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        # systemd reads these as they are written
+        (f"A=b#{PLANTED};c\nB='c # d'\nC=\"e ; f\"\nD=#g\nPEM='a\nb # c\n'\n", None),
+        ("A=b\tc\nPATH=/usr/bin\nHOME=/x\nLD_SDK_KEY=x\nPYTHONWARNINGS=error\nWEB_CONCURRENCY=auto\n", None),
+        (f"A={'x' * 131_069}\n", None),
+        (f"SENTRY_RELEASE={PLANTED}\nBOOTY_QUEUE_JOBS=1\n", None),
+        ("", None),
+        # and these not
+        (f"A=1\nB={PLANTED} # ours\n", "line 2 has a comment after its value"),
+        (f"B={PLANTED}\t#\n", "line 1 has a comment after its value"),
+        (f"B={PLANTED} ; ours\n", "line 1 has a comment after its value"),
+        (f"# ours \\\nB={PLANTED}\n", "line 1 is a comment that ends with a backslash"),
+        (f"A=\x1b[200~{PLANTED}\n", "line 1 holds a control character"),
+        (f"A='\n{PLANTED}\x7f\n'\n", "line 1 holds a control character"),
+        (f"A={'x' * 131_070}\n", "line 1 has 131,072 bytes, and Linux takes 131,071"),
+        (f"A='{'ü' * 65_535}'\n", "line 1 has 131,072 bytes"),
+        ("".join(f"A{number}={'x' * 130_000}\n" for number in range(16)), "its values have 2,080,"),
+        (
+            "BOOTY_DRAIN_SECONDS=300\n",
+            "line 1 sets BOOTY_DRAIN_SECONDS, which the unit sets: remove it, and set app_drain",
+        ),
+        ("BOOTY_UNIT=x\n", "line 1 sets BOOTY_UNIT, which the unit sets: remove it"),
+        ("A=1\nNOTIFY_SOCKET=\n", "line 2 sets NOTIFY_SOCKET, which systemd sets"),
+        ("LISTEN_FDS=0\n", "line 1 sets LISTEN_FDS"),
+        ("STATE_DIRECTORY=/tmp\n", "line 1 sets STATE_DIRECTORY"),
+        (f"PYTHONPATH={PLANTED}\n", "line 1 sets PYTHONPATH, which makes the process load code from outside"),
+        (f"LD_PRELOAD={PLANTED}\n", "line 1 sets LD_PRELOAD"),
+    ],
+)
+def test_what_would_not_reach_the_service_as_it_is_written(text: str, fault: str | None) -> None:
+    readable, usable = host.judge_secrets(text.encode())
+    assert (fault in str(readable)) if fault else readable is None
+    assert usable == readable or readable is None
+    assert PLANTED not in str(usable)
 
 
 @pytest.mark.parametrize(

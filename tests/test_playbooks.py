@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sandbox import demo
 from tests.conftest import ROOT
 
 BIN = Path(sys.executable).parent
@@ -41,6 +43,7 @@ def test_every_verb_is_reached_from_the_root(path: Path) -> None:
         return
     (play,) = yaml.safe_load((ROOT / path.name).read_text())
     assert play["ansible.builtin.import_playbook"] == f"playbooks/{path.name}"
+    assert yaml.safe_load(path.read_text())[0]["ansible.builtin.import_playbook"] == "hosts.yml"
 
 
 @pytest.mark.parametrize("path", PLAYBOOKS, ids=lambda path: path.name)
@@ -48,10 +51,12 @@ def test_every_play_says_whom_it_reaches(path: Path) -> None:
     for play in yaml.safe_load(path.read_text()):
         if "ansible.builtin.import_playbook" in play:
             continue
+        # A user's own settings would decide these: a strategy that does not wait, say, switches the next wave too.
         assert play["gather_facts"] is False
+        assert play["strategy"] == "ansible.builtin.linear"
         if path.name == "hosts.yml":
-            # Whomever it reaches, it only fails.
-            assert all("ansible.builtin.fail" in task for task in play["tasks"])
+            # It only refuses, as its plays are begun.
+            assert not {"tasks", "roles", "pre_tasks", "post_tasks", "become"} & {*play}
         else:
             assert play["hosts"] == "booty"
             assert play["become"] is True
@@ -118,4 +123,11 @@ def test_an_environment_is_required(tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("[booty]\nnowhere.invalid\n")
     done = ansible("ansible-playbook", "deploy.yml", "-i", str(tmp_path / "hosts"))
     assert done.returncode != 0
-    assert "missing required arguments: app_environment" in " ".join((done.stdout + done.stderr).split())
+    assert "app_environment is not set: write it in the inventory" in " ".join((done.stdout + done.stderr).split())
+
+
+def test_the_command_that_places_the_secrets_is_the_same_everywhere() -> None:
+    printed = yaml.safe_load((ROOT / "roles/app/vars/main.yml").read_text())["__app_secrets_command"]
+    document = (ROOT / "docs/new-host.md").read_text()
+    commands = [" ".join(found.split()) for found in re.findall(r"'(umask [^']*)'", printed + document)]
+    assert commands == [demo.PLACE_SECRETS] * 4  # one printed; one typed and two piped

@@ -109,6 +109,52 @@ def documented(language: str, word: str) -> str:
     return str(found)
 
 
+def on_host(site: Site, line: str) -> str:
+    """Return a command of the document with the test's own host in it."""
+    ssh = " ".join(["ssh", *hosts.ssh_options(site.host.instance), f"root@{site.host.address}"])
+    return line.replace("ssh deploy@web1.example.com", ssh).replace("sudo ", "")
+
+
+def test_nothing_typed_keeps_what_is_there(site: Site, kept: str) -> None:
+    typed = re.search(r"^ssh deploy@web1.*$", DOCUMENT.read_text(), re.MULTILINE)
+    assert typed
+    line = on_host(site, typed[0])
+    assert subprocess.run(line, shell=True, stdin=subprocess.DEVNULL, check=False).returncode != 0
+    assert site.run("cat /etc/booty/secrets.env") + "\n" == kept
+
+
+def test_a_line_of_the_secrets_does_not_override_the_unit(site: Site, kept: str) -> None:
+    """Also where nobody judged it: the file was changed after the deploy, and the service restarted."""
+    if not site.host.ssh("systemctl is-active booty.service").stdout.startswith("active"):
+        site.deploy()
+    stray = {"BOOTY_DRAIN_SECONDS": "300", "BOOTY_UNIT": "x", "BOOTY_CANDIDATE": "true", "WEB_CONCURRENCY": "auto"}
+    site.place_secrets(kept + "".join(f"{name}={value}\n" for name, value in stray.items()))
+    site.run("systemctl restart booty.service")
+    environ = site.run(f"tr '\\0' '\\n' < /proc/{site.pid()}/environ").splitlines()
+    assert {"BOOTY_DRAIN_SECONDS=30", "WEB_CONCURRENCY=auto"} <= set(environ)
+    assert not {"BOOTY_UNIT=x", "BOOTY_CANDIDATE=true"} & set(environ)
+    assert site.health()["status"] == "ok"
+    played = site.play("deploy.yml")  # to staging, where a missing DSN would not matter
+    assert played.status != 0
+    assert "sets BOOTY_DRAIN_SECONDS, which the unit sets: remove it, and set app_drain_seconds in" in " ".join(
+        played.output.split()
+    )
+    site.place_secrets(kept)
+    assert site.deploy().recap(site.host.name)["changed"] == 0
+
+
+def test_as_much_as_is_judged_usable_starts(site: Site, kept: str) -> None:
+    """The kernel's limits are those that the judge knows, in the unit's own way of starting."""
+    big = f"BIG={'x' * (131_071 - len('BIG='))}\n"
+    site.place_secrets(kept + big + "".join(f"V{number:02}={'x' * 129_000}\n" for number in range(14)))
+    site.deploy(app_restart="true")
+    assert site.run(f"tr '\\0' '\\n' < /proc/{site.pid()}/environ | grep -c '^BIG=x*$\\|^V[0-9]*=x*$'") == "15"
+    site.place_secrets(kept + big.replace("=", "=x"))
+    assert site.host.ssh("systemctl restart booty.service").returncode != 0
+    site.place_secrets(kept)
+    site.run("systemctl reset-failed booty.service; systemctl restart booty.service")
+
+
 PASSWORD = {
     "ansible-vault": ("encrypt --output web1.secrets plain", "--vault-password-file password"),
     "gpg": ("-o web1.secrets -c plain", "--batch --passphrase-file password"),
@@ -135,8 +181,7 @@ def test_decrypted_here_and_piped(site: Site, kept: str, tmp_path: Path, tool: s
     (tmp_path / "plain").unlink()
     site.run("rm /etc/booty/secrets.env")
     (line,) = (line for line in documented("sh", f"{tool} ").splitlines() if line.startswith(tool))
-    ssh = " ".join(["ssh", *hosts.ssh_options(site.host.instance), f"root@{site.host.address}"])
-    line = line.replace("ssh deploy@web1.example.com", ssh).replace("sudo ", "")
+    line = on_host(site, line)
     try:
         shell(
             line.replace(f"{tool} ", f"{tool} {password} ")

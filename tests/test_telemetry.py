@@ -5,18 +5,22 @@ from __future__ import annotations
 import http.client
 import http.server
 import json
+import socket
+import socketserver
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from sandbox import hosts
-from tests.conftest import Site
+from tests.conftest import Play, Site
 
 PLANTED = "hunter2-planted-secret"
 OF_CLIENT = "hunter3-of-a-client"
@@ -118,6 +122,11 @@ async def in_log() -> None:
         raise Planned("logged")
     except Planned:
         logging.getLogger("shop").exception("went wrong")
+
+
+@router.get("/large")
+async def large() -> None:
+    raise Planned(f"begin {'x' * 2_000_000} end")
 
 
 @router.get("/ten/{number}")
@@ -234,6 +243,19 @@ def test_every_error_of_a_request_arrives_once_and_rightly_labelled(site: Site, 
         assert len(event["tags"]["request_id"]) in {13, 32}
 
 
+def test_an_error_of_2_mb_arrives_shortened(site: Site, release: str) -> None:
+    before = known(site)
+    assert ask(site, "/large") == 500
+    (event,) = received(site, before, 1)
+    error = event["exception"]["values"][-1]
+    assert (error["type"], event["release"], event["transaction"]) == ("Planned", release, "/large")
+    assert error["value"].startswith("begin xxx")
+    assert error["value"].endswith("xxx end")
+    assert error["stacktrace"]["frames"][-1]["function"] == "large"
+    assert len(json.dumps(event)) < 200_000
+    assert event["extra"]["shortened"].startswith("from 2,0")
+
+
 @pytest.mark.parametrize("moment", ["startup", "shutdown"])
 def test_an_error_of_the_lifespan_arrives_once_and_systemd_starts_again(site: Site, release: str, moment: str) -> None:
     before = known(site)
@@ -345,6 +367,108 @@ def test_the_candidate_s_gate_is_one_event_of_its_release(site: Site, release: s
     assert event["message"] == "Booty release is being proven"
     assert (event["release"], event["environment"], event["level"]) == (sha, "staging", "info")
     site.release()  # not to be deployed again by a test that expects one event
+
+
+# --- a tracker of one's own CA, behind a proxy ----------------------------------------------------------
+
+
+class Passing(socketserver.StreamRequestHandler):
+    """Passes on what comes, in both directions, to where `there` says."""
+
+    def there(self) -> tuple[str, int]:
+        """Return the place to pass on to, that of the server by default."""
+        return self.server.target  # type: ignore[attr-defined, no-any-return]
+
+    def handle(self) -> None:
+        with socket.create_connection(self.there(), timeout=20) as there:
+            thread = threading.Thread(target=self._pass, args=(there, self.connection))
+            thread.start()
+            self._pass(self.connection, there)
+            thread.join()
+
+    @staticmethod
+    def _pass(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+class Tunnel(Passing):
+    """An HTTP proxy's CONNECT."""
+
+    def there(self) -> tuple[str, int]:
+        host, port = self.rfile.readline().split()[1].decode().split(":")
+        while self.rfile.readline().strip():
+            pass
+        self.server.asked.append(f"{host}:{port}")  # type: ignore[attr-defined]
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        return host, int(port)
+
+
+@contextmanager
+def passing(address: str, handler: type[Passing], target: tuple[str, int] | None = None) -> Iterator[Any]:
+    """Serve it on this machine, as the hosts see it."""
+    with socketserver.ThreadingTCPServer((address, 0), handler, bind_and_activate=True) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        server.target, server.asked = target, []  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.long
+def test_a_tracker_of_one_s_own_ca_behind_a_proxy(site: Site, release: str, tmp_path: Path) -> None:
+    parts = urlsplit(site.tracker.dsn)
+    assert parts.hostname
+    assert parts.port
+    site.run(
+        "cd /root && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=CA"
+        " -keyout ca.key -out ca.pem 2>/dev/null && openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+        f" -subj /CN=tracker -addext subjectAltName=IP:{parts.hostname} -keyout tls.key -out tls.csr 2>/dev/null &&"
+        " openssl x509 -req -in tls.csr -CA ca.pem -CAkey ca.key -days 2 -copy_extensions copy -out tls.pem 2>/dev/null"
+    )
+    (tmp_path / "tls.pem").write_text(site.run("cat /root/tls.key /root/tls.pem") + "\n")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "tls.pem")
+    trusted = "/usr/local/share/ca-certificates/own.crt"
+
+    def gate(secrets: str) -> Play:
+        site.place_secrets(f"SENTRY_DSN={dsn}\n{secrets}")
+        return site.play("deploy.yml", app_restart="true", app_telemetry_gate="true", app_release=release)
+
+    front = passing(parts.hostname, Passing, (parts.hostname, parts.port))
+    with front as tls, passing(parts.hostname, Tunnel) as proxy:
+        tls.socket = context.wrap_socket(tls.socket, server_side=True)
+        dsn = f"https://{parts.username}@{parts.hostname}:{tls.server_address[1]}{parts.path}"
+        by_proxy = f"HTTPS_PROXY=http://{parts.hostname}:{proxy.server_address[1]}\n"
+        try:
+            refused = gate("")
+            assert refused.status != 0
+            assert (
+                "its certificate is not accepted: unable to get local issuer certificate; add its CA to the host's"
+                " (update-ca-certificates), or set SSL_CERT_FILE to a file that has it"
+            ) in " ".join(refused.output.split())
+            before = known(site)
+            site.run("cp /root/ca.pem /etc/booty/ca.pem && chmod 0644 /etc/booty/ca.pem")
+            played = gate("SSL_CERT_FILE=/etc/booty/ca.pem\n")
+            assert played.status == 0, played.output
+            site.run(f"rm /etc/booty/ca.pem; cp /root/ca.pem {trusted} && update-ca-certificates")
+            played = gate(by_proxy)
+            assert played.status == 0, played.output
+            assert proxy.asked
+            assert set(proxy.asked) == {f"{parts.hostname}:{tls.server_address[1]}"}
+            assert ask(site, "/async/1") == 500
+            assert len(received(site, before, 3)) == 3
+            refused = gate("HTTPS_PROXY=http://127.0.0.1:9\n")
+            assert refused.status != 0
+            assert "(by the proxy 127.0.0.1:9 of HTTPS_PROXY) is not reached: Connection refused" in " ".join(
+                refused.output.split()
+            )
+        finally:
+            site.run(f"rm -f {trusted} /etc/booty/ca.pem /root/ca.* /root/tls.*; update-ca-certificates --fresh")
+            site.place_secrets(f"SENTRY_DSN={site.tracker.dsn}\n")
+            site.deploy(app_restart="true", app_release=release)
 
 
 # --- a tracker that is of no use ------------------------------------------------------------------------

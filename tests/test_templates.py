@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from booty_host import host
 
 from tests.conftest import ROLE, load
 
@@ -58,7 +59,24 @@ def test_there_is_no_pointer_before_the_release_is_known() -> None:
 def test_the_later_environment_file_is_the_pointer() -> None:
     service = unit("booty.service")
     assert values(service, "EnvironmentFile") == ["-/etc/booty/secrets.env", "/etc/booty/release.env"]
-    assert values(service, "ExecStart") == ["/usr/bin/env ${BOOTY_RELEASE_DIR}/bin/serve"]
+    command = re.sub(r"\\\n +", "", service)
+    assert re.search(
+        r"^ExecStart=/usr/bin/env (--unset=\w+ )*(\w+=\S+ )+\$\{BOOTY_RELEASE_DIR\}/bin/serve$", command, re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize("name", ["booty.service", "booty-candidate.service"])
+def test_no_line_of_the_secrets_overrides_what_the_unit_sets(name: str) -> None:
+    text, defaults = unit(name), yaml.safe_load((ROLE / "defaults/main.yml").read_text())
+    assert values(text, "Environment") == []  # which secrets.env would override
+    command = re.sub(r"\\\n", "", text).partition("ExecStart=")[2].partition("\n")[0]
+    variables = re.findall(r"(BOOTY_\w+)\b(?!})", command)
+    assert "BOOTY_DRAIN_SECONDS" in variables
+    for variable in variables:
+        fault, _ = host.judge_secrets(f"{variable}=1\n".encode())
+        assert fault == f"line 1 sets {variable}, which the unit sets: remove it" or (
+            set(re.findall(r"app_\w+", str(fault))) <= set(defaults) and "and set app_" in str(fault)
+        )
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ class Tracker:
         self.status = 200  # answered to an event
         self.headers = {}  # likewise
         self.seconds = 0  # that an answer takes
+        self.limit = 2**20  # bytes of an event, as Bugsink and Sentry have it; a larger one is answered 413
         self.clock = 0  # by how many seconds it is ahead
         self.ready = threading.Event()  # while it is cleared, the tracker hangs
         self.ready.set()
@@ -45,15 +46,18 @@ class Tracker:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["content-length"]))
+                status = tracker.status
                 if re.fullmatch(r"/api/\d+/envelope/", self.path):
                     if self.headers["content-encoding"] == "gzip":
                         body = gzip.decompress(body)
                     for item in Envelope.deserialize(body).items:
-                        if item.type == "event":
+                        if item.type == "event" and len(item.get_bytes()) > tracker.limit:
+                            status = 413
+                        elif item.type == "event":
                             tracker.events.append(item.payload.json)
                 time.sleep(tracker.seconds)
                 tracker.ready.wait()
-                self.answer(tracker.status, tracker.headers)
+                self.answer(status, tracker.headers)
 
             def do_GET(self):
                 tracker.requests.append(self)

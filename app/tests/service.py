@@ -13,17 +13,17 @@ import threading
 import time
 import urllib.request
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
 import pydantic
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from booty import main, queue, routes, server, store
+from booty import main, protocol, queue, routes, server, store
 from booty.__main__ import main as run
 from booty.config import Settings
 from booty.queue import current, job
@@ -48,6 +48,24 @@ async def fail(reason: str) -> None:
     raise LookupError(reason)
 
 
+@routes.router.get("/fail-large/{size}")
+async def fail_large(size: int) -> None:
+    raise LookupError(f"begin {'é' * (size // 2)} end")
+
+
+@routes.router.get("/fail-deep/{depth}")
+def fail_deep(depth: int) -> None:
+    """Fail with a chain of errors, each with a deep stack and much to say."""
+    if depth % 90 == 0:
+        raise LookupError("x" * 100_000)
+    try:
+        fail_deep(depth - 1)
+    except LookupError as error:
+        if depth % 90 != 89:
+            raise
+        raise ValueError("y" * 100_000) from error
+
+
 @routes.router.get("/fail-behind")
 async def fail_behind(tasks: BackgroundTasks) -> None:
     tasks.add_task(fail, "after the answer")
@@ -60,6 +78,57 @@ async def fail_within() -> StreamingResponse:
         raise LookupError("within the answer")
 
     return StreamingResponse(body())
+
+
+@routes.router.api_route("/echo", methods=["GET", "POST"])
+async def echo(request: Request) -> dict[str, object]:
+    body = await request.body()
+    return {"method": request.method, "body": body.decode(), "names": sorted(request.headers.keys())}
+
+
+@routes.router.post("/early")
+async def early() -> str:
+    return "not read"
+
+
+class Deaf(Response):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+            await asyncio.sleep(0.05)
+
+
+@routes.router.get("/events/{kind}", response_model=None)
+async def events(kind: str) -> Response:
+    """Answer without an end: as apps do, in a thread, or deaf to the client's leaving."""
+
+    async def forever() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 65536 if kind == "large" else b"data: 1\n\n"
+                await asyncio.sleep(0.05)
+        finally:
+            logging.getLogger("shop").info("the events end")
+
+    def in_thread() -> Iterator[bytes]:
+        while True:
+            yield b"data: 1\n\n"
+            time.sleep(0.05)
+
+    async def download() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b"x"
+            await asyncio.sleep(0.05)
+
+    match kind:
+        case "deaf":
+            return Deaf()
+        case "thread":
+            return StreamingResponse(in_thread())
+        case "download":
+            return StreamingResponse(download(), headers={"content-length": "20"})
+    return StreamingResponse(forever())
 
 
 @routes.router.get("/unavailable")
@@ -204,6 +273,10 @@ def put(request: Request, kind: str, name: str) -> str:
     return jobs.put(queue.KINDS[kind], name)
 
 
+if "TEST_HEAD" in os.environ:
+    protocol.HEAD_SECONDS = float(os.environ.pop("TEST_HEAD"))
+if "TEST_KEEP_ALIVE" in os.environ:
+    server.KEEP_ALIVE_SECONDS = int(os.environ.pop("TEST_KEEP_ALIVE"))
 if "TEST_LEASE" in os.environ:
     store.LEASE_SECONDS = int(os.environ.pop("TEST_LEASE"))
 for kind in os.environ.pop("TEST_WITHOUT", "").split():  # an older release, that does not know it

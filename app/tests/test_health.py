@@ -1,8 +1,13 @@
+import logging
+import os
+from contextlib import contextmanager
+
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 
 from booty import config
-from booty.config import Settings
+from booty.config import Settings, explain
 from booty.main import create_app
 
 
@@ -58,3 +63,62 @@ def test_running_code_that_is_not_the_label_s(release, monkeypatch):
     status, body = answer(release)
     assert status == 503
     assert body["reason"].endswith("but in /elsewhere/booty")
+
+
+@contextmanager
+def unreadable(path):
+    """Make a directory that this process can't read, also if root runs the tests."""
+    path.chmod(0)
+    os.seteuid(65534 if os.getuid() == 0 else os.getuid())
+    try:
+        yield
+    finally:
+        os.seteuid(os.getuid())
+        path.chmod(0o700)
+
+
+def test_a_release_that_can_not_be_read_is_logged_when_that_changes(release, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    caplog.handler.addFilter(lambda record: record.name == "booty.health")
+    code, app = release.booty_release_dir, create_app(release)
+    denied = f"{code} can't be read: Permission denied"
+    with TestClient(app) as client:
+
+        def flaws(count):
+            return {client.get("/health").json().get("reason") for _ in range(count)}
+
+        with unreadable(code):
+            assert flaws(1) == {denied}
+        assert caplog.messages == []  # the start is refused, in words of its own
+        app.state.started = True
+        assert flaws(2) == {None}
+        with unreadable(code):
+            assert flaws(3) == {denied}
+        code.rename(tmp_path / "away")
+        code.symlink_to(code)
+        (loop,) = flaws(3)
+        assert loop.startswith((f"{code} can't be read: ", "the running code is not in "))
+        code.unlink()
+        (tmp_path / "away").rename(code)
+        assert flaws(3) == {None}
+        with unreadable(code):
+            assert flaws(2) == {denied}
+    assert caplog.messages == [
+        f"/health answers 503: {denied}",
+        f"/health answers 503: {loop}",
+        "/health answers 200 again",
+        f"/health answers 503: {denied}",
+    ]
+
+
+def test_a_release_that_can_not_be_read_is_refused_in_one_line(release):
+    with unreadable(release.booty_release_dir), pytest.raises(ValidationError) as caught:
+        Settings(booty_release_dir=release.booty_release_dir, sentry_release="abc")
+    assert explain(caught.value).endswith("can't be read: Permission denied)")
+
+
+def test_head_is_get_without_a_body(tmp_path):
+    with TestClient(create_app(Settings(state_directory=tmp_path / "missing"))) as client:
+        got, headers = client.get("/health"), client.head("/health")
+        assert (got.status_code, got.headers, headers.content) == (headers.status_code, headers.headers, b"")
+        assert "head" not in client.get("/openapi.json").json()["paths"]["/health"]

@@ -20,7 +20,7 @@ import booty
 from booty import __version__
 from booty.config import Settings
 from booty.main import create_app
-from booty.server import Server, _is_busy
+from booty.server import Server
 
 CODE = Path(booty.__file__).parent
 
@@ -94,11 +94,26 @@ def test_own_sockets(start, tmp_path):
 # --- what is served where -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("value", ["auto", "", "0", "3"])
+def test_variables_of_uvicorn_s_own_command_have_no_effect(start, tcp, value):
+    names = ("WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "UVICORN_WORKERS", "UVICORN_PORT", "UVICORN_ROOT_PATH")
+    service = start(sockets=[tcp], **dict.fromkeys(names, value)).ready()
+    assert ask(tcp, "/health")[0] == 200
+    assert service.children() == []
+    service.stop()
+    assert service.wait()[0] == 0
+
+
 def test_health_and_greeting_on_the_tcp_socket(start, tcp):
     start(sockets=[tcp], SENTRY_RELEASE="abc", SENTRY_ENVIRONMENT="staging").ready()
     status, headers, body = ask(tcp, "/health")
     assert (status, json.loads(body)) == (200, {"status": "ok", "release": "abc", "environment": "staging"})
     assert "server" not in headers
+    with Connection(tcp) as connection:
+        connection.send("/health", "HEAD", connection="close")
+        head, end, more = connection.sock.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert (end, more) == (b"\r\n\r\n", b"")
     assert json.loads(ask(tcp, "/")[2])["release"] == "abc"
 
 
@@ -265,13 +280,13 @@ def test_idle_connections_are_let_go_after_their_bound(start, tcp):
     assert service.wait()[0] == 0
 
 
-def test_request_that_has_begun_is_not_idle(start, tcp):
-    service = start(sockets=[tcp], BOOTY_IDLE_SECONDS="0.1").ready()
+def test_a_head_that_begins_within_the_bound_has_the_bound_anew(start, tcp):
+    service = start(sockets=[tcp], BOOTY_IDLE_SECONDS="0.6").ready()
     with Connection(tcp) as connection:
         assert connection.ask("/")[0] == 200
-        connection.sock.sendall(b"GET / HTTP/1.1\r\nho")
-        time.sleep(0.1)
         service.stop()
+        time.sleep(0.4)
+        connection.sock.sendall(b"GET / HTTP/1.1\r\nho")
         time.sleep(0.4)
         connection.sock.sendall(b"st: test\r\n\r\n")
         assert connection.receive()[0] == 200
@@ -286,9 +301,9 @@ def test_request_that_waits_in_the_kernel_is_not_idle(tcp):
             while not server._state.connections:
                 await asyncio.sleep(0.01)
             (connection,) = server._state.connections
-            before = _is_busy(connection)
+            before = connection.busy
             client.sock.sendall(b"G")  # the loop has no chance to read it
-            after = _is_busy(connection)
+            after = connection.busy
         server._cut.set()
         await server._drain()
         return before, after

@@ -1,10 +1,14 @@
 """Telemetry, with a tracker that answers whatever it is told to: what is sent, the gate, and being out of the way."""
 
+import base64
 import copy
 import http.client
+import http.server
 import json
 import re
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from contextlib import closing
@@ -13,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from booty.redact import Redactor
-from booty.telemetry import Deliveries, before_breadcrumb, before_send
+from booty.telemetry import EVENT_BYTES, Deliveries, before_breadcrumb, before_send, shorten
 
 KEY = "0123456789abcdef"
+PROXY = "; if only a proxy leads there, set HTTP_PROXY"
 
 
 def ask(listener, path, method="GET", body=None, headers=None):
@@ -98,7 +103,7 @@ def test_gate_does_not_wait_for_ever(prove, tracker):
     began = time.monotonic()
     status, line = prove()
     assert status == 1
-    assert line.endswith(f"the tracker at {place(tracker.dsn)} is not reached: no answer within 5 s")
+    assert line.endswith(f"the tracker at {place(tracker.dsn)} is not reached: no answer within 5 s{PROXY}")
     assert 5 < time.monotonic() - began < 9
 
 
@@ -107,7 +112,7 @@ def test_gate_at_a_port_where_nobody_listens(prove):
         dsn = f"http://{KEY}@127.0.0.1:{sock.getsockname()[1]}/1"
     status, line = prove(SENTRY_DSN=dsn)
     assert status == 1
-    assert line.endswith(f"the tracker at {place(dsn)} is not reached: Connection refused")
+    assert line.endswith(f"the tracker at {place(dsn)} is not reached: Connection refused{PROXY}")
 
 
 def test_gate_with_a_name_that_does_not_exist(prove):
@@ -357,6 +362,237 @@ def test_a_request_without_a_plain_id_gets_one(start, tcp, tracker):
     assert seen == {event["contexts"]["trace"]["trace_id"] for event in tracker.events}
     assert {len(one) for one in seen} == {32}
     assert len(seen) == 3
+
+
+# --- what is too large ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/fail-large/2000000", "/fail-deep/899"])
+def test_an_event_that_is_too_large_arrives_shortened(start, tcp, tracker, path):
+    service = start(sockets=[tcp], SENTRY_DSN=tracker.dsn, SENTRY_RELEASE="abc").ready()
+    assert ask(tcp, path)[0] == 500
+    service.stop()
+    status, stderr = service.wait()
+    assert status == 0
+    assert "not reported" not in stderr
+    assert "no longer" not in stderr
+    (event,) = tracker.events
+    assert len(json.dumps(event).encode()) <= EVENT_BYTES
+    assert event["release"] == "abc"
+    error = event["exception"]["values"][-1]
+    assert error["type"] in {"LookupError", "ValueError"}
+    assert "characters left out" in error["value"]
+    frames = error["stacktrace"]["frames"]
+    assert frames[-1]["function"] in {"fail_large", "fail_deep"}
+    assert "raise " in frames[-1]["context_line"]
+    assert len(event["tags"]["request_id"]) == 32
+    assert re.fullmatch(r"from [\d,]+ bytes", event["extra"]["shortened"])
+
+
+def frame(number):
+    return {"function": f"f{number}", "abs_path": "/x", "lineno": number, "context_line": "c" * 500, "vars": {"a": "b"}}
+
+
+LARGE = {
+    "a text": {"message": "m" * 3_000_000},
+    "many frames": {"exception": {"values": [{"type": "E", "stacktrace": {"frames": [*map(frame, range(3000))]}}]}},
+    "many errors": {"exception": {"values": [{"type": "E", "stacktrace": {"frames": [*map(frame, range(50))]}}] * 200}},
+    "many steps": {"breadcrumbs": {"values": [{"message": "s" * 5000}] * 100}},
+    "many names": {"extra": {f"name {number}": number for number in range(100_000)}},
+    "deep data": {"extra": {str(a): {str(b): ["x" * 300] * 10 for b in range(10)} for a in range(90)}},
+    "a long name": {"extra": {"n" * 2_000_000: 1}},
+}
+
+
+@pytest.mark.parametrize("large", LARGE.values(), ids=LARGE)
+def test_shortened_is_small_enough_and_keeps_what_matters(large):
+    error = {"type": "E", "value": "why", "stacktrace": {"frames": [frame(1), frame(2)]}}
+    labels = {"event_id": "e" * 32, "release": "abc", "environment": "staging", "modules": {"fastapi": "1"}}
+    event = {**labels, "tags": {"request_id": "0123"}, "exception": {"values": [error]}, **large}
+    before = copy.deepcopy(event)
+    result = shorten(event, 3_000_000)
+    assert event == before
+    assert len(json.dumps(result).encode()) <= EVENT_BYTES
+    assert {key: result[key] for key in labels} == labels
+    assert result["tags"] == {"request_id": "0123"}
+    assert result["extra"]["shortened"] == "from 3,000,000 bytes"
+    assert result["exception"]["values"][-1]["type"] == "E"
+    if "exception" in large:
+        frames = [frame["function"] for frame in result["exception"]["values"][-1]["stacktrace"]["frames"]]
+        whole = [frame["function"] for frame in large["exception"]["values"][-1]["stacktrace"]["frames"]]
+        assert (frames[0], frames[-4:]) == (whole[0], whole[-4:])
+
+
+def test_an_event_that_is_refused_all_the_same_is_told_as_one(start, tcp, tracker):
+    tracker.limit = 1
+    service = start(sockets=[tcp], SENTRY_DSN=tracker.dsn).ready()
+    for number in range(3):
+        assert ask(tcp, f"/fail/{number}")[0] == 500
+    time.sleep(0.5)
+    tracker.limit = 2**20
+    assert ask(tcp, "/fail/4")[0] == 500
+    service.stop()
+    lines = [line.partition("booty.telemetry: ")[2] for line in service.wait()[1].splitlines() if " WARNING " in line]
+    assert lines == [f"an error was not reported: the tracker at {place(tracker.dsn)} finds the event too large (413)"]
+    assert len(tracker.events) == 1
+
+
+# --- the way to the tracker -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """Make a certificate of 127.0.0.1 that nobody but itself signed."""
+    path = tmp_path_factory.mktemp("tls") / "tracker.pem"
+    subject = ("-subj", "/CN=tracker", "-addext", "subjectAltName=IP:127.0.0.1")
+    command = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    subprocess.run([*command, *subject, "-keyout", path, "-out", f"{path}.crt"], check=True, capture_output=True)
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+@pytest.fixture
+def tls(tracker, certificate):
+    """Have the tracker speak TLS; return its DSN."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    tracker.server.socket = context.wrap_socket(tracker.server.socket, server_side=True)
+    return tracker.dsn.replace("http:", "https:")
+
+
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """A real HTTP proxy: of what is plain a forwarder, of TLS a tunnel. With a password if it has one."""
+
+    def do_CONNECT(self):
+        if self.refuses():
+            return
+        host, port = self.path.split(":")
+        with socket.create_connection((host, int(port))) as there:
+            self.send_response(200)
+            self.end_headers()
+            thread = threading.Thread(target=self.pass_on, args=(there, self.connection))
+            thread.start()
+            self.pass_on(self.connection, there)
+            thread.join()
+
+    def do_POST(self):
+        if self.refuses():
+            return
+        host, _, path = self.path.removeprefix("http://").partition("/")
+        headers = {name: value for name, value in self.headers.items() if not name.lower().startswith("proxy-")}
+        with closing(http.client.HTTPConnection(host)) as there:
+            there.request("POST", f"/{path}", self.rfile.read(int(self.headers["content-length"])), headers)
+            with there.getresponse() as answer:
+                self.send_response(answer.status)
+                self.end_headers()
+                self.wfile.write(answer.read())
+
+    def refuses(self):
+        self.server.asked.append(self.path)
+        if self.server.login and self.headers["proxy-authorization"] != f"Basic {self.server.login}":
+            self.send_error(407)
+            return True
+        return False
+
+    @staticmethod
+    def pass_on(source, target):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def proxy():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        server.asked, server.login = [], None
+        server.handle_error = lambda *_: None
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_a_certificate_whose_ca_is_not_known_is_refused_with_what_to_do(prove, tls):
+    status, line = prove(SENTRY_DSN=tls)
+    assert status == 1
+    assert line.endswith(
+        f"the tracker at {place(tls)} is not reached: its certificate is not accepted: self-signed certificate; add its"
+        " CA to the host's (update-ca-certificates), or set SSL_CERT_FILE to a file that has it"
+    )
+
+
+def test_a_certificate_of_another_name_is_refused_for_that(prove, tls, certificate):
+    status, line = prove(SENTRY_DSN=tls.replace("127.0.0.1", "localhost"), SSL_CERT_FILE=str(certificate))
+    assert status == 1
+    assert "its certificate is not accepted: Hostname mismatch" in line
+    assert "SSL_CERT_FILE" not in line
+
+
+def test_a_ca_s_file_can_be_named(start, tcp, tracker, tls, certificate):
+    start(sockets=[tcp], SENTRY_DSN=tls, BOOTY_TELEMETRY_GATE="true", REQUESTS_CA_BUNDLE=str(certificate)).ready()
+    assert len(tracker.events) == 1
+    assert ask(tcp, "/fail/1")[0] == 500
+
+
+def test_a_ca_s_file_that_is_not_there_is_named(prove, tls):
+    status, line = prove(SENTRY_DSN=tls, REQUESTS_CA_BUNDLE="/nowhere.pem")
+    assert status == 1
+    assert line.endswith("since REQUESTS_CA_BUNDLE names a file that can't be read: No such file or directory")
+
+
+def place_of_proxy(proxy):
+    return f"127.0.0.1:{proxy.server_port}"
+
+
+def test_events_take_the_proxy_of_the_environment(start, tcp, tracker, tls, certificate, proxy):
+    proxy.login = base64.b64encode(b"shop:p@ss").decode()
+    environment = {"https_proxy": f"http://shop:p%40ss@{place_of_proxy(proxy)}", "SSL_CERT_FILE": str(certificate)}
+    start(sockets=[tcp], SENTRY_DSN=tls, BOOTY_TELEMETRY_GATE="true", **environment).ready()
+    assert proxy.asked == [place(tls)]
+    assert len(tracker.events) == 1
+
+
+def test_plain_events_take_the_other_proxy_unless_no_proxy_names_the_tracker(start, tcp, tracker, proxy):
+    environment = {"SENTRY_DSN": tracker.dsn, "HTTP_PROXY": f"http://{place_of_proxy(proxy)}"}
+    start(sockets=[tcp], BOOTY_TELEMETRY_GATE="true", **environment).ready()
+    assert len(proxy.asked) == 1
+    start(BOOTY_TELEMETRY_GATE="true", NO_PROXY="127.0.0.1", args=("--port=0",), **environment).ready()
+    assert len(proxy.asked) == 1
+    assert len(tracker.events) == 2
+
+
+def test_a_proxy_that_refuses_is_named_without_its_password(prove, tls, proxy):
+    proxy.login = "other"
+    status, line = prove(SENTRY_DSN=tls, HTTPS_PROXY=f"http://shop:hunter2@{place_of_proxy(proxy)}")
+    assert status == 1
+    assert line.endswith(
+        f"the tracker at {place(tls)} (by the proxy {place_of_proxy(proxy)} of HTTPS_PROXY) is not reached: Tunnel"
+        " connection failed: 407 Proxy Authentication Required"
+    )
+    assert "hunter2" not in line
+
+
+def test_a_proxy_that_is_away_is_named(prove, tls):
+    status, line = prove(SENTRY_DSN=tls, HTTPS_PROXY="http://127.0.0.1:9")
+    assert status == 1
+    assert line.endswith("(by the proxy 127.0.0.1:9 of HTTPS_PROXY) is not reached: Connection refused")
+
+
+@pytest.mark.parametrize("value", ["proxy.internal:3128", "ftp://proxy.internal"])
+def test_a_proxy_that_is_no_url_is_refused(prove, tls, value):
+    status, line = prove(SENTRY_DSN=tls, HTTPS_PROXY=value)
+    assert status == 1
+    assert line.endswith("refusing to serve: HTTPS_PROXY must be a URL: http://HOST:PORT")
+
+
+def test_a_socks_proxy_that_can_t_be_used_is_said(prove):
+    status, line = prove(SENTRY_DSN=f"https://{KEY}@127.0.0.1:9/1", HTTPS_PROXY="socks5h://127.0.0.1:1080")
+    assert status == 1
+    assert (
+        "127.0.0.1:9 (not by the SOCKS proxy of HTTPS_PROXY, since the app does not depend on PySocks) is not" in line
+    )
 
 
 # --- never in the way -----------------------------------------------------------------------------------

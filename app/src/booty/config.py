@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     booty_drain_seconds: Seconds = Field(
         default=30.0, description="the seconds, 0 or more, that requests in flight may take after SIGTERM"
     )
+    booty_stream_seconds: Seconds = Field(
+        default=5.0, description="the seconds, 0 or more, that responses without an end in sight may take after SIGTERM"
+    )
     booty_idle_seconds: Seconds = Field(
         default=1.0, description="the seconds, 0 or more, that an idle connection is kept after SIGTERM"
     )
@@ -156,13 +159,17 @@ def _queue_flaw(url: str) -> str | None:
 def _label_flaw(release_dir: Path | None, release: str | None) -> str | None:
     if release_dir is None:
         return None
-    directory, code = release_dir.resolve(), Path(__file__).resolve()
-    if not code.is_relative_to(directory):
-        return f"the running code is not in {directory} but in {code.parent}"
-    if directory.name != release:
-        return f"the directory is named {directory.name}, SENTRY_RELEASE is {release or 'not set'}"
-    if not code.exists():
-        return f"the running code is gone from {code.parent}"
+    try:
+        directory, code = release_dir.resolve(), Path(__file__).resolve()
+        if not code.is_relative_to(directory):
+            return f"the running code is not in {directory} but in {code.parent}"
+        if directory.name != release:
+            return f"the directory is named {directory.name}, SENTRY_RELEASE is {release or 'not set'}"
+        code.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return f"the running code is gone from {Path(__file__).parent}"
+    except (OSError, RuntimeError) as error:  # the latter for links in a circle
+        return f"{release_dir} can't be read: {error.strerror if isinstance(error, OSError) else error}"
     return None
 
 

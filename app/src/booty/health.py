@@ -1,16 +1,19 @@
 """`GET /health`: whether this process can serve, proven rather than claimed."""
 
+import logging
 import tempfile
 from pathlib import Path
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from booty.config import Settings
 
+log = logging.getLogger(__name__)
 router = APIRouter()
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 def health(request: Request) -> JSONResponse:
     """Answer 200 with the release and environment, or 503 with the reason why this process can't serve."""
@@ -19,9 +22,22 @@ def health(request: Request) -> JSONResponse:
     if settings is None:
         return JSONResponse({"status": "unavailable", "reason": "the startup is not complete"}, 503)
     identity = {"release": settings.sentry_release, "environment": settings.sentry_environment}
-    if flaw := settings.label_flaw or directory_flaw(settings.state_directory):
+    flaw = settings.label_flaw or directory_flaw(settings.state_directory)
+    _log_change(request.app, flaw)
+    if flaw:
         return JSONResponse({"status": "unavailable", "reason": flaw, **identity}, 503)
     return JSONResponse({"status": "ok", **identity})
+
+
+def _log_change(app: FastAPI, flaw: str | None) -> None:
+    """Log a flaw when it begins, changes or ends. Before the service is ready it refuses to start, and says why."""
+    if not getattr(app.state, "started", False) or flaw == getattr(app.state, "flaw", None):
+        return
+    app.state.flaw = flaw
+    if flaw:
+        log.warning("/health answers 503: %s", flaw)
+    else:
+        log.info("/health answers 200 again")
 
 
 def directory_flaw(directory: Path | None) -> str | None:

@@ -1,12 +1,10 @@
 """Serve the app: on sockets from systemd or our own, ready when it says so, losing no request at the stop."""
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
 import socket
-import termios
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from email.utils import formatdate
@@ -17,13 +15,14 @@ from typing import Any
 import uvloop
 from fastapi import FastAPI
 from uvicorn import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from booty import telemetry, verify
 from booty.config import Settings
 from booty.internal import create_internal_app
 from booty.main import create_app
+from booty.protocol import Protocol
 from booty.queue import Queue
 
 log = logging.getLogger(__name__)
@@ -126,11 +125,11 @@ async def _serve(settings: Settings, sockets: list[socket.socket], on_ready: Cal
     app, internal_app = create_app(settings), create_internal_app(settings)
     # Entered here and not by uvicorn, which would log a traceback for a refusal and exit with status 3.
     async with app.router.lifespan_context(app) as yielded:
-        app.state.started = True
         state = dict(yielded or {})
         if flaw := await _health_flaw(app, state) or await verify.start_flaw(settings, state["queue"]):
             log.error("refusing to serve: %s", flaw)
             raise SystemExit(1)
+        app.state.started = True
         names = ", ".join(_name(sock.getsockname()) for sock in sockets)
         log.info("serving release %s on %s", settings.sentry_release or "(unknown)", names)
         # Told apart by family: which app answers depends on nothing that a client sends.
@@ -171,7 +170,9 @@ class Server:
       held by systemd, is theirs to take;
     - finishes the requests in flight and answers new ones on open connections, all with
       `Connection: close`;
-    - closes a connection that is idle for `booty_idle_seconds`;
+    - closes a connection that is idle for `booty_idle_seconds`, or has sent half a head for as long;
+    - sends the apps of responses without an announced length `http.disconnect` after `booty_stream_seconds`, or as
+      long after the response began, and closes their connections;
     - cuts what is left after `booty_drain_seconds`, or at a second signal.
     """
 
@@ -179,6 +180,7 @@ class Server:
         self._on_ready = on_ready
         self.stop_by = 0.0  # on the monotonic clock: when the drain is over, known once it has begun
         self._idle_seconds = settings.booty_idle_seconds
+        self._stream_seconds = settings.booty_stream_seconds
         self._drain_seconds = settings.booty_drain_seconds
         self._state = ServerState()  # shared by all listeners: the drain waits for the connections of each
         self._servers: list[asyncio.Server] = []
@@ -214,16 +216,19 @@ class Server:
     async def _listen(self, sock: socket.socket, app: FastAPI, state: dict[str, Any]) -> None:
         config = Config(
             telemetry.RequestIds(app),
-            http=HttpToolsProtocol,
+            http=Protocol,
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            # Left out, uvicorn reads them from WEB_CONCURRENCY, which may be no number, and FORWARDED_ALLOW_IPS.
+            workers=1,
+            forwarded_allow_ips="",
         )
         config.load()
-        protocol = partial(HttpToolsProtocol, config, self._state, state)
+        protocol = partial(Protocol, config, self._state, state)
         loop = asyncio.get_running_loop()
         if sock.family == socket.AF_UNIX:
             # Unless told not to, Python 3.13 unlinks the path at the stop: systemd's, that others still use.
@@ -257,38 +262,35 @@ class Server:
             server.close()
         self._state.default_headers.append((b"connection", b"close"))
         await asyncio.sleep(0)  # what was accepted in this turn of the loop is connected in the next
-        idle_since: dict[HttpToolsProtocol, float] = {}
+        streams: dict[RequestResponseCycle, float] = {}
         while self._state.connections or self._state.tasks:
             now = loop.time()
             if self._cut.is_set() or now - began >= self._drain_seconds:
                 await self._cut_off(now - began)
                 return False
-            for connection in list(self._state.connections):
-                assert isinstance(connection, HttpToolsProtocol)
-                if _is_busy(connection):
-                    idle_since.pop(connection, None)
-                elif now - idle_since.setdefault(connection, now) >= self._idle_seconds:
+            for connection in self._connections():
+                if stream := connection.stream:
+                    if now - streams.setdefault(stream, now) >= self._stream_seconds:
+                        connection.disconnect()
+                        # A client that does not read can't hold the connection until what it was sent is gone.
+                        loop.call_later(self._idle_seconds, connection.transport.abort)
+                elif not connection.busy and now - max(began, connection.idle_since) >= self._idle_seconds:
                     connection.transport.close()
             await asyncio.sleep(0.01)
         return True
 
     async def _cut_off(self, seconds: float) -> None:
-        connections, tasks = self._state.connections, set(self._state.tasks)
+        connections, tasks = self._connections(), set(self._state.tasks)
         log.warning("cutting %d requests, %d connections after %.1f s", len(tasks), len(connections), seconds)
+        for connection in connections:
+            if connection.stream:
+                connection.disconnect()
         for task in tasks:
             task.cancel()  # uvicorn then answers 500 if nothing was sent yet
         if tasks:
             await asyncio.wait(tasks, timeout=CUT_SECONDS)
-        for connection in list(connections):
+        for connection in connections:
             connection.transport.close()
 
-
-def _is_busy(connection: HttpToolsProtocol) -> bool:
-    """Whether the connection has a request: in flight, half received, or still in the kernel's buffer."""
-    cycle, transport = connection.cycle, connection.transport
-    # The parser makes a scope at a request's first byte, and a cycle with it once the head is complete.
-    if connection.scope is not None and (cycle is None or cycle.scope is not connection.scope):
-        return True
-    if transport.is_closing() or (cycle is not None and not cycle.response_complete):
-        return True
-    return any(fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4)))
+    def _connections(self) -> list[Protocol]:
+        return [connection for connection in self._state.connections if isinstance(connection, Protocol)]

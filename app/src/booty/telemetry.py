@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import ssl
 import threading
 import time
 import uuid
@@ -15,15 +16,17 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import mktime_tz, parsedate_tz
 from functools import cache
+from itertools import islice
 from typing import Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies
 
 import sentry_sdk
 import urllib3
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from sentry_sdk.consts import EndpointType
-from sentry_sdk.envelope import Envelope
+from sentry_sdk.envelope import Envelope, PayloadRef
 from sentry_sdk.integrations.argv import ArgvIntegration
 from sentry_sdk.integrations.fastapi import FastApiIntegration
 from sentry_sdk.integrations.logging import ignore_logger
@@ -31,7 +34,9 @@ from sentry_sdk.integrations.starlette import StarletteIntegration
 from sentry_sdk.scrubber import EventScrubber
 from sentry_sdk.transport import HttpTransport
 from sentry_sdk.types import Breadcrumb, BreadcrumbHint, Event
+from sentry_sdk.utils import json_dumps
 from sentry_sdk.worker import BackgroundWorker
+from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, compile_path
 from starlette.types import Message, Receive, Scope, Send
 
@@ -52,6 +57,16 @@ GATE_SECONDS = 5.0
 # At most one line a minute says that events are being dropped, however often that begins anew.
 QUIET_SECONDS = 60.0
 
+# A larger event is shortened. Sentry and Bugsink refuse events of over 1 MB, and Sentry those of over 200 KB once they
+# are compressed (docs.sentry.io, "Size Limits").
+EVENT_BYTES = 200_000
+# How long a text and a list may be then; the first that is enough. Sentry itself cuts a text after 8192 characters.
+_SHORTER = ((8192, 100), (2000, 40), (500, 15), (200, 5))
+# What is left when not even that is enough.
+_ESSENTIAL = frozenset(
+    ("exception", "logentry", "message", "logger", "transaction", "transaction_info", "fingerprint", "tags", "request")
+)
+
 # What became of an event: the HTTP status that the tracker answered with, or in words why there is none.
 Outcome = int | str
 
@@ -68,7 +83,11 @@ _LINE_LENGTH = 500
 _PLAIN_ID = re.compile(rb"[\w.-]{8,64}", re.ASCII)
 _TRACE_ID = re.compile("[0-9a-f]{32}")
 _GATE = "booty-telemetry-gate"
+_TOO_LARGE = 413
 _RATE_LIMITED = 429
+# OpenSSL's X509_V_ERR_… (x509_vfy.h) of a certificate whose issuer is not known to be trusted.
+_UNTRUSTED = frozenset((2, 18, 19, 20, 21))
+_ADD_CA = "; add its CA to the host's (update-ca-certificates), or set SSL_CERT_FILE to a file that has it"
 # The routes of the app that answers, the method and the path, for an error that happens on the way to the route.
 _request_line: ContextVar[tuple[Sequence[BaseRoute], str, str] | None] = ContextVar("_request_line", default=None)
 _BACKLOG = 10
@@ -78,7 +97,8 @@ class RequestIds:
     """Gives each request of an app an id: the client's `X-Request-ID` if that is a plain one, or a new one.
 
     The answer carries it, also that to an unhandled error, and so do log lines and the error as it is sent. An error
-    after a whole answer, which the answer of status 500 is too, ends there and leaves the connection open.
+    after a whole answer, which the answer of status 500 is too, ends there and leaves the connection open. No error is
+    a client that leaves within its request, and a response without an announced length that the stop cuts.
     """
 
     def __init__(self, app: FastAPI) -> None:
@@ -93,22 +113,27 @@ class RequestIds:
         request_id.set(this.decode())
         _request_line.set((self._routes, scope.get("method", ""), scope.get("path", "")))
 
+        headers: Sequence[tuple[bytes, bytes]] | None = None
         answered = False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal answered
+            nonlocal answered, headers
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", this)]
+                message["headers"] = headers = [*message.get("headers", ()), (b"x-request-id", this)]
             await send(message)
             answered = message["type"] == "http.response.body" and not message.get("more_body")
 
         try:
             await self._app(scope, receive, send_with_id)
         except asyncio.CancelledError as error:  # cut at the stop; the SDK only sees what is an Exception
+            if headers and not answered and not any(name.lower() == b"content-length" for name, _ in headers):
+                return
             with sentry_sdk.new_scope() as cut:
                 cut.set_transaction_name(_route() or "(no route)", "route")
                 sentry_sdk.capture_exception(error)
             raise
+        except ClientDisconnect:
+            log.info("the client left within its request to %s", _route() or "(no route)")
         except Exception as error:
             if not answered:
                 raise
@@ -124,7 +149,7 @@ class Deliveries:
         self._last: Outcome | None = None
         self._since: float | None = None
         self._dropped = 0
-        self._said_at = -math.inf
+        self._said_at = self._said_large_at = -math.inf
         self._said_dropped: int | None = None  # the count before the loss that a line told of
 
     @property
@@ -145,6 +170,11 @@ class Deliveries:
             self._last, self._since = outcome, now
         if not accepted(outcome):
             self._dropped += 1
+            if outcome == _TOO_LARGE:  # says nothing of other events
+                if now - self._said_large_at < QUIET_SECONDS:
+                    return None
+                self._said_large_at = now
+                return f"an error was not reported: {describe(outcome, self._place)}"
             if self._said_dropped is None and now - self._said_at >= QUIET_SECONDS:
                 self._said_at, self._said_dropped = now, self._dropped - 1
                 return f"errors are no longer reported: {describe(outcome, self._place)}"
@@ -169,7 +199,8 @@ class Transport(HttpTransport):
         self._outcome: Outcome = ""
         self._taken = 0
         assert self.parsed_dsn
-        self.place = f"{self.parsed_dsn.host}:{self.parsed_dsn.port}"
+        way, self.hint = self._way()
+        self.place = f"{self.parsed_dsn.host}:{self.parsed_dsn.port}{way}"
         self.deliveries = Deliveries(self.place)
         self.release: str | None = None  # of the last event, "" if it had none
         self.clock_offset: float | None = None  # by how many seconds the tracker was ahead at its last answer
@@ -188,6 +219,34 @@ class Transport(HttpTransport):
             if self._taken > taken:
                 taken, patience = self._taken, max(patience, min(by, time.monotonic() + FLUSH_SECONDS))
 
+    def _proxy(self) -> tuple[str, str] | None:
+        """Give the variable that names the proxy for the tracker, if any, as the SDK chooses it, and its value."""
+        assert self.parsed_dsn
+        proxies = {} if self._in_no_proxy(self.parsed_dsn) else getproxies()
+        scheme = self.parsed_dsn.scheme if self.parsed_dsn.scheme in proxies else "http"
+        return (f"{scheme.upper()}_PROXY", proxies[scheme]) if scheme in proxies else None
+
+    def _make_pool(self) -> Any:
+        try:
+            if (proxy := self._proxy()) and (user := urlsplit(proxy[1]).username):
+                login = f"{unquote(user)}:{unquote(urlsplit(proxy[1]).password or '')}"
+                self.options["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=login)
+            return super()._make_pool()
+        except ValueError as error:
+            assert proxy
+            log.error("refusing to serve: %s must be a URL: http://HOST:PORT", proxy[0])
+            raise SystemExit(1) from error
+
+    def _way(self) -> tuple[str, str]:
+        """Say which proxy the requests take, by its host and port alone, or else how to set one."""
+        assert self.parsed_dsn
+        if not (proxy := self._proxy()):
+            return "", f"; if only a proxy leads there, set {self.parsed_dsn.scheme.upper()}_PROXY"
+        if type(self._pool) is urllib3.PoolManager:
+            return f" (not by the SOCKS proxy of {proxy[0]}, since the app does not depend on PySocks)", ""
+        parts = urlsplit(proxy[1])
+        return f" (by the proxy {parts.hostname}:{parts.port} of {proxy[0]})", ""
+
     def capture_envelope(self, envelope: Envelope) -> None:
         """Queue the envelope, or drop it when the queue is full."""
         if self._worker.full():
@@ -197,6 +256,10 @@ class Transport(HttpTransport):
     def _send_envelope(self, envelope: Envelope) -> None:
         self._outcome = _RATE_LIMITED  # unless a request is made: the SDK itself holds back what was limited
         try:
+            for item in envelope.items:
+                # Here and not before, since an event becomes bytes in this thread anyway, and keeps them.
+                if (event := item.get_event()) and (size := len(item.get_bytes())) > EVENT_BYTES:
+                    item.payload = PayloadRef(json=shorten(event, size))
             super()._send_envelope(envelope)
         except Exception as error:
             self._outcome = _reason(error)
@@ -246,9 +309,17 @@ def _seconds(date: str | None) -> float | None:
 def _reason(error: BaseException) -> str:
     """Say in few words why a request was not answered."""
     causes = list(_causes(error))
+    file = next((name for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE") if os.environ.get(name)), None)
     for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            mend = _ADD_CA if cause.verify_code in _UNTRUSTED else ""
+            return f"its certificate is not accepted: {cause.verify_message}{mend}"
+        if isinstance(cause, (FileNotFoundError, PermissionError)) and file:
+            return f"its certificate can't be checked, since {file} names a file that can't be read: {cause.strerror}"
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
+        if isinstance(cause, OSError) and str(cause).startswith("Tunnel connection failed: "):  # http.client's
+            return str(cause)
     # urllib3 also takes a refusal for a timeout, so this comes last.
     timeout = any(isinstance(cause, (TimeoutError, urllib3.exceptions.TimeoutError)) for cause in causes)
     return "it does not answer in time" if timeout else type(error).__name__
@@ -273,7 +344,7 @@ def describe(outcome: Outcome, place: str) -> str:
         401: "refuses the key in SENTRY_DSN",
         403: "refuses the key in SENTRY_DSN",
         404: "has no such project as SENTRY_DSN names",
-        413: "finds the event too large",
+        _TOO_LARGE: "finds the event too large",
         _RATE_LIMITED: "takes no more events for now",
     }.get(outcome, "fails" if outcome >= 500 else "does not accept the event")
     return f"the tracker at {place} {meaning} ({outcome})"
@@ -296,8 +367,11 @@ def start(settings: Settings) -> None:
         error_sampler=lambda event, _: 1.0 if event.get("fingerprint") == [_GATE] else settings.sentry_sample_rate,
         before_send=lambda event, _: before_send(event, redactor, headers, request_id.get(), _route()),
         before_breadcrumb=before_breadcrumb,
+        ignore_errors=[ClientDisconnect],
         event_scrubber=EventScrubber(recursive=True),
         transport=Transport,
+        # The host's CAs, or those that SSL_CERT_FILE names; the SDK's own choice is the list that certifi brings.
+        ca_certs=None if os.environ.get("REQUESTS_CA_BUNDLE") else ssl.get_default_verify_paths().cafile,
         spotlight=False,
         # No method begins a transaction: only with tracing would it be sent, and it costs a third of a request.
         integrations=[
@@ -384,6 +458,37 @@ def before_send(
             for frame in (value.get("stacktrace") or {}).get("frames", ()):
                 frame.update(_source_lines(frame, redactor))
     return cast(Event, sent)
+
+
+def shorten(event: Event, size: int) -> Event:
+    """Return an event that is too large as one that is not: without the middle of long texts and lists.
+
+    Args:
+        event: as `before_send` returned it, so that no secret is cut in two before it is redacted.
+        size: how many bytes it has as JSON.
+    """
+    source = cast(dict[str, Any], event)
+    essential = {key: value for key, value in source.items() if key in _LABELS | _ESSENTIAL}
+    for rest, length, many in [*((source, *each) for each in _SHORTER), (essential, *_SHORTER[-1])]:
+        sent = {key: value if key in _LABELS else _shortened(value, length, many) for key, value in rest.items()}
+        sent["extra"] = {**sent.get("extra", {}), "shortened": f"from {size:,} bytes"}
+        if len(json_dumps(sent)) <= EVENT_BYTES:
+            break
+    return cast(Event, sent)
+
+
+def _shortened(value: Any, length: int, many: int) -> Any:
+    """Cut long texts and lists in the middle: of a stack the outermost frames are kept, and more of the innermost."""
+    if isinstance(value, str) and len(value) > length:
+        left_out = f" … {len(value) - length} characters left out … "
+        return value[: length // 2] + left_out + value[len(value) - length // 2 :]
+    if isinstance(value, dict):
+        items = islice(value.items(), 20 * many)
+        return {key: _shortened(inner, length, many) for key, inner in items}
+    if isinstance(value, (list, tuple)):
+        kept = value if len(value) <= many else [*value[: many // 5], *value[many // 5 - many :]]
+        return [_shortened(inner, length, many) for inner in kept]
+    return value
 
 
 def _route() -> str | None:
@@ -491,4 +596,7 @@ async def gate_flaw() -> str | None:
         result = await asyncio.wait_for(asyncio.wrap_future(outcome), GATE_SECONDS)
     except TimeoutError:
         result = f"no answer within {GATE_SECONDS:g} s"
-    return None if accepted(result) else describe(result, transport.place)
+    if accepted(result):
+        return None
+    hint = transport.hint if isinstance(result, str) and "certificate" not in result else ""
+    return f"{describe(result, transport.place)}{hint}"

@@ -11,16 +11,16 @@ import json
 import os
 import pwd
 import shlex
+import sys
 import uuid
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
-from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible.plugins.filter.core import FilterModule
+from ansible.plugins.loader import filter_loader
 from ansible.plugins.test.core import TestModule
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -30,6 +30,11 @@ PYTHON = "/usr/bin/python3 -I -X utf8"
 # Reads the call, then the program, which it imports from memory; what follows is the file that came along.
 START = """
 import json, os, sys
+if os.geteuid():
+    sys.exit(
+        f"Booty needs root on a host, and became the user with the ID {os.geteuid()}. Remove ansible_become and"
+        " ansible_become_user from the inventory, --become-user, and become_user from ansible.cfg."
+    )
 told = json.loads(sys.stdin.buffer.readline())
 program = os.memfd_create("booty_host")
 with open(program, "wb", closefd=False) as file:
@@ -59,6 +64,7 @@ VERBS: dict[str, dict[str, Any]] = {
 # would kill them with the login (`KillUserProcesses=yes`). --scope replaces systemd-run by the command, so the process
 # keeps its input, its output and its parents.
 DETACHED = ("cutover", "take_back")
+ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 UNITS = ("booty.socket", "booty.service", "booty-candidate.service")
 
 
@@ -91,9 +97,6 @@ CODE = program()
 # Which run of a playbook this is: a host goes back only from what the same run did there.
 RUN = uuid.uuid4().hex
 TEMPLATES = templates()
-SPEC = yaml.load((ROLE / "meta/argument_specs.yml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-OPTIONS: dict[str, Any] = SPEC["argument_specs"]["main"]["options"]
-
 
 # What a host is told that is asked without a release in mind.
 NOTHING: dict[str, Any] = {"pointer": "", "units": {}}
@@ -176,6 +179,8 @@ class ActionModule(ActionBase):
             "check": self._task.check_mode,
             "size": len(CODE),
         }
+        if self._connection.transport == "ssh":
+            self._pin(verb)
         command = f"{PYTHON} -c {shlex.quote(START)}"
         if verb in DETACHED and not self._task.check_mode:
             scope = f"booty-{verb.replace('_', '-')}-{uuid.uuid4().hex[:8]}.scope"
@@ -188,15 +193,32 @@ class ActionModule(ActionBase):
             return {"failed": True, "rc": done["rc"], "msg": f"The host's Python said: {said}"}
         return answer
 
+    def _pin(self, verb: str) -> None:
+        """Set what this call needs of ssh, whatever a user's own ansible.cfg, shell or inventory sets.
+
+        Without ServerAlive a controller would wait for ever for a host that is gone; an option of the user's own comes
+        first and wins. With `retries` Ansible would send the call again when the connection is lost, while the host
+        still works on the first one.
+        """
+        extra = self._connection.get_option("ssh_extra_args") or ""
+        self._connection.set_option("ssh_extra_args", f"{extra} {ALIVE}".strip())
+        if verb in DETACHED:
+            self._connection.set_option("reconnection_retries", 0)
+
     def options(self, task_vars: dict[str, Any] | None) -> dict[str, Any]:
         """Return the role's options for this host, each of its type.
 
         Raises:
             AnsibleActionFail: one is missing or not of its type.
         """
-        given = self._templar.template({name: value for name, value in (task_vars or {}).items() if name in OPTIONS})
-        found = ArgumentSpecValidator(OPTIONS).validate(given, validate_role_argument_spec=True)
-        if found.error_messages:
-            raise AnsibleActionFail("\n".join(["Validation of arguments failed:", *found.error_messages]))
-        options: dict[str, Any] = found.validated_parameters
+        # By Ansible's loader, since the playbooks' filters are in no package.
+        variables = sys.modules[filter_loader.get("booty_typed").j2_function.__module__]
+        known = variables.specs("app")
+        given = self._templar.template({name: value for name, value in (task_vars or {}).items() if name in known})
+        faults = variables.Faults([""])
+        options: dict[str, Any] = variables.typed(given, "", faults)
+        for name in (name for name, spec in known.items() if spec.get("required") and name not in given):
+            faults.add(name, variables.NOT_SET, "")
+        if found := [*faults]:
+            raise AnsibleActionFail("\n".join(found))
         return options

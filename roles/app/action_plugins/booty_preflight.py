@@ -5,9 +5,7 @@ One step of one process, since a fleet pays for each of them with every host, ev
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,37 +24,10 @@ booty_artifact = sys.modules[action_loader.get("booty_artifact", class_only=True
 MACHINES = ("x86_64", "aarch64")
 ROOM_MEGABYTES = 200
 CLOCK_SECONDS = 600
-
-
-def faults(options: dict[str, Any]) -> Iterator[str]:
-    """Say what can't be of the role's options, beyond their types."""
-    if not 0 < options["app_port"] < 65536:
-        yield f"app_port must be within 1..65535 (it is {options['app_port']})."
-    try:
-        ipaddress.ip_address(options["app_address"])
-    except ValueError:
-        yield (
-            f"app_address must be an IP address (it is '{options['app_address']}'): 127.0.0.1 for this host alone,"
-            " 0.0.0.0 for all IPv4, :: for all IPv6."
-        )
-    environment = options["app_environment"]
-    if not re.fullmatch(r"[^\s/]{1,64}", environment) or environment == "None":
-        yield f"app_environment must be 1 to 64 characters without blanks or slashes (it is '{environment}')."
-    for name, least in (("app_workers", 1), ("app_drain_seconds", 0), ("app_start_seconds", 1)):
-        if options[name] < least:
-            yield f"{name} must be {least} or more (it is {options[name]})."
-    if options["app_keep_releases"] < 2:
-        yield "app_keep_releases must be 2 or more: the one that serves, and the one to go back to."
-    if not re.fullmatch(r"(https?://[^\s/?#@]+(/[^\s?#]*)?)?", options["app_artifact_url"]):
-        yield (
-            "app_artifact_url must begin with http:// or https://, without user, password or query: hosts fetch"
-            " without a secret."
-        )
-    if options["app_registration"] and options["app_registration_required"] and not os.environ.get("SENTRY_AUTH_TOKEN"):
-        yield (
-            "app_registration_required: the environment of ansible-playbook has no SENTRY_AUTH_TOKEN. Without"
-            " registration: -e app_registration_required=false"
-        )
+NO_TOKEN = (
+    "app_registration_required: the environment of ansible-playbook has no SENTRY_AUTH_TOKEN. Without registration: -e"
+    " app_registration_required=false"
+)
 
 
 def obstacles(
@@ -125,11 +96,9 @@ def obstacles(
             f"{secrets['closed']}. On {name}, as root: chown root:root /etc/booty/secrets.env; chmod 0600"
             " /etc/booty/secrets.env"
         )
-    elif production and secrets["usable"] and (host["ready"] or not check):
-        yield (
-            f"Production does not start without a usable SENTRY_DSN, and {secrets['usable']}.\n"
-            f"Type the file's lines (SENTRY_DSN=…), then Ctrl-D:\n  {secrets_command()}"
-        )
+    elif secrets["readable"] or (production and secrets["usable"] and (host["ready"] or not check)):
+        why = secrets["readable"] or f"Production does not start without a usable SENTRY_DSN, and {secrets['usable']}"
+        yield f"{why}.\nType the file's lines (SENTRY_DSN=…), then Ctrl-D:\n  {secrets_command()}"
 
 
 def made_otherwise(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
@@ -207,8 +176,9 @@ class ActionModule(HostAction):
         )
         release, goes_back, check = given["release"], given["goes_back"], self._task.check_mode
         options = self.options(task_vars)
-        if bad := list(faults(options)):
-            return {**result, "obstacles": [*bad, "They are set in the inventory."]}
+        registers = options["app_registration"] and options["app_registration_required"]
+        if registers and not os.environ.get("SENTRY_AUTH_TOKEN"):
+            return {**result, "obstacles": [NO_TOKEN]}
         told = booty_host.wanted(options, release)
         answer = self.call("info", {"user": options["app_user"], **told})
         if "host" not in answer:

@@ -225,19 +225,47 @@ FLAWS_OF_TEXT = (
     (r"\ufeff", "it begins with a byte order mark (BOM): save it as UTF-8 without one"),
     (r"[^\r]*\r", "it has Windows line ends (CRLF): remove them with sed -i 's/\\r$//'"),
     (r"[^\0]*\0", "it holds a NUL byte: it is no text"),
-    (r"\s*\Z", "it is empty"),
 )
+FLAWS_OF_COMMENT = ((r".*\\\Z", "is a comment that ends with a backslash, for which systemd may skip the next line"),)
 FLAWS_OF_LINE = (
     (r"export ", "begins with export, which systemd does not know: remove the word"),
     (r"[^=]*(\s=|=\s)", "has blanks around its =: remove them"),
     (r"(?![A-Za-z_][A-Za-z0-9_]*=)", "is not NAME=value, so systemd would pass over it"),
-    # release.env says these, and it is read after the secrets: here they would look as if they had a say.
-    (r"SENTRY_RELEASE=", "sets SENTRY_RELEASE, which is release.env's to say: remove it"),
-    (r"SENTRY_ENVIRONMENT=", "sets SENTRY_ENVIRONMENT, which is release.env's to say: remove it"),
-    (r"BOOTY_RELEASE_DIR=", "sets BOOTY_RELEASE_DIR, which is release.env's to say: remove it"),
     (r"\w+=(?!['\"]).*['\"]\Z", "has an unbalanced quote"),
     (r"\w+=(?!['\"]).*\\", "has a backslash, which systemd would take away: put the value in single quotes"),
+    (
+        r"\w+=(?!['\"]).*\s[#;]",
+        "has a comment after its value, which systemd would make part of the value: move it to a line of its own; if it"
+        " is part of the value, put the value in single quotes",
+    ),
 )
+# Variables that secrets.env can't set, and who else does. An EnvironmentFile= overrides Environment= and what systemd
+# itself sets.
+RESERVED = (
+    (
+        r"BOOTY_(LOG_FORMAT|(DRAIN|STREAM)_SECONDS|WORKERS|TELEMETRY_GATE)",
+        "the unit sets: remove it, and set {} in the inventory",
+    ),
+    (r"BOOTY_(UNIT|CANDIDATE)", "the unit sets: remove it"),
+    (
+        # systemd.exec(5), "Environment variables in spawned processes"; sd_notify(3), sd_listen_fds(3).
+        r"NOTIFY_SOCKET|LISTEN_(PID|FDS|FDNAMES|PIDFDID)|WATCHDOG_(PID|USEC)|MAINPID|INVOCATION_ID|JOURNAL_STREAM"
+        r"|SYSTEMD_EXEC_PID|MEMORY_PRESSURE_(WATCH|WRITE)"
+        r"|(RUNTIME|STATE|CACHE|LOGS|CONFIGURATION|CREDENTIALS)_DIRECTORY",
+        "systemd sets: remove it",
+    ),
+    # ld.so(8) and python(1): code from elsewhere would run under the release's label.
+    (
+        r"PYTHON(PATH|HOME|USERBASE)|LD_(PRELOAD|LIBRARY_PATH|AUDIT)",
+        "makes the process load code from outside of the release: remove it",
+    ),
+)
+# Control characters come with what is pasted into a terminal, and systemd keeps them.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Linux's limits in bytes (execve(2)): of one NAME=value, MAX_ARG_STRLEN without the zero byte at its end; and of all
+# with their pointers, a quarter of the stack's 8 MB, less what systemd's own variables and the command take.
+MAX_VARIABLE, MAX_VARIABLES = 131_071, 2 * 2**20 - 2**15
+TO_FILE = "keep it in a file of its own, readable for the service, and set the path here"
 # A quoted value may go on over several lines, as a private key does; in double quotes a backslash hides the next sign.
 QUOTED = {"'": re.compile(r"'([^']*)'"), '"': re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)}
 # Another assignment in a quoted value: the quote was forgotten.
@@ -267,48 +295,85 @@ def judge_dsn(dsn: str) -> str | None:
     return next((f"SENTRY_DSN {flaw}" for found, flaw in flaws if found), None)
 
 
-def judge_secrets(text: str) -> str | None:
-    """Say what is wrong with the text of `secrets.env`, without showing any of it; None when it can be used."""
+def parse_secrets(text: str) -> dict[str, tuple[int, str]]:
+    """Read the text of `secrets.env` as systemd does.
+
+    Returns:
+        the number of its line and its value for each variable; of a quoted value as it is between the quotes.
+
+    Raises:
+        ValueError: a line would not reach the service as it is written; says which and why, and shows no value.
+    """
     if flaw := next((flaw for pattern, flaw in FLAWS_OF_TEXT if re.match(pattern, text)), None):
-        return flaw
+        raise ValueError(flaw)
     values: dict[str, tuple[int, str]] = {}
     lines = text.split("\n")
-    number = 0
+    number = size = 0
     while number < len(lines):
-        line, rest, number = lines[number].strip(), "\n".join(lines[number:]), number + 1
-        if not line or line.startswith(("#", ";")):
+        line, rest, number = lines[number].strip(" \t"), "\n".join(lines[number:]), number + 1
+        comment = not line or line.startswith(("#", ";"))
+        if flaw := next(
+            (flaw for pattern, flaw in (FLAWS_OF_COMMENT if comment else FLAWS_OF_LINE) if re.match(pattern, line)),
+            None,
+        ):
+            raise ValueError(f"line {number} {flaw}")
+        if comment:
             continue
-        if flaw := next((flaw for pattern, flaw in FLAWS_OF_LINE if re.match(pattern, line)), None):
-            return f"line {number} {flaw}"
         name, _, value = line.partition("=")
+        after = number
         if value[:1] in QUOTED:
             quoted = QUOTED[value[0]].match(rest, rest.index("=") + 1)
             if not quoted or SWALLOWED.search(quoted[1]):
-                return f"line {number} has an unbalanced quote"
+                raise ValueError(f"line {number} has an unbalanced quote")
             if rest[quoted.end() :].partition("\n")[0].strip():
-                return f"line {number} goes on after its closing quote: systemd knows no comments there"
+                raise ValueError(f"line {number} goes on after its closing quote: systemd knows no comments there")
             value, after = quoted[1].strip(), number + quoted[1].count("\n")
-        else:
-            after = number
+        if why := next((why for names, why in RESERVED if re.fullmatch(names, name)), None):
+            raise ValueError(f"line {number} sets {name}, which {why.format(name.lower().replace('booty_', 'app_'))}")
+        if CONTROL.search(value):
+            raise ValueError(f"line {number} holds a control character, as pasting may leave it: type the line anew")
         if name in values:
-            return f"lines {values[name][0]} and {number} set the same name: remove one"
+            raise ValueError(f"lines {values[name][0]} and {number} set the same name: remove one")
+        if (length := len(f"{name}={value}".encode())) > MAX_VARIABLE:
+            raise ValueError(f"line {number} has {length:,} bytes, and Linux takes {MAX_VARIABLE:,} at most: {TO_FILE}")
         values[name] = (number, value)
-        number = after
+        number, size = after, size + length + 9
+    if size > MAX_VARIABLES:
+        raise ValueError(f"its values have {size:,} bytes, and Linux takes {MAX_VARIABLES:,} at most: {TO_FILE}")
+    return values
+
+
+def judge_secrets(data: bytes) -> tuple[str | None, str | None]:
+    """Say what is wrong with the content of `secrets.env`, without showing any of it.
+
+    Returns:
+        what would not reach the service as it is written, and that or else why production can't use it; None for what
+        is well.
+    """
+    try:
+        values = parse_secrets(data.decode())
+    except UnicodeDecodeError:
+        return ("it is not UTF-8 text",) * 2
+    except ValueError as error:
+        return (str(error),) * 2
+    # release.env sets these, and it is read after the secrets: here they would only look as if they had an effect.
+    if labels := [(number, name) for name, (number, _) in values.items() if name in LABELS]:
+        return None, "line {} sets {}, which is release.env's to say: remove it".format(*labels[0])
     dsn = values.get("SENTRY_DSN", (0, ""))[1]
-    return judge_dsn(dsn) if dsn else "SENTRY_DSN is not set"
+    return None, judge_dsn(dsn) if dsn else "SENTRY_DSN is not set" if data.strip() else "it is empty"
 
 
 def secrets() -> dict[str, Any]:
     """Judge `/etc/booty/secrets.env` on the host; no value of it leaves this function.
 
     Returns:
-        `present`; `closed`, which says what is wrong with its owner or mode (None when nothing is); and `usable`, which
-        says what is wrong with what it holds.
+        `present`; `closed`, which says what is wrong with its owner or mode (None when nothing is); `readable`, which
+        says what systemd would not read as it is written; and `usable`, which says why production can't use it.
     """
     try:
         status = SECRETS.lstat()
     except FileNotFoundError:
-        return {"present": False, "closed": None, "usable": f"{SECRETS} is missing"}
+        return {"present": False, "closed": None, "readable": None, "usable": f"{SECRETS} is missing"}
     closed = None
     if stat.S_ISLNK(status.st_mode):
         closed = f"{SECRETS} is a symbolic link, which is not a regular file: put the file itself there"
@@ -319,13 +384,10 @@ def secrets() -> dict[str, Any]:
     elif status.st_mode & 0o077:
         closed = f"{SECRETS} is open to others (mode {stat.S_IMODE(status.st_mode):04o}; make it 0600)"
     if closed:
-        return {"present": True, "closed": closed, "usable": closed}
-    try:
-        # Bytes, since reading text would hide its line ends.
-        fault = judge_secrets(SECRETS.read_bytes().decode())
-    except UnicodeDecodeError:
-        fault = "it is not UTF-8 text"
-    return {"present": True, "closed": None, "usable": fault and f"{SECRETS}: {fault}"}
+        return {"present": True, "closed": closed, "readable": None, "usable": closed}
+    # Bytes, since reading text would hide its line ends.
+    readable, usable = (flaw and f"{SECRETS}: {flaw}" for flaw in judge_secrets(SECRETS.read_bytes()))
+    return {"present": True, "closed": None, "readable": readable, "usable": usable}
 
 
 class Release:

@@ -1,0 +1,246 @@
+"""Options, settings and folders of whoever calls ansible-playbook: they keep no playbook from doing what it says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ansible.playbook.play_context import PlayContext
+from ansible.plugins.loader import connection_loader
+
+from tests.conftest import ROLE, ROOT, Repository, load
+
+run = load(ROOT / "playbooks/filter_plugins/booty_run.py", "booty_run_filter")
+booty_host = load(ROLE / "action_plugins/booty_host.py", "booty_host_action")
+VERBS = sorted(path.name for path in (ROOT / "playbooks").glob("*.yml") if path.name != "hosts.yml")
+SANDBOX = ROOT / "inventory/sandbox"
+
+
+def playbook(
+    verb: str, *arguments: str | Path, folder: str | Path = ROOT, root: str | Path = ROOT, **environment: str
+) -> tuple[int, str]:
+    """Run a playbook of a checkout from a folder; return its exit status, and its output with single blanks."""
+    cleared = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    done = subprocess.run(
+        [Path(sys.executable).parent / "ansible-playbook", Path(root, verb), *arguments],
+        cwd=folder,
+        env={**cleared, "ANSIBLE_NOCOLOR": "1", "COLUMNS": "200", **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return done.returncode, " ".join(done.stdout.split())
+
+
+@pytest.fixture
+def inventory(tmp_path: Path) -> Path:
+    """Return an inventory whose host has a name that leads nowhere: ssh says so as soon as it is asked."""
+    (tmp_path / "hosts").write_text("[booty]\nnowhere.invalid app_environment=staging app_registration=false\n")
+    return tmp_path / "hosts"
+
+
+ASKED = "Could not resolve hostname nowhere.invalid"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_host_is_asked(inventory: Path, verb: str) -> None:
+    """What the others here compare with."""
+    status, output = playbook(verb, "-i", inventory)
+    assert ASKED in output
+    assert status != 0
+
+
+@pytest.mark.parametrize(
+    ("option", "environment", "verbs"),
+    [
+        ("--tags deploy", {}, VERBS),
+        ("--start-at-task nothing", {"ANSIBLE_STDOUT_CALLBACK": "default"}, VERBS),
+        ("--start-at-task *", {}, ["deploy.yml"]),
+        ("--tags all,never", {}, ["deploy.yml"]),
+        ("--skip-tags always", {}, ["deploy.yml"]),
+        ("--skip-tags all", {}, ["deploy.yml"]),
+        ("--step", {}, ["deploy.yml"]),
+        ("--tags", {"ANSIBLE_RUN_TAGS": "x"}, ["deploy.yml"]),
+        ("--skip-tags", {"ANSIBLE_SKIP_TAGS": "x", "ANSIBLE_STDOUT_CALLBACK": "default"}, ["deploy.yml"]),
+    ],
+)
+def test_a_part_of_a_playbook_is_refused(
+    inventory: Path, option: str, environment: dict[str, str], verbs: list[str]
+) -> None:
+    name, *values = option.split()
+    given = [name, *values] if values or name == "--step" else []
+    for verb in verbs:
+        status, output = playbook(verb, "-i", inventory, *given, **environment)
+        assert status == 4, output
+        assert f"{name} would run some steps of the playbook, and each needs those before it. Leave it out" in output
+        assert output.endswith("Nothing was changed.")
+        assert ASKED not in output
+
+
+def test_what_leaves_no_step_out_is_no_part(inventory: Path) -> None:
+    _, output = playbook(
+        "deploy.yml",
+        "-i",
+        inventory,
+        "--tags",
+        "all",
+        "--skip-tags",
+        "molecule-notest,notest,molecule-idempotence-notest",
+    )
+    assert ASKED in output
+
+
+@pytest.mark.parametrize("listing", ["--syntax-check", "--list-tasks", "--list-tags", "--list-hosts"])
+def test_a_listing_is_no_run(inventory: Path, listing: str) -> None:
+    status, output = playbook("deploy.yml", "-i", inventory, listing, "-e", "app_port=http")
+    assert status == 0, output
+
+
+@pytest.mark.parametrize("arguments", [("-c", "local"), ("-c", "ansible.builtin.local")])
+def test_another_connection_for_all_is_refused(inventory: Path, arguments: tuple[str, ...]) -> None:
+    status, output = playbook("bootstrap.yml", "-i", inventory, *arguments)
+    assert status == 4
+    assert f"The connection of the run is {arguments[1]} (-c, ANSIBLE_TRANSPORT, or transport in ansible.cfg)" in output
+
+
+def test_another_connection_from_the_shell_is_refused(inventory: Path) -> None:
+    assert "The connection of the run is local" in playbook("deploy.yml", "-i", inventory, ANSIBLE_TRANSPORT="local")[1]
+
+
+@pytest.fixture
+def booty_settings(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Have the settings of Booty's ansible.cfg, which this process has not read, and none of the shell's."""
+    for name in [name for name in os.environ if name.startswith("ANSIBLE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED", "true")
+    monkeypatch.setenv("ANSIBLE_NO_TARGET_SYSLOG", "true")
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (
+            "ANSIBLE_NO_LOG",
+            "true",
+            "DEFAULT_NO_LOG is True (env: ANSIBLE_NO_LOG) and must be False: a failure would be",
+        ),
+        ("ANSIBLE_ENABLE_TASK_DEBUGGER", "1", "a failed step would wait for a person instead of going back."),
+        ("ANSIBLE_TASK_TIMEOUT", "5", "Ansible would give up on a step that goes on on the host."),
+        ("ANSIBLE_NO_TARGET_SYSLOG", "no", "each host's journal would hold the arguments of every task."),
+        (
+            "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED",
+            "false",
+            "the hosts of an inventory file with a typing error would be left out.",
+        ),
+    ],
+)
+def test_settings_of_the_shell(booty_settings: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
+    assert [*run.settings()] == []
+    booty_settings.setenv(name, value)
+    (sentence,) = run.settings()
+    assert said in sentence
+    assert sentence.endswith(f"Unset {name}.")
+
+
+def test_each_setting_has_a_row() -> None:
+    rows = test_settings_of_the_shell.pytestmark[0].args[1]  # type: ignore[attr-defined]
+    assert len(rows) == len(run.SETTINGS)
+
+
+def test_settings_that_no_promise_depends_on(inventory: Path) -> None:
+    """Each may be a user's own; with all of them the playbooks say the same."""
+    _, output = playbook(
+        "deploy.yml", "-i", inventory, "-vvv", "--forks", "1", "--force-handlers",
+        ANSIBLE_STRATEGY="free", ANSIBLE_GATHERING="implicit", ANSIBLE_HASH_BEHAVIOUR="merge",
+        ANSIBLE_PIPELINING="false", ANSIBLE_PRIVATE_ROLE_VARS="true", ANSIBLE_ANY_ERRORS_FATAL="false",
+        ANSIBLE_JINJA2_NATIVE="false",
+        ANSIBLE_ERROR_ON_UNDEFINED_VARS="false", ANSIBLE_INJECT_FACT_VARS="false", ANSIBLE_STDOUT_CALLBACK="default",
+        ANSIBLE_SSH_ARGS="-C", ANSIBLE_SSH_RETRIES="1", ANSIBLE_KEEP_REMOTE_FILES="true",
+        ANSIBLE_DUPLICATE_YAML_DICT_KEY="error", ANSIBLE_ERROR_ON_MISSING_HANDLER="false",
+    )  # fmt: skip
+    assert ASKED in output
+    # The user's own comes first, and an option that comes first wins.
+    assert "SSH: EXEC ssh -C " in output
+    assert "-o ServerAliveInterval=5 -o ServerAliveCountMax=3" in output
+
+
+def test_a_cutover_is_sent_once() -> None:
+    """With `retries` Ansible sends it again when the connection is lost; the host still works on the first one."""
+    connection = connection_loader.get("ssh", PlayContext())
+    connection.set_options(direct={"reconnection_retries": 3, "ssh_extra_args": "-C"})
+    action = booty_host.ActionModule.__new__(booty_host.ActionModule)
+    action._connection = connection
+    action._pin("info")
+    assert connection.get_option("reconnection_retries") == 3
+    assert connection.get_option("ssh_extra_args") == "-C -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+    for verb in ("cutover", "take_back"):
+        connection.set_options(direct={"reconnection_retries": 3})
+        action._pin(verb)
+        assert connection.get_option("reconnection_retries") == 0
+
+
+# Whose ansible.cfg counts
+
+
+def test_from_another_folder(inventory: Path, tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path)}
+    status, output = playbook("deploy.yml", "-i", inventory, folder=tmp_path, **home)
+    assert status == 4
+    assert (
+        f"No ansible.cfg counts here. Use Booty's: cd {ROOT}, or export ANSIBLE_CONFIG={ROOT}/ansible.cfg. Or write the"
+        " settings into your own ansible.cfg. Nothing was changed."
+    ) in output
+    # As it says.
+    output = playbook("deploy.yml", "-i", inventory, folder=tmp_path, ANSIBLE_CONFIG=f"{ROOT}/ansible.cfg", **home)[1]
+    assert ASKED in output
+
+
+def test_an_ansible_cfg_of_the_users_own(inventory: Path, tmp_path: Path) -> None:
+    own = tmp_path / ".ansible.cfg"
+    own.write_text("[defaults]\nno_target_syslog = true\n")
+    status, output = playbook("deploy.yml", "-i", inventory, folder=tmp_path, HOME=str(tmp_path))
+    assert status == 4
+    assert (
+        "Ansible's setting INVENTORY_ANY_UNPARSED_IS_FAILED is False (default) and must be True: the hosts of an"
+        " inventory file with a typing error would be left out. The ansible.cfg that counts here is"
+        f" {own}. Use Booty's: cd {ROOT}"
+    ) in output
+    own.write_text(f"{own.read_text()}[inventory]\nany_unparsed_is_failed = true\n")
+    assert ASKED in playbook("bootstrap.yml", "-i", inventory, folder=tmp_path, HOME=str(tmp_path))[1]
+
+
+def test_a_checkout_that_everybody_can_write_to(inventory: Path, tmp_path: Path) -> None:
+    root = Repository(tmp_path / "checkout", ".").path
+    root.chmod(0o777)
+    status, output = playbook("deploy.yml", "-i", inventory, folder=root, root=root, HOME=str(tmp_path))
+    assert status == 4
+    assert (
+        f"No ansible.cfg counts here; Ansible ignores that of {root}, where everybody can write (chmod o-w {root})"
+        in output
+    )
+    root.chmod(0o755)
+    assert ASKED in playbook("deploy.yml", "-i", inventory, folder=root, root=root, HOME=str(tmp_path))[1]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_default_inventory_but_the_sandbox(inventory: Path, tmp_path: Path, verb: str) -> None:
+    (tmp_path / ".ansible.cfg").write_text(f"[defaults]\ninventory = {inventory}\n")
+    shell = {"ANSIBLE_INVENTORY": str(inventory)}
+    for environment in [{"HOME": str(tmp_path)}, *([shell] if verb == "deploy.yml" else [])]:
+        folder = tmp_path if "HOME" in environment else ROOT
+        status, output = playbook(verb, folder=folder, **environment)
+        assert status == 4
+        assert f"No inventory was named, and Ansible's default is {inventory} (" in output
+        assert f"Name the inventory that you mean: -i {inventory}, or -i {SANDBOX} for the sandbox." in output
+        assert ASKED not in output
+
+
+def test_a_default_inventory_that_is_named(inventory: Path) -> None:
+    for option in (["-i", inventory], [f"-i{inventory}"], [f"--inventory={inventory}"]):
+        assert ASKED in playbook("deploy.yml", *option, ANSIBLE_INVENTORY=str(inventory))[1]

@@ -1,0 +1,262 @@
+"""Every variable of all roles: what can't be is refused with its name, and what can be means the same in every form."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT, load
+
+variables = load(ROOT / "playbooks/filter_plugins/booty_variables.py", "booty_variables_filter")
+SPECS = {name: spec for role in ("app", "host") for name, spec in variables.specs(role).items()}
+NAMES = sorted(SPECS)
+# What no variable of a type can be, whatever it is for. A dict, and nothing at all, is no value of any.
+NEVER: list[Any] = [None, {}, {"a": 1}]
+BAD: dict[str, list[Any]] = {
+    "bool": [*NEVER, "", "maybe", "y", "t", "2", 2, 1.5, "none", [True], [], "true false"],
+    "int": [*NEVER, "", "many", "-1", -1, "1.5", 1.5, True, "0x10", "1_0", "٣", [], [1], "1 2", "50%", "30s"],
+    "str": [*NEVER, True, 1.5, [], ["a"], "two\nlines\0", "\x1b[31m", "\x00"],
+    "path": [*NEVER, True, 1.5, [], ["a"], "two\nlines", "\x1b[31m"],
+    "list": [*NEVER, True, [None], [[]], [{}], [""], [True], "[", "[1, {}]", "a: 1", ["\x1b[31m"], 1.5],
+}
+# A value of each variable that is neither its default nor what another row tries.
+GOOD: dict[str, Any] = {
+    "app_release": "v1.2", "app_repository": "/srv/shop", "app_path": "services/web", "app_module": "shop.web",
+    "app_environment": "staging", "app_address": "fd00::1", "app_port": 8443, "app_user": "web", "app_workers": 4,
+    "app_memory_max": "512M", "app_tasks_max": "10%", "app_keep_releases": 9, "app_waves": ["10%", "2"],
+    "app_wave_check": "test -d /srv\ntrue", "app_artifact_url": "https://store.example.com", "app_cache": "/srv/cache",
+    "host_service_user": "web", "host_deploy_user": "operator", "host_first_user": "debian",
+    "host_deploy_keys": ['from="10.0.0.1,10.0.0.2" ssh-ed25519 AAAAC3Nz me@here', "ssh-rsa AAAAB3Nz"],
+    "host_firewall_ports": [8000, 443], "host_journal_size": "64M", "status_file": "/tmp/status.json",
+}  # fmt: skip
+
+
+def good(name: str) -> Any:
+    """Return a value that a variable can have, in its type."""
+    if name in GOOD:
+        return GOOD[name]
+    spec = SPECS[name]
+    others = {"bool": True, "int": 7, "str": spec.get("choices", ["a text"])[-1], "path": "/srv/x", "list": []}
+    return others[spec["type"]]
+
+
+def faults(values: dict[str, dict[str, Any]]) -> list[str]:
+    """Return what is said of hosts' variables."""
+    found = variables.Faults(values)
+    typed = {host: variables.typed(given, host, found) for host, given in values.items()}
+    return [*found] or [*variables.differing(typed)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_of_its_type_is_refused_by_name(name: str) -> None:
+    spec = SPECS[name]
+    for bad in BAD[spec["type"]]:
+        (said,) = faults({"web1": {name: bad}})
+        assert said.startswith(f"{name} is "), said
+        assert ": write " in said
+        assert said.endswith(".")
+    if "choices" in spec:
+        (said,) = faults({"web1": {name: "other"}})
+        assert said == f'{name} is "other": write {", ".join(spec["choices"][:-1])} or {spec["choices"][-1]}.'
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_good_value_means_the_same_in_every_form(name: str) -> None:
+    value, kind = good(name), SPECS[name]["type"]
+    forms = [value, f"{value}"]
+    if kind == "bool":
+        forms = [True, "true", "True", "TRUE", "yes", "Yes", "on", "1", 1]
+        assert [variables.convert(name, form) for form in (False, "false", "No", "off", "0", 0)] == [False] * 6
+    elif kind == "int":
+        forms += [f" {value} "]
+    elif kind == "list":
+        separator = "\n" if name in variables.BY_LINES else ","
+        forms = [value, tuple(value), separator.join(map(str, value)), json.dumps(value), [*map(str, value)]]
+    for form in forms:
+        assert variables.convert(name, form) == value, form
+        assert type(variables.convert(name, form)) is type(value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_default_can_be(name: str) -> None:
+    default = SPECS[name].get("default")
+    if default is not None and "{{" not in str(default):
+        variables.convert(name, default)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "write"),
+    [
+        *(("app_port", value, "a port, 1 to 65535") for value in (0, 65536, "70000")),
+        *(
+            ("app_waves", value, "for each wave a number of hosts, 1 or more, or a share of all, 1% to 100%")
+            for value in ("0%", "150%", "101%", "0", "-1", "many", "12.5%", "50 %", ["50%", 0], "50%,", "%", [-1])
+        ),
+        ("app_waves", [], 'a list such as ["25%", "100%"]'),
+        ("app_waves", "", 'a list such as ["25%", "100%"]'),
+        ("app_waves", "[]", 'a list such as ["25%", "100%"]'),
+        *(("host_firewall_ports", value, "ports, 1 to 65535") for value in ([0], "8443,", "http", [8443, "x"], 65536)),
+        *(
+            ("app_address", value, variables.RULES["app_address"].write)
+            for value in ("localhost", "[::]", "0.0.0.0:80", "10.0.0", 8000)
+        ),
+        *(
+            ("app_environment", value, "1 to 64 characters without blanks or slashes, such as staging")
+            for value in ("two words", "a/b", "None", "x" * 65)
+        ),
+        *(
+            ("app_user", value, "a user's name (lower-case letters, digits, _ and -, at most 32), not root")
+            for value in ("root", "0", "Web", "a b", "-x", "a" * 33, "web;id")
+        ),
+        *(("app_module", value, "a Python module's name, such as shop.web") for value in ("a-b", "a:b", "1a", "a/b")),
+        *(
+            ("app_memory_max", value, variables.RULES["app_memory_max"].write)
+            for value in ("0", "0%", "101%", "512MB", "half", "1.5G")
+        ),
+        ("app_keep_releases", 1, "a whole number, 2 or more: the release that serves, and the one to go back to"),
+        ("app_workers", "0", "a whole number, 1 or more"),
+        ("app_start_seconds", 0, "a whole number of seconds, 1 or more"),
+        ("app_canary", "-1", "a whole number, 0 or more"),
+        ("host_journal_size", "a lot", "bytes, also with K, M, G or T, such as 500M"),
+        (
+            "host_deploy_keys",
+            ["~/.ssh/id_ed25519.pub"],
+            "for each key one line of an authorized_keys file, such as ssh-ed25519 AAAA… you@laptop",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_type_alone_allows(name: str, value: Any, write: str) -> None:
+    assert faults({"web1": {name: value}}) == [f"{name} is {json.dumps(value, ensure_ascii=False)}: write {write}."]
+
+
+def test_hosts_are_named_where_they_differ() -> None:
+    assert faults({"web1": {"app_port": 0}, "web2": {"app_port": 0}}) == ["app_port is 0: write a port, 1 to 65535."]
+    assert faults({"web1": {"app_port": 1}, "web2": {"app_port": "x"}}) == [
+        'app_port of web2 is "x": write a port, 1 to 65535.'
+    ]
+    many = {f"web{number}": {"app_workers": 0 if number else 1} for number in range(8)}
+    assert faults(many) == ["app_workers of web1, web2, web3, web4 and 3 others is 0: write a whole number, 1 or more."]
+
+
+@pytest.mark.parametrize("name", variables.RUN_WIDE)
+def test_what_is_read_once_for_all_must_be_equal(name: str) -> None:
+    (said,) = faults({"web1": {}, "web2": {name: good(name)}, "web3": {}}) or ("",)
+    if good(name) == SPECS[name]["default"]:
+        (said,) = faults({"web1": {}, "web2": {name: False}, "web3": {}})
+    assert said.startswith(f"{name} must be equal on all hosts of a run and is ")
+    assert "on web1, web3; " in said
+    assert faults({"web1": {name: good(name)}, "web2": {name: f"{good(name)}".replace("'", '"')}}) == []
+
+
+def test_a_long_value_and_one_that_may_be_a_secret_are_not_shown_whole() -> None:
+    assert len(faults({"web1": {"app_module": "x-" * 999}})[0]) < 200
+    assert "hunter2" not in faults({"web1": {"app_artifact_url": "https://me:hunter2@store.example.com"}})[0]
+    assert "hunter2" not in faults({"web1": {"app_wave_check": ["hunter2"]}})[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("web", "web", True, []), "host_deploy_user is web, which is the service's user: write another, such as"),
+        (("deploy", "web", False, []), "host_ssh_root is false: write host_deploy_keys as well, which let somebody"),
+        (("deploy", "web", False, ["key"]), None),
+        (("deploy", "web", True, []), None),
+    ],
+)  # fmt: skip
+def test_somebody_gets_in(options: tuple[Any, ...], said: str | None) -> None:
+    found = variables.Faults(["web1"])
+    variables.access("web1", dict(zip(variables.ACCESS, options, strict=True)), found)
+    assert [sentence.startswith(str(said)) for sentence in found] == ([True] if said else [])
+
+
+# Ansible itself evaluates this one: the forms of the inventory and of the command line are real.
+PROBE = """
+- name: Begin
+  hosts: booty
+  gather_facts: false
+- name: Wave
+  hosts: booty
+  gather_facts: false
+  serial: "{{ 'booty' | booty_waves }}"
+  vars_files: [ROLE_VARS]
+  vars:
+    host_deploy_keys: []
+  tasks:
+    - name: Tell
+      ansible.builtin.debug:
+        msg: "<{{ ansible_play_batch | length }} {{ __host_firewall_ports }} {{ __host_has_deploy_user }}>"
+      run_once: true
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ((), ["1", "3"]),
+        (("-e", "app_canary=0"), ["4"]),
+        (("-e", "app_canary=2 app_waves=50%"), ["2", "2"]),
+        (("-e", "app_waves=1,2"), ["1", "1", "2"]),
+        (("-e", 'app_waves=["25%","2"]'), ["1", "1", "2"]),
+        (("-e", '{"app_canary": "0", "app_waves": [3]}'), ["3", "1"]),
+        (("--limit", "web2,web3", "-e", "app_canary=0"), ["2"]),
+    ],
+)  # fmt: skip
+def test_waves_whatever_gives_them(tmp_path: Path, arguments: tuple[str, ...], shown: list[str]) -> None:
+    assert [batch for batch, _ in probe(tmp_path, *arguments)] == shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ports", "has_user"),
+    [
+        (("-e", "host_firewall_ports=8443"), "[8443]", "False"),
+        (("-e", "host_firewall_ports=8443,9000"), "[8443, 9000]", "False"),
+        (("-e", "host_firewall_ports=[] host_deploy_keys=[]"), "[]", "False"),
+        (("-e", 'host_firewall_ports=[80] host_deploy_keys="ssh-ed25519 AAAA me"'), "[80]", "True"),
+    ],
+)
+def test_lists_of_the_host_whatever_gives_them(
+    tmp_path: Path, arguments: tuple[str, ...], ports: str, has_user: str
+) -> None:
+    assert probe(tmp_path, "-e", "app_canary=0", *arguments) == [("4", f"{ports} {has_user}")]
+
+
+def probe(directory: Path, *arguments: str) -> list[tuple[str, str]]:
+    """Return the size of each wave, and what else the probe tells."""
+    (directory / "probe.yml").write_text(PROBE.replace("ROLE_VARS", str(ROOT / "roles/host/vars/main.yml")))
+    (directory / "hosts").write_text("[booty]\nweb1\nweb2\nweb3\nweb4\n[all:vars]\nhost_firewall_ports=[8000]\n")
+    done = subprocess.run(
+        [
+            Path(sys.executable).parent / "ansible-playbook",
+            directory / "probe.yml",
+            "-i",
+            directory / "hosts",
+            *arguments,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_FILTER_PLUGINS": str(ROOT / "playbooks/filter_plugins"), "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [line.strip()[1:-1] for line in done.stdout.splitlines() if line.strip().startswith("<")]
+    return [(line.split(" ", 1)[0], line.split(" ", 1)[1]) for line in told]
+
+
+def test_the_playbooks_ask_for_all_roles() -> None:
+    """A variable of a role that no playbook checks would be refused by nobody."""
+    for path in (ROOT / "playbooks").glob("*.yml"):
+        plays = yaml.safe_load(path.read_text())
+        if path.name != "hosts.yml":
+            imports = [task["ansible.builtin.import_role"] for play in plays for task in play.get("tasks", [])]
+            # Ansible's own check has other rules, and reads the specification for each of these again.
+            assert all(imported["rolespec_validate"] is False for imported in imports)
+            roles = {imported["name"] for imported in imports}
+            assert {*plays[0].get("vars", {}).get("__app_roles", ["app"])} == roles, path

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -138,8 +137,7 @@ def lost(host: dict[str, Any], options: dict[str, Any], release: str, name: str)
     before, repository = serving(host), options["app_repository"]
     if not options["app_require_ancestor"] or not before:
         return
-    command = ("git", "-C", repository, "merge-base", "--is-ancestor", before, release)
-    if subprocess.run(command, capture_output=True, check=False).returncode:
+    if not booty_host.descends(repository, before, release):
         yield (
             f"{name} serves {before}, which is no ancestor of {release} as far as {repository} knows: what it brought"
             " would be lost. Fetch and merge it first, or mean it: -e app_require_ancestor=false"
@@ -183,13 +181,16 @@ class ActionModule(HostAction):
         if bad := list(faults(options)):
             return {**result, "obstacles": [*bad, "They are set in the inventory."]}
         told = booty_host.wanted(options, release)
-        answer = self.call("info", {"user": options["app_user"], **told})
+        by = f"{'goes back to' if goes_back else 'deploys'} {release}"
+        waits = {"by": f"{booty_host.who()} {by}", "wait": options["app_lock_wait"]}
+        answer = self.call("info", {"user": options["app_user"], **waits, **told})
         if "host" not in answer:
             return {**result, **answer, "failed": False, "obstacles": [answer["msg"]], "wanted": told}
         host, name = answer["host"], (task_vars or {})["inventory_hostname"]
         if goes_back:
             others = (each for each in host["served"] if each in host["releases"] and each != serving(host))
             release = release or next(others, "")
+            by = f"goes back to {release}"
             found = [*no_way_back(host, options, release, name)]
         else:
             found = [*lost(host, options, release, name)]
@@ -204,7 +205,7 @@ class ActionModule(HostAction):
             "release": release,
             "obstacles": found,
             "due": options["app_restart"] or bool(host["unsettled"]),
-            "by": f"{'goes back to' if goes_back else 'deploys'} {release}",
+            "by": by,
             "success_msg": "\n".join(
                 [f"{name} serves {release} as {options['app_environment']}", *notices(host, options, name)]
             ),

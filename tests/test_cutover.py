@@ -303,7 +303,7 @@ def test_a_release_that_cannot_be_staged(
 
 
 @pytest.fixture
-def disk_that_fills_up(site: Site) -> Iterator[None]:
+def disk_that_fills_up(site: Site, releases: tuple[str, str]) -> Iterator[None]:
     """Give /opt/booty a small file system of its own, which the service's restart fills."""
     dropin = "/etc/systemd/system/booty.service.d"
     fill = "cat /dev/zero > /opt/booty/full; test -s /opt/booty/full"

@@ -168,7 +168,7 @@ def cut_over(
     except Exception as error:
         failures = [repr(error)]
     if failures:
-        result["unpruned"] = f"But old releases can't be removed: {'; '.join(failures)}"
+        result["unpruned"] = f"But old releases can't be removed: {'; '.join(failures)}. Remove them by hand."
         notices.append(result["unpruned"])
         host.log(notices[-1])
     return result
@@ -434,7 +434,7 @@ def prune(state: host.State, keep: int) -> tuple[list[str], list[str]]:
         try:
             remove(path)
         except OSError as error:  # the others can go all the same
-            failures.append(str(error))
+            failures.append(f"{path}: {error.strerror or error}")
             return False
         return True
 

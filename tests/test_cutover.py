@@ -7,6 +7,7 @@ import http.client
 import re
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -72,6 +73,31 @@ def test_a_rollback_to_a_named_release(site: Site, releases: tuple[str, str]) ->
         assert played.status != 0
         assert message in " ".join(played.output.split())
     assert gone not in site.run("ls /opt/booty/releases")
+
+
+def test_a_rollback_does_not_wait_for_a_tracker(site: Site, releases: tuple[str, str]) -> None:
+    """The bad release used up its quota, say; but production never goes back to run blind."""
+    secrets = site.run("cat /etc/booty/secrets.env")
+    wrong_key = re.sub(r"//\w+@", "//0123456789abcdef0123456789abcdef@", secrets)
+    site.place_secrets(f"{wrong_key}\n")
+    try:
+        with Load(site.host.address) as load:
+            played = site.play("rollback.yml", app_release=releases[0], app_telemetry_gate="true")
+        output = " ".join(played.output.split())
+        assert played.status == 0, played.output
+        assert f"{releases[0]} goes back all the same, although its tracker did not accept an event:" in output
+        assert "403" in output
+        assert load.report["failures"] == []
+        assert site.health()["release"] == releases[0]
+        site.place_secrets("# none\n")
+        played = site.play("rollback.yml", app_environment="production")
+        assert played.status != 0
+        assert "Production does not start without a usable SENTRY_DSN" in " ".join(played.output.split())
+        assert site.health()["release"] == releases[0]
+    finally:
+        site.place_secrets(f"{secrets}\n")
+    # The next candidate's gate is as it was.
+    assert "BOOTY_TELEMETRY_GATE=true" in site.run("cat /etc/systemd/system/booty-candidate.service")
 
 
 def test_a_rollback_does_not_ask_what_the_other_release_is_made_from(site: Site, releases: tuple[str, str]) -> None:
@@ -274,6 +300,52 @@ def test_a_release_that_cannot_be_staged(
     assert site.pid() == pid
     assert site.run("find /opt/booty/releases -maxdepth 1 -name '.*'") == ""
     site.deploy()
+
+
+@pytest.fixture
+def disk_that_fills_up(site: Site, releases: tuple[str, str]) -> Iterator[None]:
+    """Give /opt/booty a small file system of its own, which the service's restart fills."""
+    dropin = "/etc/systemd/system/booty.service.d"
+    fill = "cat /dev/zero > /opt/booty/full; test -s /opt/booty/full"
+    size = int(site.run("du -sm /opt/booty").split()[0]) + 250
+    site.run(
+        f"mkdir -p /run/small {dropin}; mount -t tmpfs -o size={size}m tmpfs /run/small;"
+        " cp -a /opt/booty/. /run/small; mount --bind /run/small /opt/booty;"
+        f" printf \"[Service]\nExecStartPost=+/bin/sh -c '{fill}'\n\" > {dropin}/fill.conf; systemctl daemon-reload"
+    )
+    yield
+    site.run(
+        f"rm -r {dropin}; systemctl daemon-reload; rm /run/small/full; umount -l /opt/booty;"
+        " cp -a /run/small/. /opt/booty; umount -l /run/small"
+    )
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("disk_that_fills_up")
+def test_a_disk_that_is_full_after_the_switch(site: Site, releases: tuple[str, str]) -> None:
+    """The release serves, the run says what could not be written, and the host can be taken back all the same."""
+    newer = site.release()
+    with Load(site.host.address) as load:
+        played = site.play("deploy.yml", app_wave_check="false")
+    output = " ".join(played.output.split())
+    assert played.status != 0
+    assert f"Went back to {releases[1]}, which serves." in output
+    assert output.count("But /opt/booty/state.json can't be written: [Errno 28] No space left on device") == 2
+    assert site.health()["release"] == releases[1]
+    assert load.report["failures"] == []
+    site.run("rm /opt/booty/full")
+    played = site.deploy()
+    assert "But /opt/booty/state.json can't be written" in " ".join(played.output.split())
+    assert site.health()["release"] == newer
+    site.run("rm /opt/booty/full")
+    # The record is made good by the next run.
+    newest = site.release()
+    site.deploy()
+    site.run("rm /opt/booty/full")
+    assert site.health()["release"] == newest
+    played = site.play("rollback.yml")
+    assert played.status == 0, played.output
+    assert site.health()["release"] == newer
 
 
 MOMENTS = [0.3 + 0.15 * number for number in range(12)]

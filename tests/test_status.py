@@ -106,9 +106,23 @@ def test_judge(given: dict[str, Any], level: str, notes: list[str]) -> None:
 
 def test_a_host_that_is_broken_or_drifts_makes_the_exit_status() -> None:
     rows = [judged(), judged(candidate={"release": B}), judged(tracker=None)]
-    assert fleet.fault(rows) is None
-    assert fleet.fault([*rows, judged(drift=["x"])]) == "A deploy would change: web1."
-    assert fleet.fault([*rows, fleet.judge("web2", {"unreachable": True})]) == "Broken: web2."
+    assert fleet.fault(rows, []) is None
+    assert fleet.fault([*rows, judged(drift=["x"])], []) == "A deploy would change: web1."
+    assert fleet.fault([*rows, fleet.judge("web2", {"unreachable": True})], []) == "Broken: web2."
+
+
+def test_a_fleet_on_two_releases_is_not_in_order() -> None:
+    other = {**LABELS, "release": B}
+    odd = fleet.judge("web3", answer(memory=other, disk=other, health={"status": 200, **other}))
+    rows = [judged(), fleet.judge("web2", answer()), odd]
+    (said,) = fleet.mixed(rows)
+    assert said == f"production is on 2 releases: {A} on web1, web2; {B} on web3."
+    assert [row["level"] for row in rows] == ["look"] * 3
+    assert rows[2]["notes"] == ["serves one of 2 releases of production"]
+    assert fleet.fault(rows, [said]).startswith(said)
+    elsewhere = {**other, "environment": "staging"}
+    apart = fleet.judge("web4", answer(memory=elsewhere, disk=elsewhere, health={"status": 200, **elsewhere}))
+    assert fleet.mixed([judged(), apart, fleet.judge("web5", {"unreachable": True})]) == []
 
 
 @pytest.mark.parametrize(
@@ -168,14 +182,14 @@ def test_since(told: str, expected: str | None) -> None:
 
 def test_a_lease_is_seen_without_taking_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "LOCK", tmp_path / "lock")
-    assert status.lease("") is None
+    assert host.lease("") is None
     host.LOCK.write_text("anna@ops deploys a1, since 12:00\n")
     file = host.LOCK.stat()
     place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}"
     other = f"1: FLOCK  ADVISORY  WRITE 12 {place}:{file.st_ino}1 0 EOF\n"
-    assert status.lease(other) is None
+    assert host.lease(other) is None
     held = f"{other}2: FLOCK  ADVISORY  WRITE 13 {place}:{file.st_ino} 0 EOF\n"
-    assert status.lease(held) == "anna@ops deploys a1, since 12:00"
+    assert host.lease(held) == "anna@ops deploys a1, since 12:00"
 
 
 def record(at: int, **fields: Any) -> str:

@@ -276,11 +276,29 @@ def page(template: str, rows: list[dict[str, Any]], now: datetime) -> str:
     )
 
 
-def fault(rows: list[dict[str, Any]]) -> str | None:
-    """Say why the exit status is not to be 0: a host is broken, or drifts from what was asked for."""
+def mixed(rows: list[dict[str, Any]]) -> list[str]:
+    """Name the releases and their hosts, of each environment whose hosts serve several; their rows are to look at."""
+    served: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in rows:
+        if (health := row.get("health") or {}).get("status") == 200:
+            releases = served.setdefault(health.get("environment") or "no environment", {})
+            releases.setdefault(health.get("release") or "none", []).append(row)
+    said = []
+    for environment, releases in served.items():
+        if len(releases) > 1:
+            names = {one: ", ".join(row["host"] for row in hosts) for one, hosts in releases.items()}
+            said.append(f"{environment} is on {len(names)} releases: {'; '.join(map(' on '.join, names.items()))}.")
+            for row in (row for hosts in releases.values() for row in hosts):
+                row["level"] = max(row["level"], "look", key=LEVELS.index)
+                row["notes"] = [*row["notes"], f"serves one of {len(names)} releases of {environment}"]
+    return said
+
+
+def fault(rows: list[dict[str, Any]], mixture: list[str]) -> str | None:
+    """Say why the exit status is not to be 0: a host is broken or drifts, or a fleet is on several releases."""
     broken = [row["host"] for row in rows if row["level"] == "broken"]
     drifting = [row["host"] for row in rows if row.get("drift")]
-    said = []
+    said = [*mixture, "Deploy one: ansible-playbook deploy.yml -e app_release=<sha>"] if mixture else []
     if broken:
         said.append(f"Broken: {', '.join(broken)}.")
     if drifting:
@@ -303,6 +321,7 @@ class ActionModule(ActionBase):
         )
         now = datetime.now(UTC)
         rows = [judge(host, answer) for host, answer in given["answers"].items()]
+        mixture = mixed(rows)
         if given["format"] == "json":
             told = {"at": now.isoformat(timespec="seconds"), "summary": summary(rows), "hosts": rows}
             screen = json.dumps(told, indent=2, ensure_ascii=False)
@@ -314,4 +333,9 @@ class ActionModule(ActionBase):
         if given["file"]:
             Path(given["file"]).write_text(f"{screen}\n")
             screen = ""
-        return {**result, "screen": screen, "failed": bool(said := fault(rows)), **({"msg": said} if said else {})}
+        return {
+            **result,
+            "screen": screen,
+            "failed": bool(said := fault(rows, mixture)),
+            **({"msg": said} if said else {}),
+        }

@@ -35,6 +35,8 @@ ENABLED = (SOCKET, SERVICE)
 # Gone at a reboot, as the candidate is: release.env stays the only pointer.
 CANDIDATE_POINTER = Path("/run/booty/candidate.env")
 LOCK = Path("/run/booty-deploy.lock")
+# Which run last changed the host or found it in order, and when.
+LAST = Path("/run/booty-deploy.last")
 
 # The only variables that are ever read out of a service or a file; the rest may be a secret.
 LABELS = ("SENTRY_RELEASE", "SENTRY_ENVIRONMENT", "BOOTY_RELEASE_DIR", "BOOTY_UNIT")
@@ -508,6 +510,64 @@ class HostError(Exception):
     """What was asked for can't be done; the message says why, and what to do."""
 
 
+def lease(locks: str) -> str | None:
+    """Say who holds the host's deploy lock, for what and since when; None when nobody does.
+
+    It is read from the kernel's table: to try the lock would be to hold it, and a deploy that comes then is refused.
+
+    Args:
+        locks: the text of `/proc/locks`.
+    """
+    try:
+        file = LOCK.stat()
+    except FileNotFoundError:
+        return None
+    key = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+    # A waiting one is a line that begins with `->`; to have no holder and a waiting one can't be.
+    if any(key in line.split() for line in locks.splitlines()):
+        return read(LOCK).strip() or "somebody"
+    return None
+
+
+def wait_for_lease(wait: float) -> None:
+    """Return once no run holds the host's deploy lock.
+
+    Args:
+        wait: how long it may take, in seconds.
+
+    Raises:
+        HostError: another run still holds it.
+    """
+    deadline = time.monotonic() + wait
+    while holder := lease(read(Path("/proc/locks"))):
+        if time.monotonic() >= deadline:
+            raise HostError(busy(holder))
+        time.sleep(0.1)
+
+
+def busy(holder: str) -> str:
+    """Return the message for a run that meets another one on the host."""
+    return (
+        f"Another deploy is under way on this host: {holder}. Nothing was changed. Deploy again when it is through, or"
+        " have the next one wait for it: -e app_lock_wait=300 (seconds)."
+    )
+
+
+def seen() -> dict[str, str]:
+    """Return what a cutover must find again: release.env's text and release, and the note of the last run."""
+    text = read(POINTER)
+    return {"pointer": text, "release": parse_assignments(text).get("SENTRY_RELEASE", ""), "last": read(LAST)}
+
+
+def note(by: str) -> None:
+    """Leave a note that a run changed this host or found it in order.
+
+    Runs that have asked before, and not switched the host yet, see by the note that their answer is out of date.
+    """
+    with suppress(OSError):  # a full /run: the text of release.env still tells
+        LAST.write_text(f"{by}, at {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
+
+
 def detached(work: Callable[[], dict[str, Any]], by: str, wait: float = 0) -> dict[str, Any]:
     """Do what must not come apart in a process of its own, which goes on when the connection or the caller dies.
 
@@ -533,10 +593,7 @@ def detached(work: Callable[[], dict[str, Any]], by: str, wait: float = 0) -> di
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     lock.seek(0)
-                    raise HostError(
-                        f"Another deploy is under way on this host: {lock.read().strip()}. Nothing was changed. Deploy"
-                        " again when it is through, or have the next one wait for it: -e app_lock_wait=300 (seconds)."
-                    ) from None
+                    raise HostError(busy(lock.read().strip())) from None
                 time.sleep(0.1)
         lock.seek(0)
         lock.truncate()

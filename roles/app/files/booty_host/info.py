@@ -1,4 +1,4 @@
-"""Tell in one answer all that a deploy asks of a host. Changes nothing."""
+"""Tell in one answer all that a deploy asks of a host. Changes nothing of what serves."""
 
 from __future__ import annotations
 
@@ -46,18 +46,29 @@ def user_exists(name: str) -> bool:
     return True
 
 
-def info(user: str, pointer: str, units: dict[str, str], check: bool) -> dict[str, Any]:
+def info(user: str, pointer: str, units: dict[str, str], check: bool, by: str = "", wait: int = 0) -> dict[str, Any]:
     """Return everything as `host`, each part under the name that the tasks use.
 
     Args:
         user: the service's user.
         pointer: the text of the release.env that is wanted.
         units: the text of each unit that is wanted.
-        check: makes no difference, since nothing is changed.
+        check: whether no run follows: then nobody is waited for, and no note is left.
+        by: who asks and for what; a host that is in order keeps it as a note for other runs.
+        wait: how long to wait while another run holds the host's deploy lock, in seconds.
+
+    Raises:
+        host.HostError: another run still holds the lock.
     """
+    run_follows = bool(units) and not check
+    if run_follows:
+        host.wait_for_lease(wait)
+    # Read first: should another run switch the host from here on, the cutover finds something else than this.
+    seen = host.seen()
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     staged = manifests()
     found = {
+        "seen": seen,
         "python": python,
         "python_full": ".".join(map(str, sys.version_info[:3])),
         "machine": platform.machine() if sys.maxsize > 2**32 else f"32-bit {platform.machine()}",
@@ -76,4 +87,9 @@ def info(user: str, pointer: str, units: dict[str, str], check: bool) -> dict[st
         "unsettled": host.unsettled(host.Release(pointer, units)) if units else "",
         "secrets": host.secrets(),
     }
+    if run_follows and not found["unsettled"]:
+        host.note(f"{by}, and found it in order")
+        seen["last"] = host.read(host.LAST)
+        # A run that took the lock before the note was there does not see it.
+        host.wait_for_lease(0)
     return {"host": found}

@@ -7,11 +7,13 @@ ANSIBLE_STDOUT_CALLBACK=default brings it back altogether.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import wraps
 from typing import Any
 
@@ -29,7 +31,9 @@ type: stdout
 short_description: the wave, the step, its hosts and its seconds; errors with their cause
 description:
   - One line for each step that changed something, with its hosts; messages and errors in full; a word for each host.
-  - A result that has a C(screen) is shown as it is, and nothing else goes to standard output.
+  - A result that has a C(screen) is shown as it is, and nothing else goes to standard output. With
+    C(-e status_format=json) all other lines go to standard error, and a run that fails before there is a screen ends
+    with a JSON document of the same form.
 extends_documentation_fragment:
   - default_callback
   - result_format_callback
@@ -133,7 +137,7 @@ class CallbackModule(default.CallbackModule):
         self._told: dict[str, str] = {}
         self._away: set[str] = set()
         self._unpruned: list[str] = []
-        self._screen = False
+        self._screen = self._json = False
         # One line that comes and goes: what is under way. Only where it can be taken back.
         self._live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
@@ -145,6 +149,8 @@ class CallbackModule(default.CallbackModule):
         name = play.get_name().strip()
         told = play.get_variable_manager().get_vars(play=play)
         everyone, batch = told.get("ansible_play_hosts_all", []), told.get("ansible_play_batch", [])
+        # Only an extra variable beats the play's own default.
+        self._json = told.get("status_format") == "json" and not self._display.verbosity
         self._hosts.update(set(everyone) - {"localhost"})
         self._waves = self._waves + 1 if name == self._play_name else 1
         self._play_name = name
@@ -229,6 +235,8 @@ class CallbackModule(default.CallbackModule):
             return
         if self._display.verbosity:
             super().v2_runner_on_failed(result, ignore_errors)
+        elif result.task.args.get("verb") == "status":
+            pass  # the host's row says it
         elif not (result.task.loop and "results" in result.result):  # else its items have said it
             self._failure("FAILED (ignored)" if ignore_errors else "FAILED", result, cause(result.result))
 
@@ -263,6 +271,17 @@ class CallbackModule(default.CallbackModule):
         self._flush()
         if self._screen:
             return
+        if self._json:
+            rows = [{"host": host, "level": "broken", "notes": [said]} for host, said in self._said.items()]
+            counts = {"hosts": len(rows), "levels": {"ok": 0, "look": 0, "broken": len(rows)}}
+            document = {
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "summary": {**counts, "releases": {}, "drifting": []},
+                "hosts": rows,
+                "message": "No host was asked.",
+            }
+            self._display.display(json.dumps(document, indent=2))
+            return
         super().v2_playbook_on_stats(stats)
         summaries = {host: stats.summarize(host) for host in stats.processed}
         failed = {host for host, counts in summaries.items() if counts["failures"]}
@@ -278,7 +297,7 @@ class CallbackModule(default.CallbackModule):
         """Write lines, over the one that shows what is under way."""
         if self._live:
             sys.stdout.write("\033[K")
-        self._display.display(text, color=color)
+        self._display.display(text, color=color, stderr=self._json)
 
     def _head(self) -> None:
         """Say which play, or wave, the next lines are about, unless that was said."""
@@ -349,7 +368,7 @@ class CallbackModule(default.CallbackModule):
         self._handle_warnings(result.result)
         self._screen = True
         if result.result["screen"]:
-            self._line(result.result["screen"])
+            self._display.display(result.result["screen"])
         if message := result.result.get("msg"):
             self._display.display(message, color=C.COLOR_ERROR, stderr=True)
         return True

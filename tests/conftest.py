@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +31,9 @@ ROOT = Path(__file__).parent.parent
 ROLE = ROOT / "roles" / "app"
 # Two runs at once on one machine need two names.
 INSTANCE = os.environ.get("BOOTY_TEST_INSTANCE", "test")
+# The sockets of the SSH connections that this test run shares between its playbooks.
+CONNECTIONS = Path(tempfile.mkdtemp(prefix="booty-ssh-", dir="/tmp"))
+atexit.register(shutil.rmtree, CONNECTIONS, ignore_errors=True)
 # Nobody's own Sentry hears of a test.
 for name in [name for name in os.environ if name.startswith("SENTRY_")]:
     del os.environ[name]
@@ -110,15 +117,17 @@ class Play:
 
 
 class Running:
-    """A playbook under way, in a process group of its own so that it can be killed with all its children."""
+    """A playbook under way. An environment variable marks all its processes, so that a test can kill them together."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._mark = f"BOOTY_TEST_RUN={uuid.uuid4().hex}"
+        name, _, value = self._mark.partition("=")
         with tempfile.TemporaryFile("w+") as output:
             self._output = os.fdopen(os.dup(output.fileno()), "r")
             self._process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=environment,
+                env={**environment, name: value, "ANSIBLE_SSH_CONTROL_PATH_DIR": str(CONNECTIONS)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -132,9 +141,27 @@ class Running:
             self._output.seek(0)
             return Play(status, self._output.read())
 
+    def processes(self) -> list[int]:
+        """Return the PIDs of the controller, its workers, its ssh clients, and the connections that these share.
+
+        ansible-core's workers call `setsid`, so a process group does not have them. A shared connection (ssh's
+        ControlMaster) is a daemon: it overwrites its environment and is found by the title that it gives itself.
+        """
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # ended meanwhile, or another user's
+                title, environ = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
+                if title.startswith(f"ssh: {CONNECTIONS}/".encode()) or self._mark.encode() in environ.split(b"\0"):
+                    found.append(int(path.name))
+        # The controller first: it must not see how its workers end.
+        return sorted(found, key=lambda pid: pid != self._process.pid)
+
     def kill(self) -> None:
-        """Kill the controller at once, its forks and connections too."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        """Kill the controller at once, with its workers and its SSH connections."""
+        while alive := [pid for pid in self.processes() if pid != self._process.pid or self._process.poll() is None]:
+            for pid in alive:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self.end()
 
 
@@ -192,6 +219,18 @@ class Site:
         while self.host.ssh(command).returncode:
             assert time.monotonic() < deadline, f"{command} did not succeed within {seconds} s"
             time.sleep(pause)
+
+    @contextmanager
+    def journal(self) -> Iterator[Iterator[str]]:
+        """Give the messages that the host's journal gets in the next 60 seconds, each as soon as it is there."""
+        address, options = f"root@{self.host.address}", sandbox.ssh_options(self.host.instance)
+        follow = ["ssh", "-F", "none", *options, address, "timeout 60 journalctl --follow --lines=1 --output=cat"]
+        with subprocess.Popen(follow, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            # The last one that is there already: from now on none is missed.
+            process.stdout.readline()
+            yield iter(process.stdout.readline, "")
+            process.kill()
 
     def place_secrets(self, text: str) -> None:
         """Put `secrets.env` on the host as an operator does."""

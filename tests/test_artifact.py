@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import re
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -83,6 +85,27 @@ def test_a_change_of_the_app_keeps_the_layer(artifact: ModuleType, repository: R
     assert second["layer"] == first["layer"]
     assert second["release"]["sha256"] != first["release"]["sha256"]
     assert f"lib/python{PYTHON}/site-packages/booty/extra.py" in names(second["release"]["file"])
+
+
+def test_the_cache_forgets_what_is_not_used(artifact: ModuleType, repository: Repository, tmp_path: Path) -> None:
+    """The release of another commit and the rest of a killed build go after 30 days, the layer in use does not."""
+    cache = tmp_path / "cache"
+
+    def build(sha: str) -> list[Path]:
+        built = artifact.build(repository.path, "app", "booty", sha, PYTHON, MACHINE, cache)
+        return [Path(built[part]["file"]) for part in ("release", "layer")]
+
+    old, layer = build(repository.git("rev-parse", "HEAD"))
+    (cache / "releases" / "killed.tar.gz.partial").write_text("half")
+    for days, kept in ((29, True), (31, False)):
+        for path in cache.glob("*/*"):
+            os.utime(path, (time.time() - days * 86400,) * 2)
+        size, at = layer.stat().st_size, layer.stat().st_mtime
+        repository.write("app/src/booty/extra.py", f"# {days}")
+        build(repository.commit("More"))
+        assert {path.exists() for path in (old, cache / "releases" / "killed.tar.gz.partial")} == {kept}
+        assert (layer.stat().st_size, layer.stat().st_mtime) == (size, at)
+    assert list((cache / "releases").glob(f"{old.name.removesuffix('.tar.gz')}*")) == []
 
 
 def test_the_working_tree_does_not_leak_in(artifact: ModuleType, repository: Repository, cache: Path) -> None:

@@ -16,13 +16,18 @@ import pytest
 
 from sandbox import demo
 from sandbox import hosts as sandbox
-from tests.conftest import ROUTES, Site
+from tests.conftest import INSTANCE, ROUTES, Site
 from tests.load import CLIENTS, Load
 
 
 @pytest.fixture
 def releases(site: Site) -> tuple[str, str]:
     """Return two good releases; the second serves, the first did before."""
+    return pair(site)
+
+
+def pair(site: Site) -> tuple[str, str]:
+    """Deploy two good releases to a site's host; the second serves, the first did before."""
     if not site.pair:
         site.pair = site.release(), site.release()
         site.deploy(app_release=site.pair[0])
@@ -348,29 +353,91 @@ def test_a_disk_that_is_full_after_the_switch(site: Site, releases: tuple[str, s
     assert site.health()["release"] == newer
 
 
-MOMENTS = [0.3 + 0.15 * number for number in range(12)]
+@pytest.fixture(scope="module")
+def strict(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Return a host whose logind kills the processes of a login that ends. Deploys log in as a user with sudo."""
+    name, directory = f"{INSTANCE}-strict", tmp_path_factory.mktemp("strict")
+    inventory = directory / "inventory" / "hosts.yml"
+    try:
+        (host,) = sandbox.up(name, 1, with_tracker=False, inventory=inventory)
+        made = Site([host, host], site.tracker, site.repository, directory)
+        key = (sandbox.INSTANCES / name / "id_ed25519.pub").read_text().strip()
+        # The test itself goes on as root.
+        (inventory.parent / "login.yml").write_text(
+            f"booty: {{vars: {{host_deploy_keys: ['{key}'], host_ssh_root: true}}}}\n"
+        )
+        played = made.play("bootstrap.yml")
+        assert played.status == 0, played.output
+        made.run("DEBIAN_FRONTEND=noninteractive apt-get install -qy libpam-systemd")
+        made.run("mkdir -p /etc/systemd/logind.conf.d")
+        made.run("printf '[Login]\nKillUserProcesses=yes\n' > /etc/systemd/logind.conf.d/kill.conf")
+        made.run("systemctl restart systemd-logind")
+        made.variables["ansible_user"] = "deploy"
+        yield made
+    finally:
+        sandbox.down(name)
+
+
+# What the host's journal says at twelve moments of a cutover, in their order.
+MOMENTS = {
+    "the cutover begins": ".* deploys .*, in booty-cutover-.*scope",
+    "proving": "proving ",
+    "the candidate starts": "Starting booty-candidate.service",
+    "the candidate serves": "booty.server: serving release",
+    "the candidate is proven": "Started booty-candidate.service",
+    "pointing": "pointing to ",
+    "the service stops": "Stopping booty.service",
+    "the service has stopped": "Stopped booty.service",
+    "the service starts": "Starting booty.service",
+    "the service has started": "Started booty.service",
+    "the candidate stops": "Stopping booty-candidate.service",
+    "the candidate has stopped": "Stopped booty-candidate.service",
+}
+WAYS = {"root": "site", "sudo, KillUserProcesses": "strict"}
 
 
 @pytest.mark.parametrize(
-    "moment",
-    [MOMENTS[6], *(pytest.param(moment, marks=pytest.mark.long) for moment in MOMENTS if moment != MOMENTS[6])],
+    "moment", [pytest.param(name, marks=() if name == "pointing" else pytest.mark.long) for name in MOMENTS]
 )
-def test_a_killed_controller(site: Site, releases: tuple[str, str], moment: float) -> None:
-    """Whenever the controller dies, a proven release serves under its own label, and the next deploy goes as usual."""
+@pytest.mark.parametrize("way", ["root", pytest.param("sudo, KillUserProcesses", marks=pytest.mark.long)])
+def test_a_killed_controller(request: pytest.FixtureRequest, way: str, moment: str) -> None:
+    """When the controller and its connections die, a proven release serves under its own label, and nothing is lost.
+
+    The host ends its cutover: before the point it leaves what serves, after it the new release serves.
+    """
+    site: Site = request.getfixturevalue(WAYS[way])
+    older = pair(site)[1]
     newer = site.release()
-    with Load(site.host.address) as load:
+    with Load(site.host.address) as load, site.journal() as lines:
         played = site.start("deploy.yml")
-        time.sleep(moment)
+        next(line for line in lines if re.match(MOMENTS[moment], line))
         played.kill()
         site.wait_for(UNLOCKED)
-    answer = site.health()
-    assert answer["release"] in {releases[1], newer}
+    answer, number = site.health(), [*MOMENTS].index(moment)
     assert load.report["failures"] == []
-    if MOMENTS.index(moment) % 3 == 0:
+    # In the instant in which the candidate becomes ready, the host asks whether its controller is still there.
+    assert answer["release"] in ({older} if number < 3 else {newer} if number > 4 else {older, newer})
+    ended = site.run(f"journalctl -t booty-deploy BOOTY_RELEASE={newer} --output=cat --output-fields=BOOTY_RESULT")
+    assert ended == ("switched" if answer["release"] == newer else "not switched")
+    assert site.run("systemctl is-active booty-candidate.service || true") == "inactive"
+    assert site.run("systemctl list-units --no-legend 'booty-*.scope'") == ""
+    if number % 3 == 0:
         sandbox.reboot(site.host.instance, site.host.name)
         assert site.health() == answer
     environ = site.run(f"tr '\\0' '\\n' < /proc/{site.pid()}/environ")
     assert f"BOOTY_RELEASE_DIR=/opt/booty/releases/{answer['release']}\n" in environ + "\n"
+    assert "interrupted" not in site.deploy().output
+    assert site.health()["release"] == newer
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seconds", [0.3, 0.6, 0.9])
+def test_a_controller_that_is_killed_while_it_prepares(site: Site, releases: tuple[str, str], seconds: float) -> None:
+    newer = site.release()
+    played = site.start("deploy.yml")
+    time.sleep(seconds)
+    played.kill()
+    assert site.health()["release"] == releases[1]
     site.deploy()
     assert site.health()["release"] == newer
 

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +21,9 @@ from typing import Any
 import pytest
 from booty_host import host, status
 
+from sandbox import hosts as sandbox
 from sandbox.demo import RAISE
-from tests.conftest import ROLE, Play, Site, load, start
+from tests.conftest import ROLE, ROOT, Play, Site, load, start
 
 fleet = load(ROLE / "action_plugins/booty_status.py", "booty_status")
 TEMPLATE = (ROLE / "templates/status.html.j2").read_text()
@@ -40,6 +42,7 @@ GOOD: dict[str, Any] = {
     "candidate": None,
     "lease": None,
     "free": {"bytes": 40_000_000_000, "share": 0.5},
+    "damaged": [],
     "last": {"result": "switched", "message": "serving", "at": "2026-11-23T12:00:00+00:00"},
     "drift": None,
 }
@@ -74,8 +77,8 @@ def judged(**changes: Any) -> dict[str, Any]:
         (answer(health={"status": 0, "reason": "refused"}), "broken", ["/health says nothing: refused"]),
         (answer(health={"status": 200, **LABELS, "release": B}), "broken", [f"/health answers release {B}"]),
         (answer(**NOTHING, service="failed"), "broken", ["serves nothing: booty.service is failed"]),
-        (answer(**NOTHING, disk=None, last=None), "look", ["has had no deploy yet"]),
-        (answer(ready=False), "look", ["has no Booty: run bootstrap.yml"]),
+        (answer(**NOTHING, disk=None, last=None), "broken", ["has had no deploy yet"]),
+        (answer(ready=False), "broken", ["has no Booty: run bootstrap.yml"]),
         (answer(candidate={"release": B}), "look", [f"has a candidate left over: {B}"]),
         (answer(candidate={"release": B}, lease="anna"), "look", ["is held: anna"]),
         (answer(tracker=None), "look", ["there is no SENTRY_DSN"]),
@@ -86,13 +89,19 @@ def judged(**changes: Any) -> dict[str, Any]:
         ),
         (answer(free={"bytes": 800_000_000, "share": 0.04}), "look", ["has 800 MB of disk left"]),
         (answer(last=WENT_BACK), "look", [f"went back on 2026-11-25T11:40:00+00:00: {B} does not serve."]),
+        (answer(damaged=["state.json is damaged"]), "look", ["is not as it should be: state.json is damaged"]),
         (answer(drift=["booty.service differs"]), "look", ["drift: booty.service differs"]),
         (
             {"unreachable": True, "msg": "Task failed: x\nMake sure this host can be reached over ssh: ssh: no route"},
             "broken",
             ["can't be reached: ssh: no route"],
         ),
-        ({"rc": 127, "msg": "not found"}, "look", ["has no Python, and so no Booty"]),
+        ({"rc": 127, "msg": "not found"}, "broken", ["has no Python, and so no Booty"]),
+        (
+            {"msg": "Validation of arguments failed:\napp_port is no number\nmore"},
+            "broken",
+            ["no answer: Validation of arguments failed: app_port is no number"],
+        ),
         ({"rc": 1, "msg": "sudo: a password is required\nmore"}, "broken", ["no answer: sudo: a password is required"]),
     ],
 )
@@ -261,6 +270,51 @@ def test_the_screen_is_all_there_is(site: Site) -> None:
     assert played.status == 0, played.output
     assert played.output.startswith("1 host: 1 in order\n")
     assert f"{site.health()['release']}"[:9] in played.output
+
+
+def test_json_is_json_also_when_something_fails(site: Site, tmp_path: Path) -> None:
+    """Standard output is one document, whatever is wrong: the failure is a row, and its words go to standard error."""
+    site.run(
+        "id sandra || useradd --create-home --shell /bin/bash sandra; mkdir -p ~sandra/.ssh;"
+        "cp ~/.ssh/authorized_keys ~sandra/.ssh/; chown -R sandra: ~sandra/.ssh"
+    )
+    options = sandbox.ssh_options(site.host.instance)
+    known = {
+        "ansible_host": site.host.address,
+        "ansible_ssh_private_key_file": options[1],
+        "ansible_ssh_common_args": " ".join(options[2:]),
+        "app_environment": "staging",
+    }
+    hosts = {
+        "anchor": {**known, "ansible_connection": "nosuch"},
+        "sandra": {**known, "ansible_user": "sandra"},
+        "web": {**known, "ansible_user": "root"},
+    }
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(json.dumps({"booty": {"hosts": hosts}, "other": {"hosts": {"else": {}}}}))
+    command = [str(Path(sys.executable).parent / "ansible-playbook"), "status.yml", "-i", str(inventory)]
+    found = {}
+    for limit in ("booty", "sandra", "else", "web"):
+        arguments = ["--limit", limit, "-e", "status_format=json"]
+        done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+        document = json.loads(done.stdout)
+        found[limit] = (done.returncode, {row["host"]: (row["level"], row["notes"][:1]) for row in document["hosts"]})
+        assert document["summary"]["hosts"] == len(document["hosts"])
+        assert (document["message"] or "") in done.stderr or document["message"] == "No host was asked."
+    refused = ("broken", ["gives no answer: Task failed: Missing sudo password"])
+    assert found["booty"] == (
+        2,
+        {
+            "anchor": ("broken", ["gives no answer: Task failed: the connection plugin 'nosuch' was not found"]),
+            "sandra": refused,
+            "web": ("ok", []),
+        },
+    )
+    assert found["sandra"] == (2, {"sandra": refused})
+    assert found["web"] == (0, {"web": ("ok", [])})
+    status, ((host, (level, (note,))),) = found["else"][0], found["else"][1].items()
+    assert (status, host, level) == (2, "else", "broken")
+    assert "has no host in the group 'booty' that --limit else leaves" in note
 
 
 def test_disk_and_memory_that_differ_stand_out(site: Site, rows: Ask) -> None:

@@ -27,7 +27,7 @@ import tomllib
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import distributions
@@ -46,6 +46,8 @@ RECIPE = "4"
 # Debian 12, the oldest supported suite, has glibc 2.36: a wheel that needs a newer one must not be chosen.
 PLATFORM = "{machine}-manylinux_2_36"
 MACHINES = ("x86_64", "aarch64")
+# How long an archive stays in the cache after its last use.
+KEEP_DAYS = 30
 # What an installer notes about this very installation: paths and times of the controller.
 NOT_SHIPPED = {
     ".lock",
@@ -610,6 +612,29 @@ def once(archive: Path, build: Callable[[Path], None]) -> None:
                 build(archive)
 
 
+def use(cache: Path, *archives: Path) -> None:
+    """Note in the cache that archives are in use, so that `tidy` of another deploy leaves them."""
+    # A cache that can't be written to is used as it is.
+    with suppress(OSError), locked(cache):
+        for archive in filter(made, archives):
+            # Not the archive's own time: `aws s3 sync` would take it for another one.
+            os.utime(digest_of(archive))
+
+
+def tidy(cache: Path) -> None:
+    """Remove what belongs to archives that no deploy has used for KEEP_DAYS."""
+    before = datetime.now(UTC).timestamp() - KEEP_DAYS * 86400
+    with locked(cache):
+        old = []
+        for path in (path for path in cache.glob("*/*") if path.name != "lock"):
+            digest = path.with_name(re.sub(r"\.(tar\.gz|cdx\.json|requires\.json).*", ".tar.gz.sha256", path.name))
+            # Without a digest it is what a killed build left.
+            if (digest if digest.exists() else path).stat().st_mtime < before:
+                old.append(path)
+        for path in old:
+            path.unlink()
+
+
 def described(archive: Path, dest: str) -> dict[str, Any]:
     """Describe an archive that the cache has, and where it belongs on a host."""
     return {
@@ -683,6 +708,7 @@ def build(
     # Names are the same on every controller, so that a store can hold them: a SHA is one content in all repositories.
     release = cache / "releases" / f"{sha}-{key(RECIPE, path, module, layer_name)}.tar.gz"
     notices: list[str] = []
+    use(cache, layer, release)
     if not (made(layer) and made(release)):
         locked_text = text(lock, f"{named_lock} {of}")
         try:
@@ -719,6 +745,7 @@ def build(
                 )
 
         once(release, finish)
+        tidy(cache)
     return {
         "release": described(release, f"/opt/booty/releases/{sha}"),
         "layer": {**described(layer, f"/opt/booty/layers/{layer_name}"), "name": layer_name},

@@ -30,8 +30,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 # By Ansible's loader, since the plugins of a role are in no package.
 booty_artifact = sys.modules[action_loader.get("booty_artifact", class_only=True).__module__]
 ROLE = Path(__file__).parent.parent
-# The Python that releases run with.
-PYTHON = "/usr/bin/python3"
+# The Python that releases run with. It reads and writes UTF-8 whatever the host's locale is.
+PYTHON = "/usr/bin/python3 -I -X utf8"
 # Reads the call, then the program, which it imports from memory; what follows is the file that came along.
 START = """
 import json, os, sys
@@ -68,6 +68,10 @@ VERBS: dict[str, dict[str, Any]] = {
         "step": {"type": "str", "choices": ["begin", "end"]},
     },
 }
+# These verbs go on when the connection ends, so they run in a systemd scope of their own. In the login's scope, logind
+# would kill them with the login (`KillUserProcesses=yes`). --scope replaces systemd-run by the command, so the process
+# keeps its input, its output and its parents.
+DETACHED = ("cutover", "take_back")
 ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 UNITS = ("booty.socket", "booty.service", "booty-candidate.service")
 
@@ -259,9 +263,11 @@ class ActionModule(ActionBase):
         }
         if self._connection.transport == "ssh":
             self._pin(verb)
-        done = self._low_level_execute_command(
-            f"{PYTHON} -I -c {shlex.quote(START)}", in_data=json.dumps(call).encode() + b"\n" + CODE + attached
-        )
+        command = f"{PYTHON} -c {shlex.quote(START)}"
+        if verb in DETACHED and not self._task.check_mode:
+            scope = f"booty-{verb.replace('_', '-')}-{uuid.uuid4().hex[:8]}.scope"
+            command = f"systemd-run --scope --quiet --collect --unit={scope} {command}"
+        done = self._low_level_execute_command(command, in_data=json.dumps(call).encode() + b"\n" + CODE + attached)
         try:
             answer: dict[str, Any] = json.loads(done["stdout"].splitlines()[-1])
         except (IndexError, ValueError):
@@ -278,7 +284,7 @@ class ActionModule(ActionBase):
         """
         extra = self._connection.get_option("ssh_extra_args") or ""
         self._connection.set_option("ssh_extra_args", f"{extra} {ALIVE}".strip())
-        if verb in {"cutover", "take_back"}:
+        if verb in DETACHED:
             self._connection.set_option("reconnection_retries", 0)
 
     def options(self, task_vars: dict[str, Any] | None) -> dict[str, Any]:

@@ -55,7 +55,12 @@ def obstacles(
         yield f"{name} is {host['machine']}; releases are built for {fit}, 64 bit. Take such a machine."
     if tuple(map(int, host["python"].split("."))) < (3, 11):
         yield f"{name} has Python {host['python']}; Booty needs 3.11 or newer (Debian 12 or newer)."
-    if not host["ready"] and not check:
+    if host["user_id"] == 0:
+        yield (
+            f"app_user is {user}, which is root on {name}: the service would have root's rights. Name another user,"
+            " which bootstrap.yml makes: app_user: booty"
+        )
+    elif not host["ready"] and not check:
         yield (
             f"{name} lacks the user {user} or Booty's directories. Make it ready first: ansible-playbook bootstrap.yml"
         )
@@ -84,6 +89,28 @@ def obstacles(
             " it runs. Stop it first; requests are refused until the deploy is through: systemctl stop booty.socket"
             " booty.service"
         )
+    yield from made_otherwise(host, options, release, name)
+    secrets = host["secrets"]
+    if secrets["closed"]:
+        yield (
+            f"{secrets['closed']}. On {name}, as root: chown root:root /etc/booty/secrets.env; chmod 0600"
+            " /etc/booty/secrets.env"
+        )
+    elif secrets["readable"] or (production and secrets["usable"] and (host["ready"] or not check)):
+        why = secrets["readable"] or f"Production does not start without a usable SENTRY_DSN, and {secrets['usable']}"
+        yield f"{why}.\nType the file's lines (SENTRY_DSN=…), then Ctrl-D:\n  {secrets_command()}"
+
+
+def made_otherwise(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
+    """Say that a host has a release which is damaged, or was made from something else than what is asked for."""
+    staged = host["manifests"].get(release)
+    if staged == {}:
+        there = f"/opt/booty/releases/{release}"
+        if serving(host) == release:
+            step = "It serves, so deploy another commit: git commit --allow-empty -m 'Build anew'"
+        else:
+            step = f"Remove it there, and deploy again: rm -r {there}"
+        yield f"{there} on {name} is damaged: it has no release.json that can be read. {step}"
     if staged:
         path, module = booty_artifact.normal(options["app_path"]), options["app_module"]
         asked = f"Python {host['python']}, {path}, {module}"
@@ -94,15 +121,6 @@ def obstacles(
                 f"{name} has {release} already, made from {there} and not from {asked}. A release is known by its SHA,"
                 " so deploy another commit: git commit --allow-empty -m 'Build anew'"
             )
-    secrets = host["secrets"]
-    if secrets["closed"]:
-        yield (
-            f"{secrets['closed']}. On {name}, as root: chown root:root /etc/booty/secrets.env; chmod 0600"
-            " /etc/booty/secrets.env"
-        )
-    elif secrets["readable"] or (production and secrets["usable"] and (host["ready"] or not check)):
-        why = secrets["readable"] or f"Production does not start without a usable SENTRY_DSN, and {secrets['usable']}"
-        yield f"{why}.\nType the file's lines (SENTRY_DSN=…), then Ctrl-D:\n  {secrets_command()}"
 
 
 def serving(host: dict[str, Any]) -> str:

@@ -47,11 +47,11 @@ def judge(host: str, answer: dict[str, Any]) -> dict[str, Any]:
     if answer.get("unreachable"):
         found.append(("broken", f"can't be reached: {first_line(answer)}"))
     elif answer.get("rc") == 127:  # the shell found no Python
-        found.append(("look", "has no Python, and so no Booty: run bootstrap.yml"))
+        found.append(("broken", "has no Python, and so no Booty: run bootstrap.yml"))
     elif status is None:
         found.append(("broken", f"gives no answer: {first_line(answer)}"))
     elif not status["ready"]:
-        found.append(("look", "has no Booty: run bootstrap.yml"))
+        found.append(("broken", "has no Booty: run bootstrap.yml"))
     else:
         found += serving(status) + around(status)
     level = max((level for level, _ in found), key=LEVELS.index, default="ok")
@@ -63,7 +63,8 @@ def first_line(answer: dict[str, Any]) -> str:
     lines = str(answer.get("msg") or "no reason given").strip().splitlines()
     if answer.get("unreachable"):
         return lines[-1].removeprefix("Task failed: ").rpartition("reached over ssh: ")[2].strip()
-    return lines[0].strip()
+    # A heading says nothing without what it heads.
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def serving(status: dict[str, Any]) -> list[tuple[str, str]]:
@@ -71,7 +72,7 @@ def serving(status: dict[str, Any]) -> list[tuple[str, str]]:
     memory, disk, health = status["memory"], status["disk"], status["health"]
     if not memory:
         if not disk:
-            return [("look", "has had no deploy yet")]
+            return [("broken", "has had no deploy yet")]
         return [("broken", f"serves nothing: booty.service is {status['service']}")]
     # In the middle of a deploy they may differ.
     worst = "look" if status["lease"] else "broken"
@@ -106,6 +107,7 @@ def around(status: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("look", fault))
     if status["free"]["share"] < LOW:
         found.append(("look", f"has {size(status['free']['bytes'])} of disk left"))
+    found += [("look", f"is not as it should be: {each}") for each in status["damaged"]]
     if (last := status["last"]) and not went_well(last):
         found.append(("look", f"{last['result']} on {last['at']}: {last['message'].splitlines()[0]}"))
     return found + [("look", f"drift: {change}") for change in status["drift"] or []]
@@ -196,16 +198,20 @@ HEADINGS = ("serves", "for", "on disk", "in memory", "environment", "previous", 
 EXPENDABLE = ("previous", "free", "last result", "tracker", "in memory", "environment")
 
 
+def served(row: dict[str, Any]) -> str | None:
+    """Return the release that a host answers with, `none` when it answers without; None when it does not answer."""
+    health = row.get("health") or {}
+    return health.get("release") or "none" if health.get("status") == 200 else None
+
+
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Count hosts by level, and releases by the hosts that serve them."""
-    served = Counter(
-        row["health"]["release"] or "none" for row in rows if (row.get("health") or {}).get("status") == 200
-    )
+    releases = Counter(release for row in rows if (release := served(row)))
     levels = Counter(row["level"] for row in rows)
     return {
         "hosts": len(rows),
         "levels": {level: levels[level] for level in LEVELS},
-        "releases": dict(served.most_common()),
+        "releases": dict(releases.most_common()),
         "drifting": [row["host"] for row in rows if row.get("drift")],
     }
 
@@ -278,13 +284,13 @@ def page(template: str, rows: list[dict[str, Any]], now: datetime) -> str:
 
 def mixed(rows: list[dict[str, Any]]) -> list[str]:
     """Name the releases and their hosts, of each environment whose hosts serve several; their rows are to look at."""
-    served: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    environments: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
-        if (health := row.get("health") or {}).get("status") == 200:
-            releases = served.setdefault(health.get("environment") or "no environment", {})
-            releases.setdefault(health.get("release") or "none", []).append(row)
+        if release := served(row):
+            releases = environments.setdefault(row["health"].get("environment") or "no environment", {})
+            releases.setdefault(release, []).append(row)
     said = []
-    for environment, releases in served.items():
+    for environment, releases in environments.items():
         if len(releases) > 1:
             names = {one: ", ".join(row["host"] for row in hosts) for one, hosts in releases.items()}
             said.append(f"{environment} is on {len(names)} releases: {'; '.join(map(' on '.join, names.items()))}.")
@@ -322,8 +328,9 @@ class ActionModule(ActionBase):
         now = datetime.now(UTC)
         rows = [judge(host, answer) for host, answer in given["answers"].items()]
         mixture = mixed(rows)
+        said = fault(rows, mixture)
         if given["format"] == "json":
-            told = {"at": now.isoformat(timespec="seconds"), "summary": summary(rows), "hosts": rows}
+            told = {"at": now.isoformat(timespec="seconds"), "summary": summary(rows), "hosts": rows, "message": said}
             screen = json.dumps(told, indent=2, ensure_ascii=False)
         elif given["format"] == "html":
             screen = page(Path(self._find_needle("templates", "status.html.j2")).read_text(), rows, now)
@@ -333,9 +340,4 @@ class ActionModule(ActionBase):
         if given["file"]:
             Path(given["file"]).write_text(f"{screen}\n")
             screen = ""
-        return {
-            **result,
-            "screen": screen,
-            "failed": bool(said := fault(rows, mixture)),
-            **({"msg": said} if said else {}),
-        }
+        return {**result, "screen": screen, "failed": bool(said), **({"msg": said} if said else {})}

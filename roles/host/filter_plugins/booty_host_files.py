@@ -31,7 +31,8 @@ def stale(wanted: list[dict[str, Any]], host: dict[str, str]) -> list[dict[str, 
     Args:
         wanted: each with `path` and `part`; without a `text` it is a directory. `owner` (root) and `mode` (0755, a file
             0644) have defaults. One that is not `wanted` goes, unless it says `keep`.
-        host: what `seen` returned; `file <path>` is "owner mode kind", and the content of a file in base64.
+        host: what `seen` returned; `file <path>` is "owner mode kind", and the content of a file in base64, or where
+            the link leads that stands in the place of a directory.
 
     Returns:
         those that differ, with their defaults filled in, their `state` (file, directory or absent), and, for a
@@ -61,9 +62,34 @@ def stale(wanted: list[dict[str, Any]], host: dict[str, str]) -> list[dict[str, 
     return found
 
 
+# A service with ProtectHome= and PrivateTmp= does not see what lies there.
+HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
+
+
+def misplaced(wanted: list[dict[str, Any]], host: dict[str, str]) -> list[str]:
+    """Say what stands in the place of a file or a directory and can't be made into it; arguments as for `stale`.
+
+    A link to a directory is fine, if that belongs to whom the directory has to belong, and the service sees it.
+    """
+    found = []
+    for entry in (entry for entry in wanted if entry.get("wanted", True)):
+        path, owner = entry["path"], entry.get("owner", "root")
+        kind = "file" if "text" in entry else "directory"
+        is_owner, _, is_kind, target = [*host.get(f"file {path}", "").split(" ", 3), "", "", ""][:4]
+        linked = is_kind == "directory" and target
+        if linked and is_owner != owner:
+            found.append(f"{path} is a link to {target}, which belongs to {is_owner}: chown {owner}: {target}")
+        elif linked and kind == "directory" and target.startswith(HIDDEN) and path.startswith("/opt/"):
+            found.append(f"{path} is a link to {target}, where the service's sandbox sees nothing: move that elsewhere")
+        elif is_kind in {"directory", "file", "link"} and is_kind != kind and (kind, is_kind) != ("file", "link"):
+            what = "a link that leads to no directory" if is_kind == "link" else f"a {is_kind}"
+            found.append(f"{path} is {what} and not a {kind}: move it away")
+    return found
+
+
 class FilterModule:
     """What Ansible looks for."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name the filters."""
-        return {"booty_seen": seen, "booty_stale": stale}
+        return {"booty_seen": seen, "booty_stale": stale, "booty_misplaced": misplaced}

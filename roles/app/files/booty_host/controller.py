@@ -15,7 +15,9 @@ class Controller:
 
     def __init__(self, over_ssh: bool) -> None:
         """Find the connection, while the process is a descendant of sshd's."""
-        self.ports = ports() if over_ssh else None
+        found = ports() if over_ssh else None
+        # A connection that `ss` does not show at the start can't be told from one that has ended.
+        self.ports = found if found and acknowledged(*found) is not None else None
         # A process of its own has none of the caller's.
         self.output = os.dup(1)
 
@@ -25,8 +27,10 @@ class Controller:
         ssh itself gives up a little later. Nobody can tell where there is no SSH, or no `ss`: then it counts as there.
         """
         with os.fdopen(self.output, "wb", buffering=0) as output:
-            if self.ports is None or (before := acknowledged(*self.ports)) is None:
+            if self.ports is None:
                 return False
+            if (before := acknowledged(*self.ports)) is None:
+                return True
             deadline = time.monotonic() + patience
             try:
                 # More than a packet, which TCP acknowledges at once; less may take it 40 ms.

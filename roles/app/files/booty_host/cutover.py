@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -220,7 +219,7 @@ def settle(state: host.State, labels: dict[str, str], candidate: str) -> list[st
             f"An interrupted deploy had left release.env at {pointer.get('SENTRY_RELEASE')},"
             f" while {labels.get('SENTRY_RELEASE')} runs."
         )
-    elif labels and host.health(*host.parse_stream(host.read(host.UNITS / host.SOCKET)))["status"] == 200:
+    elif labels and host.installed_health()["status"] == 200:
         with suppress(OSError):  # the cutover writes it next, and fails in words if it can't
             state.serve(labels["SENTRY_RELEASE"])
     for notice in notices:
@@ -438,20 +437,28 @@ def prune(state: host.State, keep: int) -> tuple[list[str], list[str]]:
             return False
         return True
 
-    staged = {path.name: path.stat().st_mtime for path in host.RELEASES.glob("[!.]*")}
+    staged = {path.name: path.stat().st_mtime for path in host.directories(host.RELEASES)}
     inuse = {host.pointer().get("SENTRY_RELEASE", ""), *host.releases_in_use()}
     for name in removable(staged, state.served, {*state.abandoned}, inuse, keep, now):
         host.log(f"removing {name}")
         if attempt(host.remove, host.RELEASES / name):
             removed.append(name)
-    layers = {json.loads(path.read_text())["layer"] for path in host.RELEASES.glob("*/release.json")}
-    for path in host.LAYERS.glob("[!.]*"):
-        # One that another deploy has just staged has no release yet.
-        if path.name not in layers and path.stat().st_mtime < now - DAY:
+    attempt(lambda _: state.forget(set(staged) - {*removed}), host.STATE)
+    manifests = [host.manifest(path) for path in host.directories(host.RELEASES)]
+    # A release whose manifest is damaged does not say which layer it needs: then all of them stay.
+    for path in host.directories(host.LAYERS) if all(manifests) else []:
+        # A layer that another deploy has just staged has no release yet.
+        if path.name not in {manifest["layer"] for manifest in manifests} and path.stat().st_mtime < now - DAY:
             attempt(host.remove, path)
-    for path in (*host.RELEASES.glob(".*"), *host.LAYERS.glob(".*")):  # what a killed run left
-        if path.stat().st_mtime < now - DAY:
-            attempt(shutil.rmtree, path)
+    # What a killed run left: directories that are half-made or half-removed, and archives that did not arrive whole,
+    # some of them in the directory that Ansible's copy makes in the login's home.
+    arriving = (*host.INCOMING.glob("*"), *host.login_home().glob(".ansible/tmp/ansible-tmp-*"))
+    for path in (*host.RELEASES.glob(".*"), *host.LAYERS.glob(".*"), *arriving):
+        if path.lstat().st_mtime < now - DAY:
+            if path.is_dir() and not path.is_symlink():
+                attempt(shutil.rmtree, path)
+            elif path in arriving:
+                attempt(Path.unlink, path)
     return removed, failures
 
 

@@ -23,6 +23,8 @@ ETC = Path("/etc/booty")
 OPT = Path("/opt/booty")
 RELEASES = OPT / "releases"
 LAYERS = OPT / "layers"
+# Where archives of layers arrive.
+INCOMING = OPT / "incoming"
 POINTER = ETC / "release.env"
 SECRETS = ETC / "secrets.env"
 STATE = OPT / "state.json"
@@ -64,8 +66,21 @@ def parse_environ(environ: bytes) -> dict[str, str]:
 def units(*names: str) -> list[dict[str, str]]:
     """Return what systemd says of units' states, by systemd's own property names, in the order asked for."""
     properties = "ActiveState,SubState,Result,MainPID,NeedDaemonReload,UnitFileState,NRestarts,InvocationID"
-    told = run("systemctl", "show", *names, f"--property={properties}").stdout
-    return [parse_assignments(block) for block in told.split("\n\n")]
+    return [parse_assignments(block) for block in shown(*names, f"--property={properties}").split("\n\n")]
+
+
+def shown(*arguments: str) -> str:
+    """Return what `systemctl show` prints; raise HostError on a host that systemd does not run."""
+    # sd_booted(3), in Python.
+    if not Path("/run/systemd/system").is_dir():
+        first = read(Path("/proc/1/comm")).strip() or "another program"
+        raise HostError(
+            f"systemd does not run this host (its first process is {first}). Booty needs a host that systemd started."
+        )
+    done = run("systemctl", "show", *arguments)
+    if done.returncode or not done.stdout:
+        raise HostError(f"systemd does not answer: {done.stderr.strip()}. See what it says: systemctl status")
+    return done.stdout
 
 
 def unit(name: str) -> dict[str, str]:
@@ -83,10 +98,29 @@ def labels(pid: int) -> dict[str, str]:
 
 def pointer() -> dict[str, str]:
     """Return what `/etc/booty/release.env` says; nothing when it is not there."""
+    return parse_assignments(read(POINTER))
+
+
+def manifest(directory: Path) -> dict[str, str]:
+    """Return what a staged release says of itself in `release.json`; nothing when that is missing or damaged."""
     try:
-        return parse_assignments(POINTER.read_text())
-    except FileNotFoundError:
+        fields = json.loads(read(directory / "release.json"))
+    except (OSError, ValueError):
         return {}
+    match fields:
+        case {"layer": str(), "python": str()}:
+            return dict(fields)
+    return {}
+
+
+def login_home() -> Path:
+    """Return the home of the user that Ansible logged in as: root's, if it did not come by sudo."""
+    return Path(os.path.expanduser(f"~{os.environ.get('SUDO_USER') or 'root'}"))
+
+
+def directories(parent: Path) -> list[Path]:
+    """Return the directories of releases or layers that are whole; those half-made or half-removed begin with a dot."""
+    return sorted(path for path in parent.glob("[!.]*") if path.is_dir() and not path.is_symlink())
 
 
 def reachable(address: str) -> str:
@@ -108,9 +142,15 @@ def parse_listeners(table: str) -> dict[tuple[str, int], str]:
 
 
 def parse_stream(unit_text: str) -> tuple[str, int]:
-    """Return the address and port of the first `ListenStream=` in a socket unit's text."""
-    address, _, port = re.findall(r"^ListenStream=(.*)$", unit_text, re.MULTILINE)[0].rpartition(":")
-    return address.strip("[]"), int(port)
+    """Return the address and port of the first `ListenStream=` in a socket unit's text.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = re.search(r"^ListenStream=(.+):(\d+)$", unit_text, re.MULTILINE)
+    if not found:
+        raise ValueError(f"{UNITS / SOCKET} names no address and port")
+    return found[1].strip("[]"), int(found[2])
 
 
 def listener(address: str, port: int) -> str:
@@ -156,6 +196,15 @@ def health(address: str, port: int, timeout: float = 5.0) -> dict[str, Any]:
     if not isinstance(fields, dict):
         fields = {"reason": f"status {response.status}, but the answer is not a JSON object"}
     return {**fields, "status": response.status}
+
+
+def installed_health() -> dict[str, Any]:
+    """Ask `GET /health` where the installed `booty.socket` listens; the answer is that of `health`."""
+    try:
+        address = parse_stream(read(UNITS / SOCKET))
+    except ValueError as error:
+        return {"status": 0, "reason": str(error)}
+    return health(*address)
 
 
 def journal(name: str, invocation: str = "", lines: int = 20) -> list[str]:
@@ -414,9 +463,9 @@ def differs(wanted: dict[str, str], found: dict[str, str]) -> str | None:
 
 
 def read(path: Path) -> str:
-    """Return a file's text; nothing when it is not there."""
+    """Return a file's text, with a mark in place of each byte that is not UTF-8; nothing when it is not there."""
     try:
-        return path.read_text()
+        return path.read_text(errors="replace")
     except FileNotFoundError:
         return ""
 
@@ -484,9 +533,23 @@ class State:
 
     @classmethod
     def load(cls) -> State:
-        """Read it; a host that has none remembers nothing."""
-        told = json.loads(read(STATE) or "{}")
-        return cls(told.get("served", []), told.get("abandoned", {}), told.get("previous", {}))
+        """Read it; a host that has none remembers nothing.
+
+        Raises:
+            HostError: the file is damaged. To guess would be to remove releases that can be gone back to.
+        """
+        try:
+            fields = {"served": [], "abandoned": {}, "previous": {}, **json.loads(read(STATE) or "{}")}
+        except (OSError, ValueError, TypeError):
+            fields = {}
+        match fields:
+            case {"served": list(served), "abandoned": dict(abandoned), "previous": dict(previous)}:
+                if all(isinstance(release, str) for release in served):
+                    return cls(served, abandoned, previous)
+        raise HostError(
+            f"{STATE} is damaged; it says what this host can go back to. Put a copy of it back. Or remove it: the host"
+            " then has nothing to go back to until the next deploy."
+        )
 
     def save(self) -> None:
         """Replace the file in one rename."""
@@ -503,6 +566,14 @@ class State:
         """Note why a release was given up; one that served before keeps that."""
         if release not in self.served:
             self.abandoned[release] = why
+            self.save()
+
+    def forget(self, staged: set[str]) -> None:
+        """Drop the releases that are no longer on the host, so that the file does not grow with each deploy."""
+        served = [release for release in self.served if release in staged]
+        abandoned = {release: why for release, why in self.abandoned.items() if release in staged}
+        if (served, abandoned) != (self.served, self.abandoned):
+            self.served, self.abandoned = served, abandoned
             self.save()
 
 
@@ -607,8 +678,11 @@ def detached(work: Callable[[], dict[str, Any]], by: str, wait: float = 0) -> di
             null = os.open(os.devnull, os.O_RDWR)
             for descriptor in range(3):
                 os.dup2(null, descriptor)
+            log(f"{by}, in {cgroup()}")
             try:
                 result = work()
+            except HostError as error:
+                result = {"failed": True, "msg": str(error)}
             except BaseException as error:
                 result = {"failed": True, "msg": f"{type(error).__name__}: {error}"}
             with suppress(BrokenPipeError), os.fdopen(writer, "w") as pipe:
@@ -621,6 +695,11 @@ def detached(work: Callable[[], dict[str, Any]], by: str, wait: float = 0) -> di
         return {"failed": True, "msg": "The cutover was killed on the host. Look at: journalctl -t booty-deploy"}
     told: dict[str, Any] = json.loads(answer)
     return told
+
+
+def cgroup() -> str:
+    """Return the systemd unit that this process belongs to, by the name of its control group."""
+    return Path(read(Path("/proc/self/cgroup")).strip()).name
 
 
 def write_atomically(path: Path, content: str, mode: int = 0o644) -> None:

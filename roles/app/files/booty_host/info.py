@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import pwd
 import re
@@ -15,12 +14,6 @@ from typing import Any
 from booty_host import host
 
 STATE_DIRECTORY = Path("/var/lib/booty")
-
-
-def manifests() -> dict[str, dict[str, str]]:
-    """Return what each staged release says of itself: a half-made one has a leading dot, and no manifest yet."""
-    found = sorted(host.RELEASES.glob("[!.]*/release.json"))
-    return {path.parent.name: json.loads(path.read_text()) for path in found}
 
 
 def lets_in() -> list[int]:
@@ -37,13 +30,12 @@ def owner(path: Path) -> str:
         return ""
 
 
-def user_exists(name: str) -> bool:
-    """Tell whether the host knows a user."""
+def user_id(name: str) -> int | None:
+    """Return a user's number; None when the host does not know the user."""
     try:
-        pwd.getpwnam(name)
+        return pwd.getpwnam(name).pw_uid
     except KeyError:
-        return False
-    return True
+        return None
 
 
 def info(user: str, pointer: str, units: dict[str, str], check: bool, by: str = "", wait: int = 0) -> dict[str, Any]:
@@ -66,7 +58,9 @@ def info(user: str, pointer: str, units: dict[str, str], check: bool, by: str = 
     # Read first: should another run switch the host from here on, the cutover finds something else than this.
     seen = host.seen()
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    staged = manifests()
+    staged = {path.name: host.manifest(path) for path in host.directories(host.RELEASES)}
+    layers = [path.name for path in host.directories(host.LAYERS)]
+    uid = user_id(user)
     found = {
         "seen": seen,
         "python": python,
@@ -77,11 +71,16 @@ def info(user: str, pointer: str, units: dict[str, str], check: bool, by: str = 
         "lets_in": lets_in(),
         "state_owner": owner(STATE_DIRECTORY),
         "port_taken": bool(units) and host.listener(*host.Release(pointer, units).address) == "another program",
-        "ready": user_exists(user) and host.RELEASES.is_dir() and host.ETC.is_dir(),
+        "user_id": uid,
+        "ready": uid is not None and host.RELEASES.is_dir() and host.ETC.is_dir(),
         "pointer": host.pointer(),
         "manifests": staged,
-        "releases": [release for release, manifest in staged.items() if manifest["python"] == python],
-        "layers": sorted(path.name for path in host.LAYERS.glob("[!.]*")),
+        "releases": [
+            release
+            for release, manifest in staged.items()
+            if manifest.get("python") == python and manifest["layer"] in layers
+        ],
+        "layers": layers,
         "served": host.State.load().served,
         "running": host.labels(int(host.unit(host.SERVICE)["MainPID"])),
         "unsettled": host.unsettled(host.Release(pointer, units)) if units else "",

@@ -53,7 +53,7 @@ def source(archive: str, url: str) -> io.BufferedIOBase:
     """Return an archive's file: an empty one for what is fetched, the host's own, or what came along with the call."""
     if url:
         # Without a name: it is gone with the process, however that ends.
-        return tempfile.TemporaryFile(dir=host.OPT / "incoming")
+        return tempfile.TemporaryFile(dir=host.INCOMING)
     return open(archive, "rb") if archive else io.BytesIO(sys.stdin.buffer.read())
 
 

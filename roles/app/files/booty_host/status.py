@@ -35,8 +35,16 @@ def status(pointer: str, units: dict[str, str], check: bool) -> dict[str, Any]:
     service, candidate = shown(host.SERVICE), shown(host.CANDIDATE)
     running = host.labels(int(service.get("MainPID") or 0))
     told = host.pointer()
-    state = host.State.load()
     serving = running.get("SENTRY_RELEASE")
+    damaged = [
+        f"{path} has no release.json that can be read"
+        for path in host.directories(host.RELEASES)
+        if not host.manifest(path)
+    ]
+    try:
+        served = host.State.load().served
+    except host.HostError as error:
+        served, damaged = [], [str(error), *damaged]
     found = {
         "ready": host.RELEASES.is_dir() and host.ETC.is_dir(),
         "service": service.get("ActiveState", "unknown"),
@@ -45,8 +53,9 @@ def status(pointer: str, units: dict[str, str], check: bool) -> dict[str, Any]:
         "disk": identity(told),
         # Asking what does not run would start it: the sockets are systemd's.
         "health": answered() if running else None,
+        "damaged": damaged,
         "tracker": tracker() if running else None,
-        "previous": next((one for one in state.served if one != serving and (host.RELEASES / one).is_dir()), None),
+        "previous": next((one for one in served if one != serving and (host.RELEASES / one).is_dir()), None),
         "candidate": None
         if candidate.get("ActiveState") in {"inactive", "failed"}
         else identity(host.labels(int(candidate.get("MainPID") or 0)))
@@ -62,8 +71,7 @@ def status(pointer: str, units: dict[str, str], check: bool) -> dict[str, Any]:
 def shown(name: str) -> dict[str, str]:
     """Return what systemd says of a unit, with its times as seconds since 1970."""
     properties = "ActiveState,MainPID,ActiveEnterTimestamp"
-    told = host.run("systemctl", "show", name, "--timestamp=unix", f"--property={properties}").stdout
-    return host.parse_assignments(told)
+    return host.parse_assignments(host.shown(name, "--timestamp=unix", f"--property={properties}"))
 
 
 def since(timestamp: str) -> str | None:
@@ -85,11 +93,7 @@ def identity(labels: dict[str, str]) -> dict[str, str | None] | None:
 
 def answered() -> dict[str, Any]:
     """Return what the real socket answers: its `status`, `release`, `environment`, and the `reason` of a refusal."""
-    try:
-        address = host.parse_stream(host.read(host.UNITS / host.SOCKET))
-    except (IndexError, ValueError):
-        return {"status": 0, "reason": f"{host.SOCKET} names no address"}
-    told = host.health(*address)
+    told = host.installed_health()
     return {name: told[name] for name in ("status", "release", "environment", "reason") if name in told}
 
 

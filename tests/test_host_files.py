@@ -1,0 +1,339 @@
+"""Files that people and broken disks leave on a host: a deploy works all the same, or names the file and what to do."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from booty_host import cutover, host
+
+from tests.conftest import ROOT, Play, Site, load
+
+DAY = 86400
+
+
+def words(played: Play) -> str:
+    """Return a playbook's output with one blank where it had several: messages are wrapped."""
+    return " ".join(played.output.split())
+
+
+# Units
+
+
+@pytest.fixture
+def opt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a directory in place of /opt/booty."""
+    for name, path in (("RELEASES", "releases"), ("LAYERS", "layers"), ("INCOMING", "incoming")):
+        monkeypatch.setattr(host, name, tmp_path / path)
+        (tmp_path / path).mkdir()
+    monkeypatch.setattr(host, "STATE", tmp_path / "state.json")
+    monkeypatch.setattr(host, "POINTER", tmp_path / "release.env")
+    monkeypatch.setattr(host, "login_home", lambda: tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no json",
+        "\0\udcff",
+        "[]",
+        "null",
+        '"x"',
+        '{"served": "abc"}',
+        '{"served": null}',
+        '{"served": [1]}',
+        '{"abandoned": []}',
+        '{"previous": []}',
+    ],
+)
+def test_a_damaged_state_is_named(opt: Path, text: str) -> None:
+    host.STATE.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(host.HostError, match=r"state\.json is damaged; it says what this host can go back to"):
+        host.State.load()
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"served": ["a"]}', '{"served": [], "abandoned": {}, "more": 1}'])
+def test_a_state_that_lacks_something_is_read(opt: Path, text: str) -> None:
+    host.STATE.write_text(text)
+    assert host.State.load().abandoned == {}
+
+
+def stage(directory: Path, days: int = 2, **manifest: str) -> None:
+    directory.mkdir()
+    if manifest:
+        (directory / "release.json").write_text(json.dumps(manifest))
+    os.utime(directory, (time.time() - days * DAY,) * 2)
+
+
+def test_pruning_passes_over_what_is_not_booty_s(opt: Path) -> None:
+    """Neither a stray file nor a link nor a directory without a manifest stops a deploy."""
+    for release in ("aa", "bb", "cc"):
+        stage(host.RELEASES / release, layer=f"layer-{release}", python="3.11")
+        stage(host.LAYERS / f"layer-{release}")
+    for directory in (host.RELEASES, host.LAYERS):
+        (directory / "notes.txt").write_text("mine")
+        (directory / "current").symlink_to("aa")
+        (directory / ".notes").write_text("mine")
+        stage(directory / ".half")
+        os.utime(directory / ".notes", (0, 0))
+    state = host.State(["cc", "bb", "aa"], {}, {})
+    assert cutover.prune(state, 2) == (["aa"], [])
+    assert {path.name for path in host.RELEASES.iterdir()} == {"bb", "cc", "notes.txt", "current", ".notes"}
+    assert {path.name for path in host.LAYERS.iterdir()} == {"layer-bb", "layer-cc", "notes.txt", "current", ".notes"}
+    (host.RELEASES / "bb" / "release.json").write_text("{")
+    assert cutover.prune(state, 2) == ([], [])
+    assert (host.LAYERS / "layer-bb").is_dir()
+
+
+def test_what_a_host_remembers_does_not_grow(opt: Path) -> None:
+    for release in ("aa", "bb", "cc", "dd"):
+        stage(host.RELEASES / release, layer="layer", python="3.11")
+    gone = [f"{number:040}" for number in range(1000)]
+    state = host.State(["cc", "bb", "aa", *gone], {"dd": "it failed", **dict.fromkeys(gone, "it failed")}, {})
+    cutover.prune(state, 2)
+    assert vars(host.State.load()) == {"served": ["cc", "bb"], "abandoned": {}, "previous": {}}
+
+
+def test_archives_that_did_not_arrive_are_removed_after_a_day(opt: Path) -> None:
+    (opt / ".ansible/tmp").mkdir(parents=True)
+    stage(opt / ".ansible/tmp/ansible-tmp-1", days=2)
+    stage(opt / ".ansible/tmp/ansible-tmp-2", days=0)
+    for name, days in (("old.tar.gz", 2), (".ansible_tmpold", 2), ("arriving.tar.gz", 0)):
+        (host.INCOMING / name).write_text("half")
+        os.utime(host.INCOMING / name, (time.time() - days * DAY,) * 2)
+    cutover.prune(host.State([], {}, {}), 2)
+    assert [path.name for path in host.INCOMING.iterdir()] == ["arriving.tar.gz"]
+    assert [path.name for path in (opt / ".ansible/tmp").iterdir()] == ["ansible-tmp-2"]
+
+
+FILES = load(ROOT / "roles/host/filter_plugins/booty_host_files.py", "booty_host_files")
+
+
+@pytest.mark.parametrize(
+    ("entry", "there", "message"),
+    [
+        ({"path": "/opt/d"}, None, None),
+        ({"path": "/opt/d"}, "root 755 directory", None),
+        ({"path": "/opt/d"}, "root 755 directory /srv/a b", None),
+        (
+            {"path": "/opt/d"},
+            "bob 755 directory /srv/d",
+            "is a link to /srv/d, which belongs to bob: chown root: /srv/d",
+        ),
+        (
+            {"path": "/opt/d"},
+            "root 755 directory /home/d",
+            "a link to /home/d, where the service's sandbox sees nothing",
+        ),
+        ({"path": "/etc/d"}, "root 755 directory /home/d", None),
+        ({"path": "/home/a/.ssh", "owner": "a"}, "a 700 directory /home/b", None),
+        (
+            {"path": "/opt/d"},
+            "root 777 link",
+            "/opt/d is a link that leads to no directory and not a directory: move it",
+        ),
+        ({"path": "/opt/d"}, "root 644 file QQ==", "/opt/d is a file and not a directory: move it away"),
+        ({"path": "/opt/f", "text": ""}, "root 755 directory", "/opt/f is a directory and not a file: move it away"),
+        ({"path": "/opt/f", "text": ""}, "root 777 link", None),
+        ({"path": "/opt/f", "text": "", "wanted": False}, "root 755 directory", None),
+    ],
+)
+def test_misplaced(entry: dict[str, str], there: str | None, message: str | None) -> None:
+    found = FILES.misplaced([entry], {f"file {entry['path']}": there} if there else {})
+    assert [message in each for each in found] == [True] * bool(message)
+
+
+# On a real host
+
+
+@pytest.fixture
+def serving(site: Site) -> str:
+    """Return the release that serves, deployed just now."""
+    site.deploy()
+    return str(site.health()["release"])
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message", "note"),
+    [
+        (
+            "echo '[]' > /opt/booty/state.json",
+            "/opt/booty/state.json is damaged; it says what this host can go back to. Put a copy of it back. Or remove"
+            " it: the host then has nothing to go back to until the next deploy. Nothing was changed.",
+            "/opt/booty/state.json is damaged",
+        ),
+        pytest.param(
+            "rm /opt/booty/state.json; mkdir /opt/booty/state.json",
+            "/opt/booty/state.json is damaged; it says what this host can go back to.",
+            "/opt/booty/state.json is damaged",
+            marks=pytest.mark.long,
+        ),
+        (
+            "mkdir /opt/booty/releases/NEXT",
+            "/opt/booty/releases/NEXT on HOST is damaged: it has no release.json that can be read. Remove it there, and"
+            " deploy again: rm -r /opt/booty/releases/NEXT Nothing was changed.",
+            "/opt/booty/releases/NEXT has no release.json that can be read",
+        ),
+        pytest.param(
+            "mkdir /opt/booty/releases/NEXT; echo {} > /opt/booty/releases/NEXT/release.json",
+            "/opt/booty/releases/NEXT on HOST is damaged: it has no release.json that can be read.",
+            "/opt/booty/releases/NEXT has no release.json that can be read",
+            marks=pytest.mark.long,
+        ),
+    ],
+    ids=["state.json of another shape", "state.json is a directory", "no manifest", "another manifest"],
+)
+def test_damaged_files_are_named(site: Site, serving: str, break_it: str, message: str, note: str) -> None:
+    following = site.release()
+    site.run(f"cp -a /opt/booty/state.json /root/; {break_it.replace('NEXT', following)}")
+    try:
+        refused, told = site.play("deploy.yml"), site.play("status.yml", status_format="json")
+    finally:
+        site.run(f"cd /opt/booty; rm -rf state.json releases/{following}; mv /root/state.json .")
+    assert refused.status != 0
+    assert message.replace("NEXT", following).replace("HOST", site.host.name) in words(refused)
+    assert "Traceback" not in refused.output + told.output
+    (row,) = json.loads(told.output)["hosts"]
+    assert any(note.replace("NEXT", following) in each for each in row["notes"])
+    assert site.health()["release"] == serving
+    site.deploy()
+
+
+def test_stray_files_stop_nothing(site: Site, serving: str) -> None:
+    site.run(
+        "cd /opt/booty; printf 'mine\\377' > layers/notes.txt; echo mine > releases/notes.txt; touch -d '3 days ago'"
+        " layers/notes.txt releases/notes.txt layers/.notes; ln -s nowhere releases/current; mkdir releases/unknown;"
+        " printf '# caf\\351\\n' >> /etc/booty/release.env"
+    )
+    try:
+        site.release()
+        played = site.deploy()
+        assert "removed" not in played.output
+        assert played.recap(site.host.name)["failed"] == 0
+    finally:
+        site.run(
+            "sed -i '/^# caf/d' /etc/booty/release.env; cd /opt/booty;"
+            " rm -rf layers/notes.txt layers/.notes releases/notes.txt releases/current releases/unknown"
+        )
+
+
+@pytest.fixture
+def latin(site: Site, tmp_path: Path) -> Iterator[None]:
+    """Give the host a locale of ISO-8859-1, as an old installation has it. Sandbox hosts have no `locales` package."""
+    if not shutil.which("localedef") or not Path("/usr/share/i18n/locales/en_US").exists():
+        pytest.skip("an ISO-8859-1 locale is made by this machine's localedef: apt-get install locales")
+    name = "en_US.ISO-8859-1"
+    subprocess.run(["localedef", "--no-archive", "-i", "en_US", "-f", "ISO-8859-1", tmp_path / name], check=True)
+    for file in (path for path in (tmp_path / name).rglob("*") if path.is_file()):
+        there = f"/usr/lib/locale/{file.relative_to(tmp_path)}"
+        site.run(
+            f"mkdir -p {Path(there).parent}; base64 -d > {there}", input=base64.b64encode(file.read_bytes()).decode()
+        )
+    site.run(f"cp -a /etc/default/locale /root/; echo LC_ALL={name} > /etc/default/locale")
+    try:
+        assert site.run("locale charmap") == "ISO-8859-1"
+        yield
+    finally:
+        site.run("mv /root/locale /etc/default/locale; rm -r /usr/lib/locale/en_US.ISO-8859-1")
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("latin")
+def test_a_host_whose_locale_is_not_utf_8(site: Site, serving: str) -> None:
+    site.release()
+    # No connection that is still open: the login reads the locale.
+    played = site.deploy("-e", "ansible_control_path=none")
+    assert "Traceback" not in played.output
+    assert site.deploy("-e", "ansible_control_path=none").recap(site.host.name)["changed"] == 0
+    assert site.play("status.yml", "-e", "ansible_control_path=none").output.startswith("1 host: 1 in order\n")
+
+
+def test_a_host_that_systemd_does_not_run(site: Site, serving: str) -> None:
+    """A login that does not see systemd, as in a container that another program started."""
+    site.run(
+        "systemd-run --quiet --unit=without unshare --mount sh -c"
+        " 'mount -t tmpfs none /run/systemd; mkdir -p /run/sshd; exec /usr/sbin/sshd -D -p 2222'"
+    )
+    try:
+        site.run("nft insert rule inet booty input tcp dport 2222 accept")
+        site.wait_for("ss -ltn | grep -q :2222")
+        # sshd's host key is known under the address with the port, too.
+        options = "-o ControlPath=none -o HostKeyAlias=" + site.host.address
+        for arguments in ((), ("--check",)):
+            played = site.play("deploy.yml", *arguments, ansible_port="2222", ansible_ssh_extra_args=options)
+            assert played.status != 0
+            assert (
+                "systemd does not run this host (its first process is systemd). Booty needs a host that systemd"
+                " started. Nothing was changed."
+            ) in words(played)
+        played = site.play("status.yml", ansible_port="2222", ansible_ssh_extra_args=options)
+        assert "gives no answer: systemd does not run this host" in words(played)
+    finally:
+        site.run("systemctl stop without.service; nft -f /etc/booty/firewall.nft")
+    assert site.health()["release"] == serving
+
+
+def test_a_user_whose_group_has_another_name(site: Site, serving: str) -> None:
+    site.release()
+    site.run("groupmod --new-name web booty")
+    try:
+        site.deploy()
+        assert site.run(f"ps -o group= -p {site.pid()}") == "web"
+        assert site.run("stat -c %U:%G /var/lib/booty") == "booty:web"
+    finally:
+        site.run("groupmod --new-name booty web")
+
+
+@pytest.mark.parametrize("user", ["root", pytest.param("toor", marks=pytest.mark.long)])
+def test_root_is_refused(site: Site, serving: str, user: str) -> None:
+    site.run("useradd --non-unique --uid 0 --gid 0 --no-create-home toor")
+    try:
+        played, made = site.play("deploy.yml", app_user=user), site.play("bootstrap.yml", app_user=user)
+    finally:
+        site.run("sed -i /^toor:/d /etc/passwd /etc/shadow")
+    assert played.status != 0
+    assert (
+        f"app_user is {user}, which is root on {site.host.name}: the service would have root's rights. Name another"
+        " user, which bootstrap.yml makes: app_user: booty"
+    ) in words(played)
+    assert made.status != 0
+    assert f"host_service_user is {user}, which is root" in words(made)
+    assert site.health()["release"] == serving
+
+
+@pytest.mark.long
+def test_directories_that_are_links(site: Site, serving: str) -> None:
+    """A link to a directory of root's is used as it is; bootstrap changes nothing, and says so before."""
+    site.run(
+        "mkdir -p /srv/big; mv /opt/booty /srv/big/; ln -s /srv/big/booty /opt/booty;"
+        "mv /etc/booty /srv/big/etc; ln -s /srv/big/etc /etc/booty;"
+        "mv /srv/big/booty/layers /srv/; ln -s /srv/layers /opt/booty/"
+    )
+    try:
+        checked, made = site.play("bootstrap.yml", "--check"), site.play("bootstrap.yml")
+        site.release()
+        site.deploy()
+        site.run("chown nobody /srv/layers")
+        refused = [site.play("bootstrap.yml", *arguments) for arguments in (("--check",), ())]
+    finally:
+        site.run(
+            "chown root /srv/layers; rm /opt/booty/layers; mv /srv/layers /srv/big/booty/;"
+            "rm /etc/booty; mv /srv/big/etc /etc/booty; rm /opt/booty; mv /srv/big/booty /opt/; rmdir /srv/big"
+        )
+    assert checked.status == 0, checked.output
+    assert "Would" not in checked.output
+    assert made.status == 0, made.output
+    assert (checked.recap(site.host.name)["changed"], made.recap(site.host.name)["changed"]) == (0, 0)
+    for played in refused:
+        assert played.status != 0
+        message = "/opt/booty/layers is a link to /srv/layers, which belongs to nobody: chown root: /srv/layers"
+        assert f"{message} Nothing was changed." in words(played)
+    assert site.deploy().recap(site.host.name)["changed"] == 0

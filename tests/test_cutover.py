@@ -5,10 +5,11 @@ from __future__ import annotations
 import getpass
 import http.client
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import datetime
 from pathlib import Path
 
@@ -50,6 +51,44 @@ def test_a_deploy_loses_nothing(site: Site, releases: tuple[str, str]) -> None:
     assert load.report["failures"] == []
     assert set(load.report["releases"]) == {releases[1], newer}
     assert load.report["requests"] > 100
+
+
+EVENTS = """
+from collections.abc import AsyncIterator
+from fastapi.responses import StreamingResponse
+@router.get("/events")
+async def events() -> StreamingResponse:
+    async def forever() -> AsyncIterator[str]:
+        while True:
+            yield "data: 1\\n\\n"
+            await asyncio.sleep(0.1)
+    return StreamingResponse(forever(), media_type="text/event-stream")
+"""
+
+
+def test_neither_half_heads_nor_streams_hold_a_deploy(site: Site) -> None:
+    site.release(text=ROUTES + EVENTS)
+    site.deploy()
+    newer, known, last = site.release(text=ROUTES + EVENTS + "# newer"), len(site.tracker.events()), b""
+    with ExitStack() as stack:
+        half = [stack.enter_context(socket.create_connection((site.host.address, 8000))) for _ in range(6)]
+        streams = [stack.enter_context(socket.create_connection((site.host.address, 8000))) for _ in range(3)]
+        for sock in half:
+            sock.sendall(b"GET / HTTP/1.1\r\nhost: ha")
+        for sock in streams:
+            sock.sendall(b"GET /events HTTP/1.1\r\nhost: host\r\n\r\n")
+        began = time.monotonic()
+        site.deploy()
+        seconds = time.monotonic() - began
+        print(f"{seconds:.1f} s with half heads and streams")
+        for sock in streams:
+            sock.settimeout(5)
+            while more := sock.recv(65536):
+                last = more
+        assert last.endswith(b"data: 1\n\n\r\n")  # and not the end of a body
+    assert seconds < 30  # the drain alone
+    assert site.health()["release"] == newer
+    assert len(site.tracker.events()) == known
 
 
 def test_a_rollback_and_its_undoing_lose_nothing(site: Site, releases: tuple[str, str]) -> None:

@@ -55,7 +55,7 @@ VERBS: dict[str, dict[str, Any]] = {
         "wait": {"type": "int", "default": 0},
     },
 }
-UNITS = ("booty.socket", "booty.service", "booty-candidate.service")
+UNITS = ("system-booty.slice", "booty.socket", "booty.service", "booty-candidate.service")
 
 
 def program() -> bytes:

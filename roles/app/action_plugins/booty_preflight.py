@@ -34,7 +34,8 @@ def faults(options: dict[str, Any]) -> Iterator[str]:
     environment = options["app_environment"]
     if not re.fullmatch(r"[^\s/]{1,64}", environment) or environment == "None":
         yield f"app_environment must be 1 to 64 characters without blanks or slashes (it is '{environment}')."
-    for name, least in (("app_workers", 1), ("app_drain_seconds", 0), ("app_start_seconds", 1)):
+    bounds = {"app_workers": 1, "app_drain_seconds": 0, "app_start_seconds": 1, "app_watchdog_seconds": 0}
+    for name, least in bounds.items():
         if options[name] < least:
             yield f"{name} must be {least} or more (it is {options[name]})."
     if options["app_keep_releases"] < 2:
@@ -95,8 +96,8 @@ def obstacles(
         )
     if host["port_taken"]:
         yield (
-            f"{options['app_address']}:{port} is taken by another program on {name}. See which: ss -ltnp 'sport ="
-            f" :{port}'. Stop it, or choose another app_port."
+            f"{options['app_address']}:{port} is taken on {name}: {host['port_taken']}. Stop that, or choose another"
+            " app_port."
         )
     # systemd gives the directory to whom a unit names, at its start: the candidate's would take it from the service.
     if host["running"] and host["state_owner"] not in {"", user}:

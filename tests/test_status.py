@@ -33,6 +33,8 @@ LABELS = {"release": A, "environment": "production"}
 GOOD: dict[str, Any] = {
     "ready": True,
     "service": "active",
+    "says": "serving",
+    "restarts": 0,
     "since": "2026-11-25T09:00:00+00:00",
     "memory": LABELS,
     "disk": LABELS,
@@ -77,6 +79,16 @@ def judged(**changes: Any) -> dict[str, Any]:
         (answer(health={"status": 0, "reason": "refused"}), "broken", ["/health says nothing: refused"]),
         (answer(health={"status": 200, **LABELS, "release": B}), "broken", [f"/health answers release {B}"]),
         (answer(**NOTHING, service="failed"), "broken", ["serves nothing: booty.service is failed"]),
+        (
+            answer(**NOTHING, service="activating", restarts=4),
+            "broken",
+            ["serves nothing: booty.service is activating, started again 4 times"],
+        ),
+        (
+            answer(says="serving with 1 of 2 workers, 3 failed in a row"),
+            "look",
+            ["booty.service is serving with 1 of 2 workers, 3 failed in a row"],
+        ),
         (answer(**NOTHING, disk=None, last=None), "broken", ["has had no deploy yet"]),
         (answer(ready=False), "broken", ["has no Booty: run bootstrap.yml"]),
         (answer(candidate={"release": B}), "look", [f"has a candidate left over: {B}"]),

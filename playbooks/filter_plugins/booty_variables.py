@@ -88,6 +88,7 @@ RULES = {
     "app_registration_seconds": least(1, "seconds"),
     "app_start_seconds": least(1, "seconds"),
     "app_stream_seconds": SECONDS,
+    "app_watchdog_seconds": SECONDS,
     "app_tasks_max": Rule(
         "a number of processes and threads (512), a share of the host's (10%), or infinity",
         matches("[1-9][0-9]*|([1-9][0-9]?|100)%|infinity"),

@@ -73,7 +73,7 @@ VERBS: dict[str, dict[str, Any]] = {
 # keeps its input, its output and its parents.
 DETACHED = ("cutover", "take_back")
 ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
-UNITS = ("booty.socket", "booty.service", "booty-candidate.service")
+UNITS = ("system-booty.slice", "booty.socket", "booty.service", "booty-candidate.service")
 
 
 def program() -> bytes:

@@ -79,8 +79,8 @@ def obstacles(
         )
     if host["port_taken"]:
         yield (
-            f"{options['app_address']}:{port} is taken by another program on {name}. See which: ss -ltnp 'sport ="
-            f" :{port}'. Stop it, or choose another app_port."
+            f"{options['app_address']}:{port} is taken on {name}: {host['port_taken']}. Stop that, or choose another"
+            " app_port."
         )
     # systemd gives the directory to whom a unit names, at its start: the candidate's would take it from the service.
     if host["running"] and host["state_owner"] not in {"", user}:

@@ -73,7 +73,8 @@ def serving(status: dict[str, Any]) -> list[tuple[str, str]]:
     if not memory:
         if not disk:
             return [("broken", "has had no deploy yet")]
-        return [("broken", f"serves nothing: booty.service is {status['service']}")]
+        again = f", started again {status['restarts']} times" if status.get("restarts") else ""
+        return [("broken", f"serves nothing: booty.service is {status['service']}{again}")]
     # In the middle of a deploy they may differ.
     worst = "look" if status["lease"] else "broken"
     found = [
@@ -103,6 +104,8 @@ def around(status: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(
             ("look", f"has a candidate left over: {status['candidate']['release']}; the next deploy clears it")
         )
+    if status["memory"] and " of " in status.get("says", ""):  # some of its workers are missing
+        found.append(("look", f"booty.service is {status['says']}"))
     if status["memory"] and (fault := tracker_fault(status["tracker"])):
         found.append(("look", fault))
     if status["free"]["share"] < LOW:

@@ -116,7 +116,7 @@ def cut_over(
     """
     began = time.monotonic()
     state = host.State.load()
-    socket, service, candidate = host.units(*host.ALL_UNITS)
+    socket, service, candidate = host.units(host.SOCKET, host.SERVICE, host.CANDIDATE)
     labels = host.labels(int(service["MainPID"]))
     notices = settle(state, labels, candidate["ActiveState"])
     before = what_serves(wanted, labels)
@@ -142,7 +142,8 @@ def cut_over(
             raise CutoverError("it is proven, but the controller is gone: nobody could take it back with its wave")
         touched = True
         host.note(by)
-        switch(wanted)
+        if closed := switch(wanted):
+            notices.append(closed)
     except Exception as error:  # whatever it was, what served before comes first
         why = str(error) or repr(error)
         host.log(f"failed: {why}")
@@ -245,8 +246,8 @@ def verify(release: host.Release) -> None:
     if changed and (faults := host.verify_units(release.units)):
         raise CutoverError(f"systemd finds fault with the units:\n{faults}")
     address, port = release.address
-    if host.listener(address, port) == "another program":
-        raise CutoverError(f"{address}:{port} is taken by another program. See which: ss -ltnp 'sport = :{port}'")
+    if taken := host.takers(address, port):
+        raise CutoverError(f"{address}:{port} is taken: {taken}. Stop that, or choose another app_port.")
 
 
 def prove(release: host.Release, socket: dict[str, str], candidate: dict[str, str]) -> None:
@@ -277,8 +278,12 @@ def prove(release: host.Release, socket: dict[str, str], candidate: dict[str, st
         raise
 
 
-def switch(release: host.Release) -> None:
-    """Point to a proven release and restart the service while the candidate answers; then let that one go."""
+def switch(release: host.Release) -> str:
+    """Point to a proven release and restart the service while the candidate answers; then let that one go.
+
+    Returns:
+        what a person should know of sockets that had to be opened anew; nothing when they stayed open.
+    """
     install(release.units)
     point(release)
     socket, service = told = host.units(*host.ENABLED)
@@ -286,10 +291,19 @@ def switch(release: host.Release) -> None:
         systemctl("daemon-reload")  # somebody else's change: a drop-in, usually
     # A crash loop leaves both of them failed, and a failed socket refuses to start; the count of starts goes as well.
     systemctl("reset-failed", *host.ENABLED, check=False)
-    if socket["ActiveState"] != "active" or host.listener(*release.address) != "systemd":
-        # Another address or port: the one change that can't be made without letting go of the old socket.
-        systemctl("stop", host.CANDIDATE, host.SERVICE)
-        systemctl("restart", host.SOCKET)
+    closed = ""
+    changed = host.socket_options(host.opened(socket)) ^ host.socket_options(release.units[host.SOCKET])
+    if socket["ActiveState"] != "active" or changed:
+        # Another address, port or option: systemd can't change a socket that is open.
+        began = time.monotonic()
+        systemctl("stop", host.CANDIDATE, host.SERVICE, host.SOCKET)
+        systemctl("start", host.SOCKET)
+        if changed:
+            closed = (
+                f"{host.SOCKET} changed in {', '.join(sorted(changed))}: its sockets were opened anew, and for"
+                f" {time.monotonic() - began:.1f} s connections waited or were refused."
+            )
+            host.log(closed)
     if {unit["UnitFileState"] for unit in told} != {"enabled"}:
         systemctl("enable", *host.ENABLED)
     systemctl("restart", host.SERVICE)
@@ -297,6 +311,7 @@ def switch(release: host.Release) -> None:
     retire()
     # Once more: until then, it may have been the candidate that answered.
     confirm(release, settled=True)
+    return closed
 
 
 def point(release: host.Release) -> None:
@@ -404,6 +419,8 @@ def running() -> dict[str, str]:
 def install(units: dict[str, str]) -> None:
     """Write the units that differ, and have systemd read them."""
     changed = [name for name, text in units.items() if host.read(host.UNITS / name) != text]
+    if host.SOCKET in changed:
+        host.keep_opened()
     for name in changed:
         host.write_atomically(host.UNITS / name, units[name])
     if changed:

@@ -70,7 +70,7 @@ def info(user: str, pointer: str, units: dict[str, str], check: bool, by: str = 
         "free": shutil.disk_usage(host.OPT if host.OPT.is_dir() else "/").free,
         "lets_in": lets_in(),
         "state_owner": owner(STATE_DIRECTORY),
-        "port_taken": bool(units) and host.listener(*host.Release(pointer, units).address) == "another program",
+        "port_taken": host.takers(*host.Release(pointer, units).address) if units else "",
         "user_id": uid,
         "ready": uid is not None and host.RELEASES.is_dir() and host.ETC.is_dir(),
         "pointer": host.pointer(),

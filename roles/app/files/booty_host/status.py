@@ -48,6 +48,9 @@ def status(pointer: str, units: dict[str, str], check: bool) -> dict[str, Any]:
     found = {
         "ready": host.RELEASES.is_dir() and host.ETC.is_dir(),
         "service": service.get("ActiveState", "unknown"),
+        # What it says of itself, and how often in a row systemd had to start it again.
+        "says": service.get("StatusText", ""),
+        "restarts": int(service.get("NRestarts") or 0),
         "since": since(service.get("ActiveEnterTimestamp", "")) if running else None,
         "memory": identity(running),
         "disk": identity(told),
@@ -70,7 +73,7 @@ def status(pointer: str, units: dict[str, str], check: bool) -> dict[str, Any]:
 
 def shown(name: str) -> dict[str, str]:
     """Return what systemd says of a unit, with its times as seconds since 1970."""
-    properties = "ActiveState,MainPID,ActiveEnterTimestamp"
+    properties = "ActiveState,MainPID,ActiveEnterTimestamp,StatusText,NRestarts"
     return host.parse_assignments(host.shown(name, "--timestamp=unix", f"--property={properties}"))
 
 

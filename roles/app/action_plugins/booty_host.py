@@ -27,8 +27,6 @@ from ansible.plugins.loader import action_loader, filter_loader
 from ansible.plugins.test.core import TestModule
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-# By Ansible's loader, since the plugins of a role are in no package.
-booty_artifact = sys.modules[action_loader.get("booty_artifact", class_only=True).__module__]
 ROLE = Path(__file__).parent.parent
 # The Python that releases run with. It reads and writes UTF-8 whatever the host's locale is.
 PYTHON = "/usr/bin/python3 -I -X utf8"
@@ -129,6 +127,8 @@ def wanted(options: dict[str, Any], release: str) -> dict[str, Any]:
 
 def descends(repository: str, *commits: str) -> bool:
     """Tell whether each commit descends from the one before it, or is the same, as far as a repository knows."""
+    # By Ansible's loader, since the plugins of a role are in no package.
+    booty_artifact = sys.modules[action_loader.get("booty_artifact", class_only=True).__module__]
     try:
         for older, newer in pairwise(commits):
             booty_artifact.git(Path(repository), "merge-base", "--is-ancestor", older, newer)

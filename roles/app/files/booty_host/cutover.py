@@ -438,6 +438,8 @@ def prune(state: host.State, keep: int) -> tuple[list[str], list[str]]:
             return False
         return True
 
+    # What a killed run left. Read first: a release whose removal fails below gets such a name too.
+    leftovers = (*host.RELEASES.glob(".*"), *host.LAYERS.glob(".*"))
     staged = {path.name: path.stat().st_mtime for path in host.RELEASES.glob("[!.]*")}
     inuse = {host.pointer().get("SENTRY_RELEASE", ""), *host.releases_in_use()}
     for name in removable(staged, state.served, {*state.abandoned}, inuse, keep, now):
@@ -449,7 +451,7 @@ def prune(state: host.State, keep: int) -> tuple[list[str], list[str]]:
         # One that another deploy has just staged has no release yet.
         if path.name not in layers and path.stat().st_mtime < now - DAY:
             attempt(host.remove, path)
-    for path in (*host.RELEASES.glob(".*"), *host.LAYERS.glob(".*")):  # what a killed run left
+    for path in leftovers:
         if path.stat().st_mtime < now - DAY:
             attempt(shutil.rmtree, path)
     return removed, failures

@@ -16,7 +16,7 @@ from tests.conftest import ROLE, Repository, load
 booty_host = load(ROLE / "action_plugins/booty_host.py", "booty_host_action")
 
 
-@pytest.mark.parametrize(("forks", "most"), [(6, 1.0), (3, 1.5)])
+@pytest.mark.parametrize(("forks", "most"), [(6, 2.0), (3, 2.5)])
 def test_hosts_are_asked_at_once(monkeypatch: pytest.MonkeyPatch, forks: int, most: float) -> None:
     monkeypatch.setattr(context, "CLIARGS", {"forks": forks})
     hosts = [f"web{number}" for number in range(6)]

@@ -111,7 +111,7 @@ def test_each_variable_reaches_the_unit(variable: str, value: Any, directive: st
 def test_the_watchdog_is_the_process_s_to_ask_for() -> None:
     """A WatchdogSec= would kill a release that does not ping, to which a rollback may go."""
     service = unit("booty.service", app_watchdog_seconds=9)
-    assert "Environment=BOOTY_WATCHDOG_SECONDS=9\n" in service
+    assert " BOOTY_WATCHDOG_SECONDS=9 " in service
     assert values(service, "WatchdogSec") == []
 
 

@@ -454,6 +454,11 @@ def prune(state: host.State, keep: int) -> tuple[list[str], list[str]]:
             return False
         return True
 
+    # What a killed run left: directories that are half-made or half-removed, and archives that did not arrive whole,
+    # some of them in the directory that Ansible's copy makes in the login's home. Read first: a release whose removal
+    # fails below gets such a name too.
+    arriving = (*host.INCOMING.glob("*"), *host.login_home().glob(".ansible/tmp/ansible-tmp-*"))
+    leftovers = (*host.RELEASES.glob(".*"), *host.LAYERS.glob(".*"), *arriving)
     staged = {path.name: path.stat().st_mtime for path in host.directories(host.RELEASES)}
     inuse = {host.pointer().get("SENTRY_RELEASE", ""), *host.releases_in_use()}
     for name in removable(staged, state.served, {*state.abandoned}, inuse, keep, now):
@@ -467,10 +472,7 @@ def prune(state: host.State, keep: int) -> tuple[list[str], list[str]]:
         # A layer that another deploy has just staged has no release yet.
         if path.name not in {manifest["layer"] for manifest in manifests} and path.stat().st_mtime < now - DAY:
             attempt(host.remove, path)
-    # What a killed run left: directories that are half-made or half-removed, and archives that did not arrive whole,
-    # some of them in the directory that Ansible's copy makes in the login's home.
-    arriving = (*host.INCOMING.glob("*"), *host.login_home().glob(".ansible/tmp/ansible-tmp-*"))
-    for path in (*host.RELEASES.glob(".*"), *host.LAYERS.glob(".*"), *arriving):
+    for path in leftovers:
         if path.lstat().st_mtime < now - DAY:
             if path.is_dir() and not path.is_symlink():
                 attempt(shutil.rmtree, path)

@@ -69,6 +69,7 @@ class New:
 
     def __init__(self, host: Host, directory: Path) -> None:
         self.host, self.directory = host, directory
+        self.options: list[str] = []
         key = sandbox.INSTANCES / host.instance / "id_ed25519.pub"
         self.deploy = {"ansible_user": "deploy", "host_deploy_keys": [key.read_text().strip()]}
 
@@ -102,10 +103,11 @@ class New:
         assert played.status == 0, played.output
         return played
 
-    def ssh(self, command: str, user: str = "root") -> subprocess.CompletedProcess[str]:
+    def ssh(self, command: str, user: str = "root", input: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command as somebody, over a connection of its own."""
-        argv = ["ssh", "-F", "none", *sandbox.ssh_options(self.host.instance), f"{user}@{self.host.address}", command]
-        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+        options = [*sandbox.ssh_options(self.host.instance), *self.options]
+        argv = ["ssh", "-F", "none", *options, f"{user}@{self.host.address}", command]
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, input=input)
 
     def run(self, command: str, user: str = "root") -> str:
         """Run a command that must succeed."""
@@ -383,3 +385,46 @@ def test_the_firewall_outlives_a_restart_of_debians(new: New) -> None:
     for verb in ("restart", "reload"):
         new.run(f"systemctl {verb} nftables")
         assert "policy drop" in new.run("sleep 0.5; nft list table inet booty"), verb
+
+
+def test_another_deploy_user(new: New) -> None:
+    """The former one is revoked, though it is who logs in, once the new one has worked."""
+    new.ready(**QUICK, **new.deploy)
+    another = {**QUICK, **new.deploy, "ansible_user": "ops", "host_deploy_user": "ops", "host_first_user": "deploy"}
+    checked = new.ready("--check", **another)
+    assert "Would remove /home/deploy/.ssh/authorized_keys" in words(checked)
+    assert new.run("sudo -n id -un", "deploy") == "root"
+    new.ready(**another)
+    assert "Permission denied" in new.ssh("true", "deploy").stderr
+    assert new.run("sudo -n id -un; sudo cat /etc/sudoers.d/booty | grep -c deploy || true", "ops") == "root\n0"
+    assert new.run("sudo ls -A ~deploy/.ssh", "ops") == ""
+    assert new.ready(**another).recap(new.host.name)["changed"] == 0
+
+
+def test_the_former_deploy_user_stays_until_the_new_one_works(new: New) -> None:
+    new.ready(**QUICK, **new.deploy)
+    key = f"ssh-ed25519 {'A' * 68} somebody else's"
+    played = new.bootstrap(
+        **{**QUICK, "ansible_user": "ops", "host_deploy_user": "ops", "host_first_user": "deploy"}, host_deploy_keys=[key]
+    )
+    assert played.status != 0
+    assert "ops can't log in with a key and become root, so nothing was closed" in words(played)
+    assert new.run("sudo -n id -un", "deploy") == "root"
+    assert new.ssh("sudo ls /run/booty-undo", "deploy").returncode != 0
+
+
+def test_no_deploy_keys_any_more(new: New) -> None:
+    """They are revoked, but not while the deploy user is who logs in."""
+    new.ready(**QUICK, **new.deploy)
+    before = new.run("sudo find /etc /home -printf '%p %m %u %s %T@\n' | sort | sha256sum", "deploy")
+    played = new.bootstrap(**QUICK, ansible_user="deploy")
+    assert played.status != 0
+    assert "host_deploy_keys is empty, which revokes the keys of deploy; but that is who logs in" in words(played)
+    assert "host_ssh_root: true" in words(played)
+    assert new.run("sudo find /etc /home -printf '%p %m %u %s %T@\n' | sort | sha256sum", "deploy") == before
+    # As it says: root first, then no keys.
+    new.ready(**QUICK, **new.deploy, host_ssh_root=True)
+    new.ready(**QUICK, ansible_user="root")
+    assert "Permission denied" in new.ssh("true", "deploy").stderr
+    assert new.ssh("ls /etc/sudoers.d/booty").returncode != 0
+    assert new.ready(**QUICK, ansible_user="root").recap(new.host.name)["changed"] == 0

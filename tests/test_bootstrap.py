@@ -406,7 +406,8 @@ def test_the_former_deploy_user_stays_until_the_new_one_works(new: New) -> None:
     new.ready(**QUICK, **new.deploy)
     key = f"ssh-ed25519 {'A' * 68} somebody else's"
     played = new.bootstrap(
-        **{**QUICK, "ansible_user": "ops", "host_deploy_user": "ops", "host_first_user": "deploy"}, host_deploy_keys=[key]
+        **{**QUICK, "ansible_user": "ops", "host_deploy_user": "ops", "host_first_user": "deploy"},
+        host_deploy_keys=[key],
     )
     assert played.status != 0
     assert "ops can't log in with a key and become root, so nothing was closed" in words(played)
@@ -470,7 +471,12 @@ def test_a_host_behind_a_jump_host(another: Callable[[str], New], tmp_path: Path
     try:
         for number, (variables, target.environment) in enumerate(ways):
             # Other ports, so that each bootstrap changes the ways in and tries them.
-            given = {**QUICK, **target.deploy, "host_firewall_ports": [8000 + number], "ansible_ssh_common_args": checked}
+            given = {
+                **QUICK,
+                **target.deploy,
+                "host_firewall_ports": [8000 + number],
+                "ansible_ssh_common_args": checked,
+            }
             played = target.ready(**{**given, **variables})
             assert played.recap(target.host.name)["changed"] > 0
             target.run("sudo rm -f /etc/booty/secrets.env", "deploy")
@@ -593,8 +599,9 @@ def test_containers_reach_the_services_port_elsewhere(new: New) -> None:
     new.ready(**QUICK)
     gateway = new.host.address.rpartition(".")[0] + ".1"
     new.run(
-        "ip netns add box && ip link add veth0 type veth peer name eth0 netns box && ip addr add 10.99.0.1/24 dev veth0 && "
-        "ip link set veth0 up && ip -n box addr add 10.99.0.2/24 dev eth0 && ip -n box link set eth0 up && "
+        "ip netns add box && ip link add veth0 type veth peer name eth0 netns box && "
+        "ip addr add 10.99.0.1/24 dev veth0 && ip link set veth0 up && "
+        "ip -n box addr add 10.99.0.2/24 dev eth0 && ip -n box link set eth0 up && "
         "ip -n box route add default via 10.99.0.1 && sysctl -qw net.ipv4.ip_forward=1 && nft add table ip site && "
         "nft 'add chain ip site out { type nat hook postrouting priority srcnat; }' && "
         "nft add rule ip site out ip saddr 10.99.0.0/24 masquerade"
@@ -605,3 +612,158 @@ def test_containers_reach_the_services_port_elsewhere(new: New) -> None:
     # To this host they are untracked all the same.
     new.run("systemd-run --quiet python3 -m http.server 8000 && sleep 1")
     assert answers(new.host.address, 8000) == "open"
+
+
+# What apt-daily does, for as long as a test wants: it holds the lock of the package lists.
+APT_DAILY = """[Service]
+ExecStartPre=
+ExecStart=
+ExecStart=/usr/bin/python3 -c 'import fcntl, time; lock = open("/var/lib/apt/lists/lock", "w"); \\
+    fcntl.lockf(lock, fcntl.LOCK_EX); time.sleep({seconds})'
+"""
+
+
+def test_apt_and_cloud_init_are_waited_for(new: New) -> None:
+    def daily(seconds: int) -> None:
+        new.run("mkdir -p /etc/systemd/system/apt-daily.service.d")
+        new.ssh("cat > /etc/systemd/system/apt-daily.service.d/x.conf", input=APT_DAILY.format(seconds=seconds))
+        new.run("systemctl stop apt-daily; systemctl daemon-reload; systemctl start --no-block apt-daily; sleep 0.5")
+
+    daily(60)
+    played = new.bootstrap("-e", "__host_wait_seconds=2", **QUICK)
+    assert played.status != 0
+    assert "busy with apt-daily.service, which may hold apt's locks; waiting up to 2 s" in words(played)
+    assert "apt's lock was not free for 2 s" in words(played)
+    assert re.search(
+        r"Could not get lock /var/lib/apt/lists/lock. It is held by process \d+ \(python3\)", words(played)
+    )
+    daily(6)
+    new.ready(**QUICK)
+
+    # cloud-init is not in the sandbox's repository; this is the one command of it that bootstrap uses.
+    fake = "#!/bin/sh\n[ \"$*\" = 'status --wait' ] && sleep {seconds}; exit 2\n"
+    more = {**QUICK, "host_security_updates": True}
+    new.ssh("cat > /usr/local/bin/cloud-init; chmod +x /usr/local/bin/cloud-init", input=fake.format(seconds=60))
+    played = new.bootstrap("-e", "__host_wait_seconds=2", **more)
+    assert played.status != 0
+    assert "cloud-init has not finished after 2 s" in words(played)
+    new.ssh("cat > /usr/local/bin/cloud-init", input=fake.format(seconds=2))
+    new.ready(**more)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("AllowUsers root", 'AllowUsers is "root", which lacks deploy'),
+        ("AllowUsers root@* admin@10.0.0.*", 'AllowUsers is "root@* admin@10.0.0.*", which lacks deploy'),
+        ("DenyUsers de*", "DenyUsers has deploy"),
+        ("AllowGroups root ssh-users", 'AllowGroups is "root ssh-users", which lacks a group of deploy\'s (deploy)'),
+        ("AuthorizedKeysFile /etc/ssh/keys/%u", 'is "/etc/ssh/keys/%u", which lacks /home/deploy/.ssh/authorized_keys'),
+        ("AuthenticationMethods publickey,password", 'is "publickey,password", so that a key alone is not enough'),
+    ],
+)
+def test_an_sshd_that_keeps_the_deploy_user_out(unknown: list[New], line: str, reason: str) -> None:
+    (new,) = unknown
+    new.run(
+        "mkdir -p /etc/ssh/keys && cp /root/.ssh/authorized_keys /etc/ssh/keys/root && "
+        f"cp /etc/ssh/sshd_config /root/ && echo '{line}' >> /etc/ssh/sshd_config"
+    )
+    try:
+        before = new.changes()
+        # Who is logged in stays so, whatever sshd says of the next ones.
+        with new.start(**QUICK, **new.deploy) as process:
+            assert process.stdout
+            played = Play(process.wait(timeout=120), process.stdout.read())
+        assert played.status != 0
+        assert "sshd does not let deploy in with a key: " in words(played)
+        assert reason in words(played)
+        assert "Change that in /etc/ssh/sshd_config:" in words(played)
+        assert "Nothing was changed" in words(played)
+        assert new.changes() == before
+    finally:
+        new.run("cat /root/sshd_config > /etc/ssh/sshd_config")
+
+
+def test_sshd_behind_its_socket(new: New) -> None:
+    """The port is the socket's and not sshd's, and closing sshd leaves the socket as it is."""
+
+    def switch(commands: str, user: str) -> None:
+        """Run commands that end this very connection's sshd."""
+        later = "systemd-run --quiet --on-active=0.5 --timer-property=AccuracySec=10ms"
+        new.run(f"{'' if user == 'root' else 'sudo '}{later} sh -c '{commands}'", user)
+        time.sleep(2)
+
+    new.run(
+        "mkdir -p /etc/systemd/system/ssh.socket.d && "
+        "printf '[Socket]\nListenStream=\nListenStream=2222\n' > /etc/systemd/system/ssh.socket.d/port.conf && "
+        "systemctl disable --quiet ssh.service && systemctl enable --quiet ssh.socket && systemctl daemon-reload"
+    )
+    switch("systemctl stop ssh.service; systemctl start ssh.socket", "root")
+    alias = f"-o HostKeyAlias={new.host.address}"
+    new.options = ["-p", "2222", *alias.split()]
+    given = {**QUICK, **new.deploy, "ansible_port": 2222, "ansible_ssh_extra_args": alias}
+    assert "lets in TCP 22, 2222, 8000" in words(new.ready(**given))
+    assert "passwordauthentication no" in new.run("sudo sshd -T", "deploy")
+    assert new.run("systemctl is-active ssh.socket", "deploy") == "active"
+    assert answers(new.host.address, 22) == "refused"
+    assert new.ready(**given).recap(new.host.name)["changed"] == 0
+    # After a while without connections there is no sshd to reload.
+    new.ssh("sudo systemctl stop ssh.service", "deploy")
+    new.ready(**{**given, "host_close_ssh": False})
+    # Other tests add hosts beside it, and wait until all of them answer at port 22.
+    switch("systemctl stop ssh.socket ssh.service; systemctl start ssh.service", "deploy")
+    new.options = []
+    assert new.run("id -un", "deploy") == "deploy"
+
+
+def test_a_host_that_can_not_give_the_sandbox(new: New) -> None:
+    drop_in = "/run/systemd/system/booty-sandbox.service.d/x.conf"
+    new.run(f"mkdir {drop_in.removesuffix('/x.conf')} && printf '[Service]\nBindPaths=/missing\n' > {drop_in}")
+    new.run("systemctl daemon-reload")
+    played = new.bootstrap(**QUICK)
+    assert played.status != 0
+    assert "can't start a unit with the service's sandbox" in words(played)
+    assert "status 226 in systemd-nspawn" in words(played)
+    assert "status=226/NAMESPACE" in words(played)
+    assert "security.nesting=true" in words(played)
+    # It is the service's own sandbox.
+    new.run(f"printf '[Service]\nExecStartPre=touch /etc/x\n' > {drop_in} && systemctl daemon-reload")
+    assert new.bootstrap(**QUICK).status != 0
+    assert "Read-only file system" in new.run("journalctl --unit=booty-sandbox --output=cat")
+    new.run(f"rm {drop_in} && systemctl daemon-reload")
+    assert new.ready(**QUICK).recap(new.host.name)["changed"] == 0
+
+
+def test_sudo_that_asks_for_a_terminal(new: New) -> None:
+    new.run(
+        "apt-get install -qy sudo && useradd -m -s /bin/bash debian && cp -a ~root/.ssh /home/debian/ && "
+        "chown -R debian: /home/debian/.ssh && "
+        "printf 'Defaults requiretty\ndebian ALL=(ALL) NOPASSWD: ALL\n' > /etc/sudoers.d/site"
+    )
+    login = {**QUICK, **new.deploy, "host_first_user": "debian"}
+    before = new.changes()
+    played = new.bootstrap(**login)
+    assert played.status != 0
+    assert "sudo asks debian for a terminal (requiretty)" in words(played)
+    assert 'Add "Defaults:debian !requiretty" with `visudo' in words(played)
+    assert new.changes() == before
+    # Either way on works, and the deploy user is exempt.
+    new.ready(**login, ansible_pipelining=False)
+    assert new.ready(**login).recap(new.host.name)["changed"] == 0
+
+
+def test_su_instead_of_sudo(new: New) -> None:
+    new.run(
+        "echo root:s3cret | chpasswd && useradd -m -s /bin/bash plain && cp -a ~root/.ssh /home/plain/ && "
+        "chown -R plain: /home/plain/.ssh"
+    )
+    login = {**QUICK, "ansible_user": "plain", "ansible_become_method": "su"}
+    played = new.bootstrap(**login)
+    assert played.status != 0
+    password = json.dumps({"ansible_become_password": "s3cret"})
+    new.ready("-e", password, **login)
+    assert new.ready("-e", password, **login).recap(new.host.name)["changed"] == 0
+    keys = new.deploy["host_deploy_keys"]
+    new.ready(
+        "-e", password, **{**login, "host_first_user": "plain", "ansible_user": "deploy", "host_deploy_keys": keys}
+    )

@@ -33,7 +33,7 @@ def listeners(sockets: str, tcp: Iterable[int], udp: Iterable[int]) -> list[dict
         udp: the UDP ports that it lets in.
 
     Returns:
-        a dictionary for each protocol, port and process: `protocol` (TCP, UDP or IP), `port`, and a `text` for a person.
+        one for each protocol, port and process, with `protocol` (TCP, UDP or IP), `port`, and a `text` for a person.
     """
     open_ports = {"TCP": {int(port) for port in tcp}, "UDP": {int(port) for port in udp}, "IP": set(_RAW_LET_IN)}
     open_ports["UDP"].update(_DHCP_CLIENT)
@@ -107,7 +107,7 @@ def sshd_refusals(config: str, user: str, groups: str, keys: str = "") -> list[s
         if f"deny{option}" in values and names(f"deny{option}", whom):
             reasons.append(f"Deny{title} has {described}")
         if f"allow{option}" in values and not names(f"allow{option}", whom, hosts_too=True):
-            reasons.append(f"Allow{title} is \"{' '.join(values[f'allow{option}'])}\", which lacks {described}")
+            reasons.append(f'Allow{title} is "{" ".join(values[f"allow{option}"])}", which lacks {described}')
     if values.get("pubkeyauthentication") == ["no"]:
         reasons.append("PubkeyAuthentication is no")
     methods = values.get("authenticationmethods", ["any"])[0]
@@ -116,7 +116,7 @@ def sshd_refusals(config: str, user: str, groups: str, keys: str = "") -> list[s
     home = keys.removesuffix("/.ssh/authorized_keys")
     files = [name.replace("%h", home).replace("%u", user) for name in values.get("authorizedkeysfile", [])]
     if keys and files and not {keys, ".ssh/authorized_keys"}.intersection(files):
-        reasons.append(f"AuthorizedKeysFile is \"{' '.join(values['authorizedkeysfile'])}\", which lacks {keys}")
+        reasons.append(f'AuthorizedKeysFile is "{" ".join(values["authorizedkeysfile"])}", which lacks {keys}')
     return reasons
 
 

@@ -91,6 +91,7 @@ def test_a_record_that_cannot_be_written_is_a_notice() -> None:
 
 
 def test_one_release_that_cannot_be_removed_keeps_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "STATE", tmp_path / "state.json")
     monkeypatch.setattr(host, "RELEASES", tmp_path / "releases")
     monkeypatch.setattr(host, "LAYERS", tmp_path / "layers")
     monkeypatch.setattr(host, "POINTER", tmp_path / "release.env")

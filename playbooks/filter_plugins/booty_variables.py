@@ -106,6 +106,7 @@ RULES = {
     ),
     "host_deploy_user": USER,
     "host_firewall_ports": Rule("ports, 1 to 65535", PORT.holds),
+    "host_firewall_udp_ports": Rule("ports, 1 to 65535", PORT.holds),
     "host_first_user": Rule("a user's name", matches(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")),
     "host_journal_size": Rule("bytes, also with K, M, G or T, such as 500M", matches("[1-9][0-9]*[KMGT]?")),
     "host_service_user": USER,

@@ -70,7 +70,7 @@ def ambiguous(repository: Repository) -> str:
         ("app_artifact_url=ftp://store.invalid", "write an address that begins with http:// or https://, without user"),
         ("app_log_format=xml", 'app_log_format is "xml": write text or json.'),
         ("app_port={{omit}}", "app_port is omit, which is no value: remove the line, and the default counts."),
-        ("app_port={{nowhere_set}}", "app_port can't be evaluated: 'nowhere_set' is undefined"),
+        ("app_port={{nowhere_set}}", "app_port can't be evaluated: 'nowhere_set' is undefined. Define that"),
         (
             "app_release=nowhere",
             "Name a SHA, a tag or a branch that it holds, or fetch it first. Its latest commits are:",

@@ -311,7 +311,7 @@ def evaluate(
             # An entry that is `omit` is left out.
             one = templar.template({name: value})
         except AnsibleError as error:
-            faults.add(name, f"can't be evaluated: {error.message.strip()} Define that, or write a value.", host)
+            faults.add(name, f"can't be evaluated: {error.message.rstrip('. ')}. Define that, or write a value.", host)
             continue
         if not one:
             faults.add(name, "is omit, which is no value: remove the line, and the default counts.", host)

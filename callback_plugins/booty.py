@@ -136,6 +136,7 @@ class CallbackModule(default.CallbackModule):
         self._last = ("", "")
         self._told: dict[str, str] = {}
         self._away: set[str] = set()
+        self._unpruned: list[str] = []
         self._screen = self._json = False
         # One line that comes and goes: what is under way. Only where it can be taken back.
         self._live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
@@ -286,6 +287,8 @@ class CallbackModule(default.CallbackModule):
         failed = {host for host, counts in summaries.items() if counts["failures"]}
         for state, hosts in states(self._hosts | failed, self._told, self._away, summaries).items():
             self._line(f"{state:<13}{', '.join(hosts)}", STATES[state])
+        for line in self._unpruned:
+            self._line(line, C.COLOR_WARN)
         self._line(f"{time.monotonic() - self._began:.1f} s")
 
     # How it is shown
@@ -350,11 +353,13 @@ class CallbackModule(default.CallbackModule):
         self._last = (result.task._uuid, said)
 
     def _note(self, result: CallbackTaskResult) -> None:
-        """Note what a host says became of it; where each item is another host, that is the one."""
+        """Note what a host says became of it, and what it could not remove; of a delegated task, the other host's."""
         told, state = result.result, result.result.get("state")
+        host = str(result.task.delegate_to or result.host.get_name())
         if isinstance(state, str) and state in STATES:
-            host = told["item"] if result.task.delegate_to and "item" in told else result.host.get_name()
-            self._told[str(host)] = state
+            self._told[host] = state
+        if unpruned := told.get("unpruned"):
+            self._unpruned.append(f"{host}: {unpruned}")
 
     def _show_screen(self, result: CallbackTaskResult) -> bool:
         """Show a result that is a screen of its own; standard output is then a file or a pipe like any other."""

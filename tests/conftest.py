@@ -100,6 +100,24 @@ async def slow(seconds: float = 2.0) -> dict[str, float]:
     await asyncio.sleep(seconds)
     return {"slept": seconds}
 """
+# The app needs what is away as long as this file is there.
+AWAY = "/var/lib/booty/away"
+NEEDS = (
+    ROUTES
+    + f"""
+import os, time
+from contextlib import asynccontextmanager
+@asynccontextmanager
+async def lifespan(app):
+    if os.path.exists("{AWAY}"):
+        raise ConnectionError("the database is away")
+    yield
+router.lifespan_context = lifespan
+@router.get("/hang")
+async def hang() -> None:
+    time.sleep(60)
+"""
+)
 
 
 @dataclass

@@ -70,7 +70,7 @@ def ambiguous(repository: Repository) -> str:
         ("app_artifact_url=ftp://store.invalid", "write an address that begins with http:// or https://, without user"),
         ("app_log_format=xml", 'app_log_format is "xml": write text or json.'),
         ("app_port={{omit}}", "app_port is omit, which is no value: remove the line, and the default counts."),
-        ("app_port={{nowhere_set}}", "app_port can't be evaluated: 'nowhere_set' is undefined"),
+        ("app_port={{nowhere_set}}", "app_port can't be evaluated: 'nowhere_set' is undefined. Define that"),
         (
             "app_release=nowhere",
             "Name a SHA, a tag or a branch that it holds, or fetch it first. Its latest commits are:",
@@ -326,20 +326,35 @@ def test_a_disk_that_is_nearly_full(site: Site) -> None:
     assert sha not in site.run("ls /opt/booty/releases")
 
 
+TAKER = """
+import socket, time
+held = socket.create_server(('127.0.0.1', 8082))
+both = socket.create_server(('::', 8084), family=socket.AF_INET6, dualstack_ipv6=True)
+time.sleep(60)
+"""
+
+
 @pytest.mark.usefixtures("untouched")
 def test_a_port_that_is_taken(site: Site) -> None:
-    listen = "import socket, time; held = socket.create_server(('0.0.0.0', 8082)); time.sleep(60)"
-    site.run(f'systemd-run --quiet --unit=taker python3 -c "{listen}"')
+    """By a program, on another address that overlaps, or by another app's socket unit."""
+    site.run(f'systemd-run --quiet --unit=taker python3 -c "{TAKER}"')
+    site.run("systemd-run --quiet --unit=other --socket-property=ListenStream=127.0.0.1:8085 sleep 60")
     try:
-        site.wait_for("ss -ltn | grep -q :8082")
-        played = site.play("deploy.yml", app_port="8082")
+        site.wait_for("ss -ltn | grep -q :8084")
+        pid = site.run("systemctl show taker.service --property=MainPID --value")
+        for port, taker in (
+            ("8082", f"python3 (PID {pid}) on 127.0.0.1:8082"),
+            ("8084", f"python3 (PID {pid}) on [::]:8084"),
+            ("8085", "other.socket on 127.0.0.1:8085"),
+        ):
+            played = site.play("deploy.yml", app_port=port)
+            assert played.status != 0
+            assert (
+                f"0.0.0.0:{port} is taken on {site.host.name}: {taker}. Stop that, or choose another app_port."
+                " Nothing was changed."
+            ) in words(played)
     finally:
-        site.run("systemctl stop taker.service")
-    assert played.status != 0
-    assert (
-        f"0.0.0.0:8082 is taken by another program on {site.host.name}. See which: ss -ltnp 'sport = :8082'. Stop it,"
-        " or choose another app_port. Nothing was changed."
-    ) in words(played)
+        site.run("systemctl stop taker.service other.socket")
 
 
 @pytest.mark.usefixtures("untouched")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import getpass
 import http.client
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import datetime
 from pathlib import Path
 
@@ -52,6 +53,44 @@ def test_a_deploy_loses_nothing(site: Site, releases: tuple[str, str]) -> None:
     assert load.report["requests"] > 100
 
 
+EVENTS = """
+from collections.abc import AsyncIterator
+from fastapi.responses import StreamingResponse
+@router.get("/events")
+async def events() -> StreamingResponse:
+    async def forever() -> AsyncIterator[str]:
+        while True:
+            yield "data: 1\\n\\n"
+            await asyncio.sleep(0.1)
+    return StreamingResponse(forever(), media_type="text/event-stream")
+"""
+
+
+def test_neither_half_heads_nor_streams_hold_a_deploy(site: Site) -> None:
+    site.release(text=ROUTES + EVENTS)
+    site.deploy()
+    newer, known, last = site.release(text=ROUTES + EVENTS + "# newer"), len(site.tracker.events()), b""
+    with ExitStack() as stack:
+        half = [stack.enter_context(socket.create_connection((site.host.address, 8000))) for _ in range(6)]
+        streams = [stack.enter_context(socket.create_connection((site.host.address, 8000))) for _ in range(3)]
+        for sock in half:
+            sock.sendall(b"GET / HTTP/1.1\r\nhost: ha")
+        for sock in streams:
+            sock.sendall(b"GET /events HTTP/1.1\r\nhost: host\r\n\r\n")
+        began = time.monotonic()
+        site.deploy()
+        seconds = time.monotonic() - began
+        print(f"{seconds:.1f} s with half heads and streams")
+        for sock in streams:
+            sock.settimeout(5)
+            while more := sock.recv(65536):
+                last = more
+        assert last.endswith(b"data: 1\n\n\r\n")  # and not the end of a body
+    assert seconds < 30  # the drain alone
+    assert site.health()["release"] == newer
+    assert len(site.tracker.events()) == known
+
+
 def test_a_rollback_and_its_undoing_lose_nothing(site: Site, releases: tuple[str, str]) -> None:
     old, new = releases
     for sha in releases:
@@ -78,6 +117,31 @@ def test_a_rollback_to_a_named_release(site: Site, releases: tuple[str, str]) ->
         assert played.status != 0
         assert message in " ".join(played.output.split())
     assert gone not in site.run("ls /opt/booty/releases")
+
+
+def test_a_rollback_does_not_wait_for_a_tracker(site: Site, releases: tuple[str, str]) -> None:
+    """The bad release used up its quota, say; but production never goes back to run blind."""
+    secrets = site.run("cat /etc/booty/secrets.env")
+    wrong_key = re.sub(r"//\w+@", "//0123456789abcdef0123456789abcdef@", secrets)
+    site.place_secrets(f"{wrong_key}\n")
+    try:
+        with Load(site.host.address) as load:
+            played = site.play("rollback.yml", app_release=releases[0], app_telemetry_gate="true")
+        output = " ".join(played.output.split())
+        assert played.status == 0, played.output
+        assert f"{releases[0]} goes back all the same, although its tracker did not accept an event:" in output
+        assert "403" in output
+        assert load.report["failures"] == []
+        assert site.health()["release"] == releases[0]
+        site.place_secrets("# none\n")
+        played = site.play("rollback.yml", app_environment="production")
+        assert played.status != 0
+        assert "Production does not start without a usable SENTRY_DSN" in " ".join(played.output.split())
+        assert site.health()["release"] == releases[0]
+    finally:
+        site.place_secrets(f"{secrets}\n")
+    # The next candidate's gate is as it was.
+    assert "BOOTY_TELEMETRY_GATE=true" in site.run("cat /etc/systemd/system/booty-candidate.service")
 
 
 def test_a_rollback_does_not_ask_what_the_other_release_is_made_from(site: Site, releases: tuple[str, str]) -> None:
@@ -280,6 +344,52 @@ def test_a_release_that_cannot_be_staged(
     assert site.pid() == pid
     assert site.run("find /opt/booty/releases -maxdepth 1 -name '.*'") == ""
     site.deploy()
+
+
+@pytest.fixture
+def disk_that_fills_up(site: Site, releases: tuple[str, str]) -> Iterator[None]:
+    """Give /opt/booty a small file system of its own, which the service's restart fills."""
+    dropin = "/etc/systemd/system/booty.service.d"
+    fill = "cat /dev/zero > /opt/booty/full; test -s /opt/booty/full"
+    size = int(site.run("du -sm /opt/booty").split()[0]) + 250
+    site.run(
+        f"mkdir -p /run/small {dropin}; mount -t tmpfs -o size={size}m tmpfs /run/small;"
+        " cp -a /opt/booty/. /run/small; mount --bind /run/small /opt/booty;"
+        f" printf \"[Service]\nExecStartPost=+/bin/sh -c '{fill}'\n\" > {dropin}/fill.conf; systemctl daemon-reload"
+    )
+    yield
+    site.run(
+        f"rm -r {dropin}; systemctl daemon-reload; rm /run/small/full; umount -l /opt/booty;"
+        " cp -a /run/small/. /opt/booty; umount -l /run/small"
+    )
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("disk_that_fills_up")
+def test_a_disk_that_is_full_after_the_switch(site: Site, releases: tuple[str, str]) -> None:
+    """The release serves, the run says what could not be written, and the host can be taken back all the same."""
+    newer = site.release()
+    with Load(site.host.address) as load:
+        played = site.play("deploy.yml", app_wave_check="false")
+    output = " ".join(played.output.split())
+    assert played.status != 0
+    assert f"Went back to {releases[1]}, which serves." in output
+    assert output.count("But /opt/booty/state.json can't be written: [Errno 28] No space left on device") == 2
+    assert site.health()["release"] == releases[1]
+    assert load.report["failures"] == []
+    site.run("rm /opt/booty/full")
+    played = site.deploy()
+    assert "But /opt/booty/state.json can't be written" in " ".join(played.output.split())
+    assert site.health()["release"] == newer
+    site.run("rm /opt/booty/full")
+    # The record is made good by the next run.
+    newest = site.release()
+    site.deploy()
+    site.run("rm /opt/booty/full")
+    assert site.health()["release"] == newest
+    played = site.play("rollback.yml")
+    assert played.status == 0, played.output
+    assert site.health()["release"] == newer
 
 
 @pytest.fixture(scope="module")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sandbox import demo
 from sandbox import hosts as sandbox
 from sandbox.hosts import Host
-from tests.conftest import INSTANCE, ROUTES, Play, Repository, Running, Site, start
+from tests.conftest import INSTANCE, ROOT, ROUTES, Play, Repository, Running, Site, start
 from tests.load import Load
 
 # What the load is made of on each of twenty hosts that share two cores.
@@ -91,6 +93,7 @@ def test_what_goes_back_when_a_later_wave_fails(pair: Site, tmp_path: Path, poli
     if policy == "all":
         assert serving(pair.host, pair.bare) == [old, old]
         assert f"{pair.host.name}: Went back to {old}, which serves." in output
+        assert f"taken back {pair.host.name}, {pair.bare.name}" in output
     else:
         assert serving(pair.host, pair.bare) == [new, old]
         assert f"ansible-playbook rollback.yml --limit {pair.host.name} PLAY RECAP" in output
@@ -156,6 +159,169 @@ def test_a_deploy_waits_for_another(pair: Site) -> None:
     played = second.end()
     assert played.status == 0, played.output
     assert serving(pair.host) == [newer]
+
+
+@dataclass
+class Overlap:
+    """Two runs of deploy.yml: the second one begins while the first one waits between its two waves."""
+
+    first: Play
+    second: Play
+
+
+def overlap(pair: Site, directory: Path, older: str, newer: str, inventory: Path, **variables: str) -> Overlap:
+    """Deploy one release, and another one in the meantime, which lets the first one end between its own waves."""
+    begun, go_on, ended = (directory / name for name in ("begun", "go-on", "ended"))
+
+    def check(begin: Path, until: Path) -> str:
+        return f"touch {begin}; for i in $(seq 300); do test -e {until} && exit 0; sleep 0.1; done; exit 1"
+
+    one = pair.start(
+        "deploy.yml", "--limit", "booty", on=None, app_release=older, app_wave_check=check(begun, go_on), **variables
+    )
+    deadline = time.monotonic() + 60
+    while not begun.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    two = start(
+        "deploy.yml",
+        inventory,
+        {**pair.variables, "app_release": newer, "app_wave_check": check(go_on, ended), **variables},
+    )
+    first = one.end()
+    ended.touch()
+    return Overlap(first, two.end())
+
+
+@pytest.fixture
+def reversed_inventory(pair: Site, tmp_path: Path) -> Path:
+    """Return the pair's inventory with its hosts the other way round."""
+    told = yaml.safe_load((pair.inventory / "hosts.yml").read_text())
+    hosts = told["booty"]["hosts"]
+    told["booty"]["hosts"] = {name: hosts[name] for name in reversed(hosts)}
+    path = tmp_path / "reversed" / "hosts.yml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(told, sort_keys=False))
+    return path
+
+
+def test_an_older_commit_does_not_replace_a_newer_one(pair: Site, tmp_path: Path, reversed_inventory: Path) -> None:
+    """The second run takes the hosts the other way round, so the first one finds its commit on the last host."""
+    pair.release()
+    assert both(pair).status == 0
+    older, newer = pair.release(), pair.release()
+    runs = overlap(pair, tmp_path, older, newer, reversed_inventory, app_require_ancestor="true")
+    output = " ".join(runs.first.output.split())
+    assert runs.first.status != 0
+    assert f"{older} does not serve: another run was here since this one asked" in output
+    assert f"deploys {newer}, at " in output
+    assert f"{newer} serves, and was not touched." in output
+    assert runs.second.status == 0, runs.second.output
+    assert serving(pair.host, pair.bare) == [newer, newer]
+
+
+def test_two_runs_that_mix_the_fleet_are_loud(pair: Site, tmp_path: Path) -> None:
+    """Neither commit descends from the other one."""
+    base = pair.release()
+    assert both(pair).status == 0
+    one = pair.release()
+    pair.repository.git("checkout", "--quiet", base)
+    other = pair.release()
+    pair.repository.git("checkout", "--quiet", "main")
+    runs = overlap(pair, tmp_path, one, other, pair.inventory)
+    assert runs.first.status == 0, runs.first.output
+    assert runs.second.status != 0
+    assert f"deploys {one}, at " in " ".join(runs.second.output.split())
+    assert serving(pair.host, pair.bare) == [other, one]
+    seen = pair.play("status.yml", "--limit", "booty", on=None)
+    assert seen.status != 0
+    assert "staging is on 2 releases: " in seen.output
+    assert "in order" not in seen.output.splitlines()[0]
+
+
+@pytest.mark.long
+def test_a_run_goes_on_over_an_ancestor_that_came_between(pair: Site, tmp_path: Path) -> None:
+    pair.release()
+    assert both(pair).status == 0
+    older, newer = pair.release(), pair.release()
+    runs = overlap(pair, tmp_path, older, newer, pair.inventory)
+    assert (runs.first.status, runs.second.status) == (0, 0), runs.second.output
+    assert f"Another run had it serve {older} meanwhile" in " ".join(runs.second.output.split())
+    assert serving(pair.host, pair.bare) == [newer, newer]
+
+
+@pytest.mark.long
+def test_a_host_that_another_run_found_in_order_does_not_switch(pair: Site, tmp_path: Path) -> None:
+    old = pair.release()
+    assert both(pair).status == 0
+    new = pair.release()
+    ask = f"cd {ROOT} && {sys.executable.replace('python', 'ansible-playbook')} deploy.yml -i {pair.inventory}"
+    variables = json.dumps({**pair.variables, "app_release": old})
+    check = f"{ask} --limit {pair.bare.name} -e '{variables}'"
+    played = both(pair, app_release=new, app_wave_check=check)
+    assert played.status != 0
+    assert f"deploys {old}, and found it in order, at " in " ".join(played.output.split())
+    assert serving(pair.host, pair.bare) == [new, old]
+    assert both(pair).status == 0
+
+
+def test_a_rollback_keeps_what_it_achieved(pair: Site) -> None:
+    """One host can't go back, and then one has nothing to go back to; the other one goes all the same."""
+    old = pair.release()
+    assert both(pair).status == 0
+    new = pair.release()
+    assert both(pair).status == 0
+    one, other = pair.host.name, pair.bare.name
+
+    def rollback(**variables: str) -> tuple[int, str]:
+        played = pair.play("rollback.yml", "--limit", "booty", on=None, **variables)
+        return played.status, " ".join(played.output.split())
+
+    mend = candidate_fails(pair.bare)
+    try:
+        with Load(pair.host.address, pair.bare.address) as load:
+            status, output = rollback()
+    finally:
+        mend()
+    assert status != 0
+    assert serving(pair.host, pair.bare) == [old, new]
+    assert load.report["failures"] == []
+    assert output.index(f"{one}, {other}: from {new} back to {old}") < output.index("Prove the release and make")
+    assert f"{other} did not go back: {old} does not serve: systemctl start booty-candidate.service" in output
+    assert f"{one} stay where they went back to." in output
+    assert f"Mend that, then: ansible-playbook rollback.yml --limit {other} -e app_release={old}" in output
+    # The hosts have parted: nobody knows which of the two releases is bad.
+    status, output = rollback()
+    assert status != 0
+    assert f"{one}: from {old} back to {new}" in output
+    assert "Nothing was changed. Name the release that all of them go back to: -e app_release=<sha>" in output
+    assert serving(pair.host, pair.bare) == [old, new]
+    pair.bare.ssh("cp /opt/booty/state.json /run/; echo '{}' > /opt/booty/state.json")
+    try:
+        status, output = rollback()
+    finally:
+        pair.bare.ssh("cp /run/state.json /opt/booty/")
+    assert status != 0
+    assert serving(pair.host, pair.bare) == [new, new]
+    assert f"{other}: stays as it is. {other} has no other release that served to go back to." in output
+    assert f"{other} did not go back" in output
+    status, output = rollback(app_release=new)
+    assert status == 0
+    assert f"{one}, {other}: serves {new} already" in output
+
+
+def test_a_release_that_cannot_be_removed_stops_no_wave(pair: Site) -> None:
+    # A directory that something is mounted on can't be removed.
+    stuck = "/opt/booty/releases/stuck"
+    pair.run(f"mkdir -p {stuck}/bin; mount --bind {stuck}/bin {stuck}/bin; touch -d '2 days ago' {stuck}")
+    new = pair.release()
+    played = both(pair)
+    pair.run("umount /opt/booty/releases/.stuck.removed/bin; rm -r /opt/booty/releases/.stuck.removed")
+    assert played.status == 0, played.output
+    assert serving(pair.host, pair.bare) == [new, new]
+    said = f"But old releases can't be removed: {stuck}: Device or resource busy. Remove them by hand."
+    assert played.output.count(said) == 2
+    assert played.output.index("PLAY RECAP") < played.output.rindex("But old releases can't be removed")
 
 
 def test_the_journal_tells_who_did_what(pair: Site) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,67 @@ TCP6 = """\
 )
 def test_parse_listeners(table: str, expected: dict[tuple[str, int], str]) -> None:
     assert host.parse_listeners(table) == expected
+
+
+@pytest.mark.parametrize(
+    ("address", "other", "takes_both", "expected"),
+    [
+        ("0.0.0.0", "0.0.0.0", True, True),
+        ("0.0.0.0", "127.0.0.1", True, True),
+        ("127.0.0.1", "0.0.0.0", True, True),
+        ("127.0.0.1", "10.0.0.1", True, False),
+        ("0.0.0.0", "::", True, True),
+        ("0.0.0.0", "::", False, False),
+        ("127.0.0.1", "::ffff:127.0.0.1", False, True),
+        ("0.0.0.0", "::1", True, False),
+        ("::", "10.0.0.1", True, True),
+        ("::", "10.0.0.1", False, False),
+        ("::", "::1", False, True),
+        ("fd00::1", "::", True, True),
+        ("fd00::1", "::1", True, False),
+        ("fd00::1", "0.0.0.0", True, False),
+    ],
+)
+def test_overlaps(address: str, other: str, takes_both: bool, expected: bool) -> None:
+    assert host.overlaps(address, other, takes_both) is expected
+
+
+def listening(address: str, port: int = 0, only_v6: bool = False) -> socket.socket:
+    """Return a socket that listens."""
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if ":" in address:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_v6)
+    try:
+        sock.bind((address, port))
+        sock.listen()
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+@pytest.mark.parametrize("wanted", ["0.0.0.0", "127.0.0.1", "127.0.0.2", "::", "::1"])
+@pytest.mark.parametrize(
+    ("taken", "only_v6"), [("0.0.0.0", False), ("127.0.0.1", False), ("::", False), ("::", True), ("::1", True)]
+)
+def test_takers_says_what_the_kernel_does(wanted: str, taken: str, only_v6: bool) -> None:
+    with listening(taken, only_v6=only_v6) as sock:
+        port = sock.getsockname()[1]
+        try:
+            listening(wanted, port).close()
+            refused = False
+        except OSError:
+            refused = True
+        place = f"[{taken}]:{port}" if ":" in taken else f"{taken}:{port}"
+        name = Path("/proc/self/comm").read_text().strip()
+        assert host.takers(wanted, port) == (f"{name} (PID {os.getpid()}) on {place}" if refused else "")
+
+
+def test_socket_options_are_what_only_open_sockets_have() -> None:
+    unit = "[Unit]\nA=b\n[Socket]\n# why\nNoDelay=true\nTriggerLimitIntervalSec=0\nFreeBind=true\n{}\n[Install]\nA=b"
+    assert host.socket_options(unit.format("Backlog=9")) == {"NoDelay=true", "Backlog=9"}
+    assert host.socket_options(unit.format("")) == {"NoDelay=true"}
 
 
 @pytest.mark.parametrize(

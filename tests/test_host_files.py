@@ -85,11 +85,11 @@ def test_pruning_passes_over_what_is_not_booty_s(opt: Path) -> None:
         stage(directory / ".half")
         os.utime(directory / ".notes", (0, 0))
     state = host.State(["cc", "bb", "aa"], {}, {})
-    assert cutover.prune(state, 2) == ["aa"]
+    assert cutover.prune(state, 2) == (["aa"], [])
     assert {path.name for path in host.RELEASES.iterdir()} == {"bb", "cc", "notes.txt", "current", ".notes"}
     assert {path.name for path in host.LAYERS.iterdir()} == {"layer-bb", "layer-cc", "notes.txt", "current", ".notes"}
     (host.RELEASES / "bb" / "release.json").write_text("{")
-    assert cutover.prune(state, 2) == []
+    assert cutover.prune(state, 2) == ([], [])
     assert (host.LAYERS / "layer-bb").is_dir()
 
 

@@ -33,6 +33,8 @@ LABELS = {"release": A, "environment": "production"}
 GOOD: dict[str, Any] = {
     "ready": True,
     "service": "active",
+    "says": "serving",
+    "restarts": 0,
     "since": "2026-11-25T09:00:00+00:00",
     "memory": LABELS,
     "disk": LABELS,
@@ -77,6 +79,16 @@ def judged(**changes: Any) -> dict[str, Any]:
         (answer(health={"status": 0, "reason": "refused"}), "broken", ["/health says nothing: refused"]),
         (answer(health={"status": 200, **LABELS, "release": B}), "broken", [f"/health answers release {B}"]),
         (answer(**NOTHING, service="failed"), "broken", ["serves nothing: booty.service is failed"]),
+        (
+            answer(**NOTHING, service="activating", restarts=4),
+            "broken",
+            ["serves nothing: booty.service is activating, started again 4 times"],
+        ),
+        (
+            answer(says="serving with 1 of 2 workers, 3 failed in a row"),
+            "look",
+            ["booty.service is serving with 1 of 2 workers, 3 failed in a row"],
+        ),
         (answer(**NOTHING, disk=None, last=None), "broken", ["has had no deploy yet"]),
         (answer(ready=False), "broken", ["has no Booty: run bootstrap.yml"]),
         (answer(candidate={"release": B}), "look", [f"has a candidate left over: {B}"]),
@@ -115,19 +127,23 @@ def test_judge(given: dict[str, Any], level: str, notes: list[str]) -> None:
 
 def test_a_host_that_is_broken_or_drifts_makes_the_exit_status() -> None:
     rows = [judged(), judged(candidate={"release": B}), judged(tracker=None)]
-    assert fleet.fault(rows) is None
-    assert fleet.fault([*rows, judged(drift=["x"])]) == "A deploy would change: web1."
-    assert fleet.fault([*rows, fleet.judge("web2", {"unreachable": True})]) == "Broken: web2."
+    assert fleet.fault(rows, []) is None
+    assert fleet.fault([*rows, judged(drift=["x"])], []) == "A deploy would change: web1."
+    assert fleet.fault([*rows, fleet.judge("web2", {"unreachable": True})], []) == "Broken: web2."
 
 
 def test_a_fleet_on_two_releases_is_not_in_order() -> None:
     other = {**LABELS, "release": B}
-    newer = answer(memory=other, disk=other, health={"status": 200, **other})
-    rows = [fleet.judge("web1", answer()), fleet.judge("web2", newer), fleet.judge("web3", answer())]
-    fleet.compare(rows)
-    assert [row["level"] for row in rows] == ["ok", "look", "ok"]
-    assert rows[1]["notes"] == [f"serves {B}, while 2 of 3 hosts serve {A}"]
-    assert fleet.fault(rows) == f"The hosts serve 2 releases: {A[:9]} on web1, web3; {B[:9]} on web2."
+    odd = fleet.judge("web3", answer(memory=other, disk=other, health={"status": 200, **other}))
+    rows = [judged(), fleet.judge("web2", answer()), odd]
+    (said,) = fleet.mixed(rows)
+    assert said == f"production is on 2 releases: {A} on web1, web2; {B} on web3."
+    assert [row["level"] for row in rows] == ["look"] * 3
+    assert rows[2]["notes"] == ["serves one of 2 releases of production"]
+    assert fleet.fault(rows, [said]).startswith(said)
+    elsewhere = {**other, "environment": "staging"}
+    apart = fleet.judge("web4", answer(memory=elsewhere, disk=elsewhere, health={"status": 200, **elsewhere}))
+    assert fleet.mixed([judged(), apart, fleet.judge("web5", {"unreachable": True})]) == []
 
 
 @pytest.mark.parametrize(
@@ -187,14 +203,14 @@ def test_since(told: str, expected: str | None) -> None:
 
 def test_a_lease_is_seen_without_taking_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "LOCK", tmp_path / "lock")
-    assert status.lease("") is None
+    assert host.lease("") is None
     host.LOCK.write_text("anna@ops deploys a1, since 12:00\n")
     file = host.LOCK.stat()
     place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}"
     other = f"1: FLOCK  ADVISORY  WRITE 12 {place}:{file.st_ino}1 0 EOF\n"
-    assert status.lease(other) is None
+    assert host.lease(other) is None
     held = f"{other}2: FLOCK  ADVISORY  WRITE 13 {place}:{file.st_ino} 0 EOF\n"
-    assert status.lease(held) == "anna@ops deploys a1, since 12:00"
+    assert host.lease(held) == "anna@ops deploys a1, since 12:00"
 
 
 def record(at: int, **fields: Any) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,10 +101,55 @@ def test_the_address_is_named(address: str, stream: str) -> None:
         ("app_workers", 2, "OOMPolicy", "continue"),
         ("app_memory_max", "256M", "MemoryMax", "256M"),
         ("app_tasks_max", "64", "TasksMax", "64"),
+        ("app_start_seconds", 60, "TimeoutStartSec", "60"),
     ],
 )
 def test_each_variable_reaches_the_unit(variable: str, value: Any, directive: str, expected: str) -> None:
     assert values(unit("booty.service", **{variable: value}), directive) == [expected]
+
+
+def test_the_watchdog_is_the_process_s_to_ask_for() -> None:
+    """A WatchdogSec= would kill a release that does not ping, to which a rollback may go."""
+    service = unit("booty.service", app_watchdog_seconds=9)
+    assert " BOOTY_WATCHDOG_SECONDS=9 " in service
+    assert values(service, "WatchdogSec") == []
+
+
+def test_the_slice_holds_service_and_candidate_to_one_limit() -> None:
+    told = wanted(app_memory_max="256M")["units"]
+    assert values(told["system-booty.slice"], "MemoryMax") == ["256M"]
+    for name in ("booty.service", "booty-candidate.service"):
+        assert values(told[name], "Slice") == ["system-booty.slice"]
+
+
+# What the unit's pause reads and calls, in places of the test's own.
+PLACES = {"/run/booty/starts": "starts", "/proc/uptime": "uptime", "/bin/systemctl": "systemctl", "/bin/sleep": "sleep"}
+
+
+def test_the_pauses_between_restarts(tmp_path: Path) -> None:
+    """Each line is a start: the uptime, NRestarts, and the seconds that it waits beyond those of RestartSec=."""
+    line = re.findall(r"ExecStartPre=-\+/bin/sh -c '(.*?)'$", unit("booty.service"), re.MULTILINE | re.DOTALL)[0]
+    script = line.replace("\\\n", "").replace("$$", "$").replace("%%", "%")
+    for place, name in PLACES.items():
+        script = script.replace(place, str(tmp_path / name))
+    (tmp_path / "systemctl").write_text(f"#!/bin/sh\ncat {tmp_path}/restarts\n")
+    (tmp_path / "sleep").write_text("#!/bin/sh\necho $1\n")
+    for name in ("systemctl", "sleep"):
+        (tmp_path / name).chmod(0o755)
+
+    def pause(uptime: float, restarts: int) -> int:
+        (tmp_path / "uptime").write_text(f"{uptime} 1.0\n")
+        (tmp_path / "restarts").write_text(f"{restarts}\n")
+        done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        return int(done.stdout or 0)
+
+    starts = [(100.5, 0), (101.5, 1), (103, 2), (106, 3), (112, 4), (121, 5), (138, 6), (170, 7), (202, 8)]
+    assert [pause(*start) for start in starts] == [0, 0, 1, 3, 7, 15, 29, 29, 29]
+    # By hand: the count begins anew, or is what it was in the second before an automatic restart.
+    assert [pause(*start) for start in [(233, 8), (234, 0), (236, 1), (238, 2)]] == [0, 0, 0, 1]
+    # After an hour a crash is the first of a row, whatever the count of the months is.
+    assert [pause(*start) for start in [(4000, 3), (4002, 4), (4004, 5), (4008, 6)]] == [0, 0, 1, 3]
 
 
 def test_a_changed_unit_has_another_name_in_the_process() -> None:

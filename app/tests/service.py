@@ -43,6 +43,12 @@ def blocked(seconds: float) -> str:
     return "done"
 
 
+@routes.router.get("/hang")
+async def hang(seconds: float) -> str:
+    time.sleep(seconds)
+    return "done"
+
+
 @routes.router.get("/fail/{reason}")
 async def fail(reason: str) -> None:
     raise LookupError(reason)
@@ -304,9 +310,11 @@ def create_app(settings: Settings) -> FastAPI:
 
 @asynccontextmanager
 async def broken(app: FastAPI) -> AsyncIterator[None]:
-    if moment == "startup" or (moment == "second startup" and FIRST.exists()):
+    if moment == "startup" or (moment == "second startup" and FIRST.exists()) or Path("away").exists():
         raise ConnectionError("the database is away")
     FIRST.touch()
+    if moment == "after startup":
+        asyncio.get_running_loop().call_later(0.3, os._exit, 9)
     yield
     if moment == "shutdown":
         raise ConnectionError("the database is away")

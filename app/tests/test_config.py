@@ -33,6 +33,7 @@ def test_defaults():
         "booty_drain_seconds": 30.0,
         "booty_stream_seconds": 5.0,
         "booty_idle_seconds": 1.0,
+        "booty_watchdog_seconds": 0.0,
         "booty_queue_url": None,
         "booty_queue_jobs": 4,
         "booty_candidate": False,

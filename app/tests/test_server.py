@@ -371,3 +371,43 @@ def test_handing_over_under_load_loses_nothing(start, tcp, unix):
             serving = successor
     assert load.failures == []
     assert load.answers > 200
+
+
+def test_the_watchdog_is_off_unless_it_is_asked_for(start, tcp):
+    service = start(sockets=[tcp]).ready()
+    assert ask(tcp, "/hang?seconds=1.5")[0] == 200
+    service.stop()
+    assert service.wait()[0] == 0
+    service.notifications.sock.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        service.notifications.expect("WATCHDOG=1")
+
+
+def test_the_event_loop_pings_until_the_end_of_a_long_drain(start, tcp):
+    service = start(sockets=[tcp], BOOTY_WATCHDOG_SECONDS="0.4").ready()
+    service.notifications.expect("WATCHDOG_USEC=400000")
+    with Connection(tcp) as connection:
+        connection.send("/slow?seconds=3")
+        time.sleep(0.2)
+        service.stop()
+        for _ in range(5):
+            service.notifications.expect("WATCHDOG=1")
+        assert connection.receive()[0] == 200
+    assert service.wait()[0] == 0
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_an_event_loop_that_hangs_ends_the_process(start, tcp, stops):
+    """Systemd sees that it does not ping; it does not watch a service that stops, so there the process ends itself."""
+    service = start(sockets=[tcp], BOOTY_WATCHDOG_SECONDS="0.5").ready()
+    with Connection(tcp) as connection:
+        connection.send("/slow?seconds=20")
+        time.sleep(0.2)
+        with Connection(tcp) as hung:
+            if stops:
+                hung.ask("/")
+                service.stop()
+            hung.send("/hang?seconds=20")
+            status, stderr = service.wait(5)
+    assert status == -signal.SIGALRM
+    assert "in hang" in stderr

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -114,16 +115,70 @@ def test_a_worker_that_ends_is_replaced_by_its_like(pair, tcp, tracker, number):
     assert [event["release"] for event in tracker.events] == ["abc"] * 10
 
 
-def test_a_successor_that_refuses_ends_the_service(pair, tcp, tmp_path):
-    """As one process does, which systemd starts again: what is wrong is wrong with the others' /health as well."""
+def test_a_worker_that_can_t_be_replaced_leaves_the_others_serving(pair, tcp, tmp_path):
+    """It is tried again, with growing pauses, until what it needs is back."""
+    service = pair()
+    (tmp_path / "away").touch()
+    victim, other = service.children()
+    os.kill(victim, signal.SIGKILL)
+    service.notifications.expect("STATUS=serving with 1 of 2 workers, 2 failed in a row")
+    wait_for(lambda: "before it was ready; another one takes its place in 2 s" in service.stderr_path.read_text())
+    assert service.children() == [other]
+    for _ in range(5):
+        assert ask(tcp, "/")[0] == 200
+    (tmp_path / "away").unlink()
+    service.notifications.expect("STATUS=serving with 2 workers")
+    assert len(service.children()) == 2
+    service.stop()
+    status, stderr = service.wait()
+    assert status == 0
+    assert stderr.count("the service failed\nTraceback") == 2
+
+
+@pytest.mark.parametrize(("away", "status"), [("away", 3), ("state", 1)])
+def test_a_service_without_a_worker_ends(pair, tcp, tmp_path, away, status):
+    """With the status of the one that failed, as a single process does: systemd starts it again, or not after 1."""
     state = tmp_path / "state"
     state.mkdir()
     service = pair(STATE_DIRECTORY=str(state))
-    shutil.rmtree(state)
-    os.kill(service.children()[0], signal.SIGKILL)
+    if away == "away":
+        (tmp_path / "away").touch()
+    else:
+        shutil.rmtree(state)
+    for worker in service.children():
+        os.kill(worker, signal.SIGKILL)
+    assert service.wait()[0] == status
+
+
+def test_workers_that_die_once_they_are_ready_end_the_service(start, tcp):
+    began = time.monotonic()
+    service = start(sockets=[tcp], BOOTY_WORKERS="2", TEST_BROKEN="after startup").ready()
     status, stderr = service.wait()
-    assert status == 1
-    assert "refusing to serve: /health answers 503" in stderr
+    assert status == 3
+    assert re.search(r"worker \d+ ended with status 9, as \d in a row did, and no other one serves", stderr)
+    assert stderr.count("serving release") <= 7
+    assert time.monotonic() - began > 3
+
+
+def test_a_worker_whose_event_loop_hangs_is_replaced(pair, tcp):
+    """It serves nobody, though it is alive; the others do, and stderr has the line where it hangs."""
+    service = pair(BOOTY_WATCHDOG_SECONDS="0.8")
+    service.notifications.expect("WATCHDOG_USEC=800000")
+    workers = set(service.children())
+    with Connection(tcp) as connection:
+        connection.send("/hang?seconds=30")
+        wait_for(lambda: "another one takes its place" in service.stderr_path.read_text())
+        assert not connection.sock.recv(1)
+    wait_for(lambda: len(service.children()) == 2)
+    assert len(workers & set(service.children())) == 1
+    assert ask(tcp, "/")[0] == 200
+    service.notifications.expect("WATCHDOG=1")
+    service.stop()
+    status, stderr = service.wait()
+    assert status == 0
+    assert "was killed by SIGALRM; another one takes its place" in stderr
+    assert "service.py" in stderr
+    assert "in hang" in stderr
 
 
 def test_all_workers_finish_what_is_in_flight(pair, tcp):

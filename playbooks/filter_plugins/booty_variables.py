@@ -88,6 +88,7 @@ RULES = {
     "app_registration_seconds": least(1, "seconds"),
     "app_start_seconds": least(1, "seconds"),
     "app_stream_seconds": SECONDS,
+    "app_watchdog_seconds": SECONDS,
     "app_tasks_max": Rule(
         "a number of processes and threads (512), a share of the host's (10%), or infinity",
         matches("[1-9][0-9]*|([1-9][0-9]?|100)%|infinity"),
@@ -105,6 +106,7 @@ RULES = {
     ),
     "host_deploy_user": USER,
     "host_firewall_ports": Rule("ports, 1 to 65535", PORT.holds),
+    "host_firewall_udp_ports": Rule("ports, 1 to 65535", PORT.holds),
     "host_first_user": Rule("a user's name", matches(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")),
     "host_journal_size": Rule("bytes, also with K, M, G or T, such as 500M", matches("[1-9][0-9]*[KMGT]?")),
     "host_service_user": USER,
@@ -309,7 +311,7 @@ def evaluate(
             # An entry that is `omit` is left out.
             one = templar.template({name: value})
         except AnsibleError as error:
-            faults.add(name, f"can't be evaluated: {error.message.strip()} Define that, or write a value.", host)
+            faults.add(name, f"can't be evaluated: {error.message.rstrip('. ')}. Define that, or write a value.", host)
             continue
         if not one:
             faults.add(name, "is omit, which is no value: remove the line, and the default counts.", host)

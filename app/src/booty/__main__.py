@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if settings.booty_workers > 1:
             from booty.workers import Supervisor  # noqa: PLC0415 - not needed by one process
 
-            worker = Supervisor(settings.booty_workers).run()
+            worker = Supervisor(settings.booty_workers, settings.booty_watchdog_seconds).run()
             if isinstance(worker, int):
                 return worker
             ready = worker.ready

@@ -67,6 +67,10 @@ class Settings(BaseSettings):
     booty_idle_seconds: Seconds = Field(
         default=1.0, description="the seconds, 0 or more, that an idle connection is kept after SIGTERM"
     )
+    booty_watchdog_seconds: Seconds = Field(
+        default=0.0,
+        description="the seconds after which a process whose event loop hangs is killed, 0 for never",
+    )
     booty_queue_url: SecretStr | None = Field(
         default=None,
         description="a PostgreSQL URL, postgresql://USER:PASSWORD@HOST/DATABASE, for a queue that hosts share",

@@ -2,11 +2,14 @@
 
 import asyncio
 import fcntl
+import logging
 import termios
 from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+log = logging.getLogger(__name__)
 
 # A request's head must be whole this long after its first byte, the first one of a connection this long after the
 # connection was made; the value is that of Apache's RequestReadTimeout.
@@ -156,6 +159,7 @@ class Protocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._refused = True
+        log.info("refusing a request (%d): %s", status, reason)
         self._unset_head_timer()
         self._unset_keepalive_if_required()
         in_body, self._in_body = self._in_body, False

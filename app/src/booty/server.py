@@ -1,6 +1,7 @@
 """Serve the app: on sockets from systemd or our own, ready when it says so, losing no request at the stop."""
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
@@ -87,15 +88,20 @@ def _name(address: Any) -> str:
     return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
 
 
-def notify(*lines: str) -> None:
-    """Tell systemd the state of the service, if it asked; see sd_notify(3)."""
+def ping() -> None:
+    """Tell systemd's watchdog that the main process is alive, or leave it when systemd does not listen at once."""
+    notify("WATCHDOG=1", flags=socket.MSG_DONTWAIT)
+
+
+def notify(*lines: str, flags: int = 0) -> None:
+    """Tell systemd the state of the service, if it asked; see sd_notify(3), and send(2) for the flags."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             # A leading @ stands for the zero byte of an abstract address.
-            sock.sendto("\n".join(lines).encode(), f"\0{address[1:]}" if address[0] == "@" else address)
+            sock.sendto("\n".join(lines).encode(), flags, f"\0{address[1:]}" if address[0] == "@" else address)
     except OSError as error:
         log.warning("cannot notify systemd: %s", error)
 
@@ -182,6 +188,7 @@ class Server:
         self._idle_seconds = settings.booty_idle_seconds
         self._stream_seconds = settings.booty_stream_seconds
         self._drain_seconds = settings.booty_drain_seconds
+        self._watchdog_seconds = settings.booty_watchdog_seconds
         self._state = ServerState()  # shared by all listeners: the drain waits for the connections of each
         self._servers: list[asyncio.Server] = []
         self._stop = asyncio.Event()
@@ -204,6 +211,8 @@ class Server:
         for sock, app in listeners:
             await self._listen(sock, app, state)
         self._on_ready()
+        # It goes on until the event loop ends, so a shutdown that hangs is seen as well.
+        self._watch = loop.create_task(self._keep_watch())
         queue: Queue = state["queue"]
         queue.begin(state)
         await self._stop.wait()
@@ -251,6 +260,23 @@ class Server:
             # In place: also a response that is still being prepared takes its headers from this list.
             self._state.default_headers[:1] = [(b"date", formatdate(usegmt=True).encode())]
             await asyncio.sleep(1)
+
+    async def _keep_watch(self) -> None:
+        """Have this process killed, with a traceback of each thread on stderr, once its event loop hangs."""
+        seconds = self._watchdog_seconds
+        if not seconds:
+            return
+        faulthandler.enable()  # systemd sends SIGABRT
+        faulthandler.register(signal.SIGALRM, chain=True)
+        notify(f"WATCHDOG_USEC={round(seconds * 1e6)}")
+        try:
+            while True:
+                ping()
+                # systemd watches the main process alone, until it stops. The kernel's timer watches all the time.
+                signal.setitimer(signal.ITIMER_REAL, seconds + 1)
+                await asyncio.sleep(seconds / 4)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     async def _drain(self) -> bool:
         loop = asyncio.get_running_loop()

@@ -8,9 +8,10 @@ import ctypes
 import logging
 import os
 import signal
+import time
 from dataclasses import dataclass
 
-from booty.server import notify
+from booty.server import notify, ping
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +19,14 @@ log = logging.getLogger(__name__)
 _READY = signal.SIGRTMIN
 _STOP = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+# The pauses before another worker is started: the first follows at once, then 1, 2, 4, 8, 16 and 30 s.
+_LONGEST_PAUSE = 30
+# A worker that was ready for so long did not die of its start. Of those that did, so many in a row, while no other one
+# serves, end the service: systemd sees it then, and starts it again with pauses of its own.
+_STABLE_SECONDS = 10
+_IN_A_ROW = 5
+# How long a replacement may take to be ready. systemd's TimeoutStartSec= bounds the first start alone.
+_START_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -29,23 +38,30 @@ class Worker:
 
     def ready(self) -> None:
         """Tell the supervisor that this worker serves."""
+        signal.setitimer(signal.ITIMER_REAL, 0)  # the bound of its start
         os.kill(self.supervisor, _READY)
 
 
 class Supervisor:
     """Forks workers, from code that is imported, by a process that has neither threads nor an event loop.
 
-    The first one starts alone: what it refuses all would refuse, and so one line says it.
+    The first one starts alone: what it refuses all would refuse, and so one line says it. Until all are ready, one that
+    fails ends the start; from then on it is replaced, with growing pauses, while the others serve.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, watchdog_seconds: float = 0) -> None:
         self._count = count
-        self._ready: dict[int, bool] = {}  # of each worker, by its PID
+        self._watchdog_seconds = watchdog_seconds
+        self._ready: dict[int, float | None] = {}  # when each worker was ready, on the monotonic clock, by its PID
+        self._proven = False  # whether any worker was ready yet
+        self._served = False  # whether all were
+        self._failures = 0  # in a row
+        self._next_start = 0.0  # on the monotonic clock
         self._stopped_by = 0  # the signal, once there was one
         self._status = 0
 
     def run(self) -> Worker | int:
-        """Run the workers until SIGTERM or SIGINT, or until one does not get ready.
+        """Run the workers until SIGTERM or SIGINT, or until none can serve.
 
         Returns:
             As fork(2) does twice: to each worker what it is, and to the supervisor, once all have ended, its exit
@@ -54,24 +70,32 @@ class Supervisor:
         waited_for = {*_STOP, signal.SIGCHLD, _READY}
         # Only waited for, never handled: nothing can happen between two lines of this.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
-        missing = 1
         while True:
-            for _ in range(missing):
-                supervisor, first = os.getpid(), not self._ready
-                if not (pid := os.fork()):
-                    _become_worker(supervisor, mask)
-                    return Worker(supervisor, first)
-                self._ready[pid] = False
-            missing = 0
-            if not self._ready:
+            now = time.monotonic()
+            missing = 0 if self._stopped_by else (self._count if self._proven else 1) - len(self._ready)
+            if missing and now >= self._next_start:
+                for _ in range(missing):
+                    supervisor, first, served = os.getpid(), not self._proven, self._served
+                    if not (pid := os.fork()):
+                        _become_worker(supervisor, mask, _START_SECONDS if served else 0)
+                        return Worker(supervisor, first)
+                    self._ready[pid] = None
+                missing = 0
+            if not self._ready and not missing:
                 return self._status
-            came = signal.sigwaitinfo(waited_for)
+            pauses = [self._next_start - now] if missing else []
+            if self._watchdog_seconds:
+                ping()
+                pauses.append(self._watchdog_seconds / 4)
+            came = signal.sigtimedwait(waited_for, min(pauses)) if pauses else signal.sigwaitinfo(waited_for)
+            if came is None:
+                continue
             if came.si_signo in _STOP:
                 self._stop(came.si_signo)
             elif came.si_signo == signal.SIGCHLD:
-                missing = self._bury()
+                self._bury()
             elif came.si_pid in self._ready:
-                missing = self._welcome(came.si_pid)
+                self._welcome(came.si_pid)
 
     def _stop(self, number: int) -> None:
         if self._stopped_by:
@@ -83,39 +107,71 @@ class Supervisor:
         for pid in self._ready:
             os.kill(pid, number)
 
-    def _welcome(self, pid: int) -> int:
-        """Note that a worker is ready and return how many more to start."""
-        self._ready[pid] = True
-        if len(self._ready) == self._count and all(self._ready.values()) and not self._stopped_by:
-            notify("READY=1", f"STATUS=serving with {self._count} workers")
-        return 0 if self._stopped_by else self._count - len(self._ready)
+    def _welcome(self, pid: int) -> None:
+        """Note that a worker is ready."""
+        self._ready[pid] = time.monotonic()
+        self._proven = True
+        if not self._stopped_by:
+            self._tell()
 
-    def _bury(self) -> int:
-        """Take leave of the workers that ended and return how many to start in their place."""
-        lost = 0
+    def _tell(self) -> None:
+        """Tell systemd how many workers serve, and the first time when all do."""
+        serving = sum(at is not None for at in self._ready.values())
+        if serving == self._count:
+            notify("READY=1", f"STATUS=serving with {serving} workers")
+            if not self._served and self._watchdog_seconds:
+                notify(f"WATCHDOG_USEC={round(self._watchdog_seconds * 1e6)}")
+            self._served = True
+        elif self._served:
+            notify(f"STATUS=serving with {serving} of {self._count} workers, {self._failures} failed in a row")
+
+    def _bury(self) -> None:
+        """Take leave of the workers that ended, and settle when others take their place, or that the service ends."""
         while self._ready and (ended := os.waitpid(-1, os.WNOHANG))[0]:
             pid, status = ended[0], os.waitstatus_to_exitcode(ended[1])
-            was_ready = self._ready.pop(pid)
+            ready_at = self._ready.pop(pid)
             how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            if ready_at is None:
+                how += " before it was ready"
             if self._stopped_by:
                 # A worker that is told to stop before it can listen to signals dies of it, as any process does.
                 self._status = max(self._status, 0 if -status in _STOP else 3 if status < 0 else status)
-            elif was_ready:
-                log.error("worker %d %s; another one takes its place", pid, how)
-                lost += 1
-            else:
+                continue
+            pause = self._pause(ready_at)
+            others = any(at is not None for at in self._ready.values())
+            if ready_at is None and not (self._served and others):
                 # Nor would the next one: it has said why, unless it was killed.
                 self._status = status if status > 0 else 3
                 if status <= 0:
-                    log.error("worker %d %s before it was ready", pid, how)
+                    log.error("worker %d %s", pid, how)
                 self._stop(signal.SIGTERM)
-        return 0 if self._stopped_by else lost
+            elif self._failures >= _IN_A_ROW and not others:
+                self._status = 3
+                log.error("worker %d %s, as %d in a row did, and no other one serves", pid, how, self._failures)
+                self._stop(signal.SIGTERM)
+            else:
+                log.error("worker %d %s; another one takes its place%s", pid, how, f" in {pause} s" if pause else "")
+                self._tell()
+
+    def _pause(self, ready_at: float | None) -> int:
+        """Return the seconds until another worker takes the place of one that ended, and note when they are over."""
+        now, pause = time.monotonic(), 0
+        if ready_at is not None and now - ready_at >= _STABLE_SECONDS:
+            if len(self._ready) == self._count - 1:  # no other one is missing
+                self._failures = 0
+        else:
+            self._failures += 1
+            pause = min(2**self._failures // 4, _LONGEST_PAUSE)
+        self._next_start = now + pause
+        return pause
 
 
-def _become_worker(supervisor: int, mask: set[int]) -> None:
+def _become_worker(supervisor: int, mask: set[int], start_seconds: float) -> None:
     os.setpgid(0, 0)  # a terminal's Ctrl-C is the supervisor's to pass on, or each worker would see two
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != supervisor:
         os._exit(3)  # it died before that
     os.environ.pop("NOTIFY_SOCKET", None)  # systemd listens to the main process alone
+    # A start that hangs is killed: nobody handles SIGALRM.
+    signal.setitimer(signal.ITIMER_REAL, start_seconds)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -14,13 +14,16 @@ import shlex
 import sys
 import uuid
 import zipfile
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ansible import context
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.plugins.filter.core import FilterModule
-from ansible.plugins.loader import filter_loader
+from ansible.plugins.loader import action_loader, filter_loader
 from ansible.plugins.test.core import TestModule
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -52,12 +55,15 @@ VERBS: dict[str, dict[str, Any]] = {
         "by": {"type": "str", "required": True},
         "wait": {"type": "int", "default": 0},
         "brought": {"type": "dict", "default": {}},
+        "seen": {"type": "dict", "required": True},
+        "goes_back": {"type": "bool", "default": False},
     },
     "status": {"release": {"type": "str"}},
     "take_back": {
         "release": {"type": "str", "required": True},
         "by": {"type": "str", "required": True},
         "wait": {"type": "int", "default": 0},
+        "step": {"type": "str", "choices": ["begin", "end"]},
     },
 }
 # These verbs go on when the connection ends, so they run in a systemd scope of their own. In the login's scope, logind
@@ -65,7 +71,7 @@ VERBS: dict[str, dict[str, Any]] = {
 # keeps its input, its output and its parents.
 DETACHED = ("cutover", "take_back")
 ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
-UNITS = ("booty.socket", "booty.service", "booty-candidate.service")
+UNITS = ("system-booty.slice", "booty.socket", "booty.service", "booty-candidate.service")
 
 
 def program() -> bytes:
@@ -119,6 +125,18 @@ def wanted(options: dict[str, Any], release: str) -> dict[str, Any]:
     return {"pointer": render("release.env") if release else "", "units": {name: render(name) for name in UNITS}}
 
 
+def descends(repository: str, *commits: str) -> bool:
+    """Tell whether each commit descends from the one before it, or is the same, as far as a repository knows."""
+    # By Ansible's loader, since the plugins of a role are in no package.
+    booty_artifact = sys.modules[action_loader.get("booty_artifact", class_only=True).__module__]
+    try:
+        for older, newer in pairwise(commits):
+            booty_artifact.git(Path(repository), "merge-base", "--is-ancestor", older, newer)
+    except booty_artifact.BuildError:
+        return False
+    return True
+
+
 def who() -> str:
     """Return who runs this, and where: for those who meet the host's deploy lock, and for its journal."""
     try:
@@ -128,12 +146,48 @@ def who() -> str:
     return f"{user}@{os.uname().nodename}"
 
 
+# What an item of a loop began, for a later item of it: the process that asks a host, its answer's pipe; or the answer.
+BEGUN: dict[str, tuple[int, int]] = {}
+ENDED: dict[str, dict[str, Any]] = {}
+
+
+def begin(host: str, work: Callable[[], dict[str, Any]]) -> None:
+    """Ask a host in a process of its own; at most as many run as Ansible has forks."""
+    if len(BEGUN) >= context.CLIARGS["forks"]:
+        oldest = next(iter(BEGUN))
+        ENDED[oldest] = end(oldest)
+    reader, writer = os.pipe()
+    if pid := os.fork():
+        os.close(writer)
+        BEGUN[host] = pid, reader
+        return
+    try:
+        answer = work()
+    except BaseException as error:
+        answer = {"failed": True, "msg": f"{type(error).__name__}: {error}"}
+    with os.fdopen(writer, "w") as pipe:
+        json.dump(answer, pipe)
+    os._exit(0)
+
+
+def end(host: str) -> dict[str, Any]:
+    """Wait for the answer of a host that was asked, and return it."""
+    if host in ENDED:
+        return ENDED.pop(host)
+    pid, reader = BEGUN.pop(host)
+    with os.fdopen(reader) as pipe:
+        answer = pipe.read()
+    os.waitpid(pid, 0)
+    told: dict[str, Any] = json.loads(answer or '{"failed": true, "msg": "The process that asked it was killed."}')
+    return told
+
+
 class ActionModule(ActionBase):
     """Call a verb with its arguments.
 
     A `cutover`, and a `status` with a `release`, tell the host what that is to look like. A cutover takes along what
     was `brought` for it: an archive's `file`, its `sha256` and where it belongs (`dest`). `success_msg` is what there
-    is to say when all went well.
+    is to say when all went well. A `take_back` in two steps, each in a loop over hosts, asks all of them at once.
     """
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -146,6 +200,7 @@ class ActionModule(ActionBase):
         _, arguments = self.validate_argument_spec({**common, **VERBS[verb]})
         message, attached = arguments.pop("success_msg"), b""
         del arguments["verb"]
+        step, release = arguments.pop("step", None), arguments.get("release")
         if verb == "info":
             arguments |= NOTHING
         elif verb == "status":
@@ -159,17 +214,44 @@ class ActionModule(ActionBase):
             arguments |= {name: brought.get(name, "") for name in ("dest", "sha256")}
             arguments |= wanted(self.options(task_vars), arguments.pop("release"))
             arguments["over_ssh"] = self._connection.transport == "ssh"
-        try:
-            result |= self.call(verb, arguments, attached)
-        except AnsibleConnectionFailure as error:
-            if verb not in {"cutover", "take_back"}:
-                raise
-            # A host that is lost stays in the run, to be taken back should it be there again.
-            result |= {"failed": True, "state": "unreachable", "msg": f"It can't be reached any more: {error}"}
+        if step == "begin":
+            begin(self._task.delegate_to, lambda: self.ask(verb, arguments))
+            return result
+        answer = end(self._task.delegate_to) if step == "end" else self.ask(verb, arguments, attached)
+        while "seen" in answer and (notice := self.moved_on(arguments["seen"], answer["seen"], release, task_vars)):
+            arguments["seen"] = answer["seen"]
+            answer = self.ask(verb, arguments, attached)
+            answer["notices"] = [notice, *answer.get("notices", [])]
+        result |= answer
         if message and not result.get("failed") and not self._task.check_mode:
             result["msg"] = "\n".join([*result.get("notices", []), message])
             result["_ansible_verbose_always"] = True
         return result
+
+    def ask(self, verb: str, arguments: dict[str, Any], attached: bytes = b"") -> dict[str, Any]:
+        """Return a host's answer to a call. A host that is lost stays in the run, to be taken back if it returns."""
+        try:
+            return self.call(verb, arguments, attached)
+        except AnsibleConnectionFailure as error:
+            if verb not in {"cutover", "take_back"}:
+                raise
+            return {"failed": True, "state": "unreachable", "msg": f"It can't be reached any more: {error}"}
+
+    def moved_on(
+        self, before: dict[str, str], now: dict[str, str], release: str, task_vars: dict[str, Any] | None
+    ) -> str:
+        """Say that another run's release came between, and that a release descends from it; else nothing.
+
+        Args:
+            before: what the host answered as `seen` when the release was judged.
+            now: what the cutover found there.
+            release: the commit that is to serve.
+            task_vars: Ansible's.
+        """
+        commits = before["release"], now["release"], release
+        if commits[0] == commits[1] or not descends(self.options(task_vars)["app_repository"], *commits):
+            return ""
+        return f"Another run had it serve {commits[1]} meanwhile, from which {release} descends; so this one went on."
 
     def call(self, verb: str, arguments: dict[str, Any], attached: bytes = b"") -> dict[str, Any]:
         """Return a host's answer to a call, or `rc` and what was said when there is none."""

@@ -79,8 +79,8 @@ def obstacles(
         )
     if host["port_taken"]:
         yield (
-            f"{options['app_address']}:{port} is taken by another program on {name}. See which: ss -ltnp 'sport ="
-            f" :{port}'. Stop it, or choose another app_port."
+            f"{options['app_address']}:{port} is taken on {name}: {host['port_taken']}. Stop that, or choose another"
+            " app_port."
         )
     # systemd gives the directory to whom a unit names, at its start: the candidate's would take it from the service.
     if host["running"] and host["state_owner"] not in {"", user}:
@@ -133,9 +133,7 @@ def lost(host: dict[str, Any], options: dict[str, Any], release: str, name: str)
     before, repository = serving(host), options["app_repository"]
     if not options["app_require_ancestor"] or not before:
         return
-    try:
-        booty_artifact.git(repository, "merge-base", "--is-ancestor", before, release)
-    except booty_artifact.BuildError:
+    if not booty_host.descends(repository, before, release):
         yield (
             f"{name} serves {before}, which is no ancestor of {release} as far as {repository} knows: what it brought"
             " would be lost. Fetch and merge it first, or mean it: -e app_require_ancestor=false"
@@ -180,13 +178,16 @@ class ActionModule(HostAction):
         if registers and not os.environ.get("SENTRY_AUTH_TOKEN"):
             return {**result, "obstacles": [NO_TOKEN]}
         told = booty_host.wanted(options, release)
-        answer = self.call("info", {"user": options["app_user"], **told})
+        by = f"{'goes back to' if goes_back else 'deploys'} {release}"
+        waits = {"by": f"{booty_host.who()} {by}", "wait": options["app_lock_wait"]}
+        answer = self.call("info", {"user": options["app_user"], **waits, **told})
         if "host" not in answer:
             return {**result, **answer, "failed": False, "obstacles": [answer["msg"]], "wanted": told}
         host, name = answer["host"], (task_vars or {})["inventory_hostname"]
         if goes_back:
             others = (each for each in host["served"] if each in host["releases"] and each != serving(host))
             release = release or next(others, "")
+            by = f"goes back to {release}"
             found = [*no_way_back(host, options, release, name)]
         else:
             found = [*lost(host, options, release, name)]
@@ -201,7 +202,7 @@ class ActionModule(HostAction):
             "release": release,
             "obstacles": found,
             "due": options["app_restart"] or bool(host["unsettled"]),
-            "by": f"{'goes back to' if goes_back else 'deploys'} {release}",
+            "by": by,
             "success_msg": "\n".join(
                 [f"{name} serves {release} as {options['app_environment']}", *notices(host, options, name)]
             ),

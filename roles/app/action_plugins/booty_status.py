@@ -58,22 +58,6 @@ def judge(host: str, answer: dict[str, Any]) -> dict[str, Any]:
     return {"host": host, "level": level, "notes": [note for _, note in found], **(status or {})}
 
 
-def compare(rows: list[dict[str, Any]]) -> None:
-    """Note on each host that it serves another release than the one that most hosts serve."""
-    releases = summary(rows)["releases"]
-    most = next(iter(releases), None)
-    for row in rows:
-        if (release := served(row)) not in {None, most}:
-            row["notes"].append(f"serves {release}, while {releases[most]} of {len(rows)} hosts serve {most}")
-            row["level"] = max(row["level"], "look", key=LEVELS.index)
-
-
-def served(row: dict[str, Any]) -> str | None:
-    """Return the release that a host answers with, `none` when it answers without; None when it does not answer."""
-    health = row.get("health") or {}
-    return health.get("release") or "none" if health.get("status") == 200 else None
-
-
 def first_line(answer: dict[str, Any]) -> str:
     """Return the gist of Ansible's message."""
     lines = str(answer.get("msg") or "no reason given").strip().splitlines()
@@ -89,7 +73,8 @@ def serving(status: dict[str, Any]) -> list[tuple[str, str]]:
     if not memory:
         if not disk:
             return [("broken", "has had no deploy yet")]
-        return [("broken", f"serves nothing: booty.service is {status['service']}")]
+        again = f", started again {status['restarts']} times" if status.get("restarts") else ""
+        return [("broken", f"serves nothing: booty.service is {status['service']}{again}")]
     # In the middle of a deploy they may differ.
     worst = "look" if status["lease"] else "broken"
     found = [
@@ -119,6 +104,8 @@ def around(status: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(
             ("look", f"has a candidate left over: {status['candidate']['release']}; the next deploy clears it")
         )
+    if status["memory"] and " of " in status.get("says", ""):  # some of its workers are missing
+        found.append(("look", f"booty.service is {status['says']}"))
     if status["memory"] and (fault := tracker_fault(status["tracker"])):
         found.append(("look", fault))
     if status["free"]["share"] < LOW:
@@ -214,6 +201,12 @@ HEADINGS = ("serves", "for", "on disk", "in memory", "environment", "previous", 
 EXPENDABLE = ("previous", "free", "last result", "tracker", "in memory", "environment")
 
 
+def served(row: dict[str, Any]) -> str | None:
+    """Return the release that a host answers with, `none` when it answers without; None when it does not answer."""
+    health = row.get("health") or {}
+    return health.get("release") or "none" if health.get("status") == 200 else None
+
+
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Count hosts by level, and releases by the hosts that serve them."""
     releases = Counter(release for row in rows if (release := served(row)))
@@ -292,18 +285,31 @@ def page(template: str, rows: list[dict[str, Any]], now: datetime) -> str:
     )
 
 
-def fault(rows: list[dict[str, Any]]) -> str | None:
-    """Say why the exit status is not to be 0: a host is broken or drifts, or the hosts serve several releases."""
+def mixed(rows: list[dict[str, Any]]) -> list[str]:
+    """Name the releases and their hosts, of each environment whose hosts serve several; their rows are to look at."""
+    environments: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in rows:
+        if release := served(row):
+            releases = environments.setdefault(row["health"].get("environment") or "no environment", {})
+            releases.setdefault(release, []).append(row)
+    said = []
+    for environment, releases in environments.items():
+        if len(releases) > 1:
+            names = {one: ", ".join(row["host"] for row in hosts) for one, hosts in releases.items()}
+            said.append(f"{environment} is on {len(names)} releases: {'; '.join(map(' on '.join, names.items()))}.")
+            for row in (row for hosts in releases.values() for row in hosts):
+                row["level"] = max(row["level"], "look", key=LEVELS.index)
+                row["notes"] = [*row["notes"], f"serves one of {len(names)} releases of {environment}"]
+    return said
+
+
+def fault(rows: list[dict[str, Any]], mixture: list[str]) -> str | None:
+    """Say why the exit status is not to be 0: a host is broken or drifts, or a fleet is on several releases."""
     broken = [row["host"] for row in rows if row["level"] == "broken"]
     drifting = [row["host"] for row in rows if row.get("drift")]
-    said = []
+    said = [*mixture, "Deploy one: ansible-playbook deploy.yml -e app_release=<sha>"] if mixture else []
     if broken:
         said.append(f"Broken: {', '.join(broken)}.")
-    if len(releases := summary(rows)["releases"]) > 1:
-        hosts = {release: ", ".join(row["host"] for row in rows if served(row) == release) for release in releases}
-        said.append(
-            f"The hosts serve {len(releases)} releases: {'; '.join(f'{short(r)} on {h}' for r, h in hosts.items())}."
-        )
     if drifting:
         said.append(f"A deploy would change: {', '.join(drifting)}.")
     return " ".join(said) or None
@@ -324,8 +330,8 @@ class ActionModule(ActionBase):
         )
         now = datetime.now(UTC)
         rows = [judge(host, answer) for host, answer in given["answers"].items()]
-        compare(rows)
-        said = fault(rows)
+        mixture = mixed(rows)
+        said = fault(rows, mixture)
         if given["format"] == "json":
             told = {"at": now.isoformat(timespec="seconds"), "summary": summary(rows), "hosts": rows, "message": said}
             screen = json.dumps(told, indent=2, ensure_ascii=False)

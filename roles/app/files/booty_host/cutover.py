@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from booty_host import host, stage
@@ -25,6 +27,8 @@ def cutover(
     over_ssh: bool,
     dest: str,
     sha256: str,
+    seen: dict[str, str],
+    goes_back: bool,
     check: bool,
 ) -> dict[str, Any]:
     """Make a release the one that serves.
@@ -45,11 +49,13 @@ def cutover(
         over_ssh: whether the call came over SSH.
         dest: where the release that came along is staged first; none when it is there.
         sha256: the digest of its archive.
+        seen: what `info` answered as `seen` when the release was judged; a host that changed since then is left alone.
+        goes_back: whether this is a rollback, which a tracker that accepts no event does not stop.
         check: only say what would change.
 
     Returns:
         `notices`, what was found that a person should know; `unpruned`, why old releases can't be removed; or `failed`
-        and `msg`.
+        and `msg`, with `seen` anew when the host has changed.
 
     Raises:
         host.HostError: the release that came along can't be staged, or somebody else holds the lock.
@@ -61,7 +67,11 @@ def cutover(
     if dest:
         stage.stage(dest, sha256, archive="", url="", check=False)
     controller = Controller(over_ssh)
-    return {**result, **host.detached(lambda: cut_over(wanted, keep, by, run, controller), by, wait)}
+
+    def work() -> dict[str, Any]:
+        return changed_since(seen, wanted.sha, by) or cut_over(wanted, keep, by, run, controller, goes_back)
+
+    return {**result, **host.detached(work, by, wait)}
 
 
 def difference(wanted: host.Release) -> list[dict[str, str]]:
@@ -74,7 +84,31 @@ def difference(wanted: host.Release) -> list[dict[str, str]]:
     ]
 
 
-def cut_over(wanted: host.Release, keep: int, by: str, run: str, controller: Controller) -> dict[str, Any]:
+def changed_since(seen: dict[str, str], release: str, by: str) -> dict[str, Any]:
+    """Refuse the cutover if the host changed since the release was judged; return nothing if it did not.
+
+    Args:
+        seen: what `info` answered.
+        release: the one that was to serve.
+        by: who asks and for what.
+    """
+    now = host.seen()
+    # A reboot clears the note.
+    if now["pointer"] == seen["pointer"] and now["last"] in {"", seen["last"]}:
+        return {}
+    serving = now["release"] or "Nothing"
+    last = f"the last one: {now['last']}" if now["last"] != seen["last"] else "release.env was changed by hand"
+    why = (
+        f"{release} does not serve: another run was here since this one asked ({last}). {serving} serves, and was not"
+        " touched. Deploy the one that all hosts are to serve: ansible-playbook deploy.yml -e app_release=<sha>"
+    )
+    host.log(why, result="refused", release=release, **{"from": serving}, by=by)
+    return {"failed": True, "changed": False, "state": "not switched", "msg": why, "seen": now}
+
+
+def cut_over(
+    wanted: host.Release, keep: int, by: str, run: str, controller: Controller, goes_back: bool
+) -> dict[str, Any]:
     """Prove, point, restart, retire; go back when that fails, and stop before the point when the controller is gone.
 
     Returns:
@@ -82,7 +116,7 @@ def cut_over(wanted: host.Release, keep: int, by: str, run: str, controller: Con
     """
     began = time.monotonic()
     state = host.State.load()
-    socket, service, candidate = host.units(*host.ALL_UNITS)
+    socket, service, candidate = host.units(host.SOCKET, host.SERVICE, host.CANDIDATE)
     labels = host.labels(int(service["MainPID"]))
     notices = settle(state, labels, candidate["ActiveState"])
     before = what_serves(wanted, labels)
@@ -96,11 +130,20 @@ def cut_over(wanted: host.Release, keep: int, by: str, run: str, controller: Con
         state.previous = {"run": run, "pointer": before.pointer, "units": before.units, "served": state.served}
         state.save()
         verify(wanted)
-        prove(wanted, socket, candidate)
-        if controller.gone():
+        try:
+            prove(wanted, socket, candidate)
+        except CutoverError as error:
+            if not goes_back or GATED not in wanted.units[host.CANDIDATE]:
+                raise
+            prove_without_tracker(wanted)
+            notices.append(without_tracker(wanted.sha, str(error)))
+        # After a rollback no host goes the other way, so it needs no controller.
+        if not goes_back and controller.gone():
             raise CutoverError("it is proven, but the controller is gone: nobody could take it back with its wave")
         touched = True
-        switch(wanted)
+        host.note(by)
+        if closed := switch(wanted):
+            notices.append(closed)
     except Exception as error:  # whatever it was, what served before comes first
         why = str(error) or repr(error)
         host.log(f"failed: {why}")
@@ -115,13 +158,48 @@ def cut_over(wanted: host.Release, keep: int, by: str, run: str, controller: Con
             "msg": f"{wanted.sha} does not serve: {why}\n{outcome}",
             "notices": notices,
         }
-    state.serve(wanted.sha)
+    # The release serves. From here on nothing is a reason to fail, or to take back others.
+    with unsaved(notices):
+        state.serve(wanted.sha)
     record(f"serving {wanted.sha}", "switched")
-    result = {"state": "switched", "notices": notices}
+    result: dict[str, Any] = {"state": "switched", "notices": notices}
     try:
-        return {**result, "pruned": prune(state, keep)}
-    except (OSError, ValueError) as error:
-        return {**result, "unpruned": f"{wanted.sha} serves, but old releases can't be removed: {error}"}
+        result["pruned"], failures = prune(state, keep)
+    except Exception as error:
+        failures = [repr(error)]
+    if failures:
+        result["unpruned"] = f"But old releases can't be removed: {'; '.join(failures)}. Remove them by hand."
+        notices.append(result["unpruned"])
+        host.log(notices[-1])
+    return result
+
+
+@contextmanager
+def unsaved(notices: list[str]) -> Iterator[None]:
+    """Turn a failure to write state.json into a notice: the next deploy of the host writes it."""
+    try:
+        yield
+    except OSError as error:
+        notices.append(f"But {host.STATE} can't be written: {error}. Make room there; the next deploy writes it.")
+        host.log(notices[-1])
+
+
+# In the candidate's unit: it is ready once its tracker has accepted an event.
+GATED = "BOOTY_TELEMETRY_GATE=true"
+
+
+def prove_without_tracker(release: host.Release) -> None:
+    """Prove a release once more, without an event that its tracker has to accept."""
+    unit = release.units[host.CANDIDATE].replace(GATED, GATED.replace("true", "false"))
+    prove(
+        host.Release(release.pointer, {**release.units, host.CANDIDATE: unit}), *host.units(host.SOCKET, host.CANDIDATE)
+    )
+
+
+def without_tracker(sha: str, why: str) -> str:
+    """Return the notice that a release serves without an event that was accepted, with the journal's line of why."""
+    lines = [line.strip() for line in why.splitlines() if "tracker" in line]
+    return f"{sha} goes back all the same, although its tracker did not accept an event: {(lines or [why])[0]}"
 
 
 def settle(state: host.State, labels: dict[str, str], candidate: str) -> list[str]:
@@ -143,7 +221,8 @@ def settle(state: host.State, labels: dict[str, str], candidate: str) -> list[st
             f" while {labels.get('SENTRY_RELEASE')} runs."
         )
     elif labels and host.installed_health()["status"] == 200:
-        state.serve(labels["SENTRY_RELEASE"])
+        with suppress(OSError):  # the cutover writes it next, and fails in words if it can't
+            state.serve(labels["SENTRY_RELEASE"])
     for notice in notices:
         host.log(notice)
     return notices
@@ -167,8 +246,8 @@ def verify(release: host.Release) -> None:
     if changed and (faults := host.verify_units(release.units)):
         raise CutoverError(f"systemd finds fault with the units:\n{faults}")
     address, port = release.address
-    if host.listener(address, port) == "another program":
-        raise CutoverError(f"{address}:{port} is taken by another program. See which: ss -ltnp 'sport = :{port}'")
+    if taken := host.takers(address, port):
+        raise CutoverError(f"{address}:{port} is taken: {taken}. Stop that, or choose another app_port.")
 
 
 def prove(release: host.Release, socket: dict[str, str], candidate: dict[str, str]) -> None:
@@ -199,20 +278,32 @@ def prove(release: host.Release, socket: dict[str, str], candidate: dict[str, st
         raise
 
 
-def switch(release: host.Release) -> None:
-    """Point to a proven release and restart the service while the candidate answers; then let that one go."""
+def switch(release: host.Release) -> str:
+    """Point to a proven release and restart the service while the candidate answers; then let that one go.
+
+    Returns:
+        what a person should know of sockets that had to be opened anew; nothing when they stayed open.
+    """
     install(release.units)
-    host.write_atomically(host.POINTER, release.pointer)
-    host.log(f"pointing to {release.sha}")
+    point(release)
     socket, service = told = host.units(*host.ENABLED)
     if "yes" in {socket["NeedDaemonReload"], service["NeedDaemonReload"]}:
         systemctl("daemon-reload")  # somebody else's change: a drop-in, usually
     # A crash loop leaves both of them failed, and a failed socket refuses to start; the count of starts goes as well.
     systemctl("reset-failed", *host.ENABLED, check=False)
-    if socket["ActiveState"] != "active" or host.listener(*release.address) != "systemd":
-        # Another address or port: the one change that can't be made without letting go of the old socket.
-        systemctl("stop", host.CANDIDATE, host.SERVICE)
-        systemctl("restart", host.SOCKET)
+    closed = ""
+    changed = host.socket_options(host.opened(socket)) ^ host.socket_options(release.units[host.SOCKET])
+    if socket["ActiveState"] != "active" or changed:
+        # Another address, port or option: systemd can't change a socket that is open.
+        began = time.monotonic()
+        systemctl("stop", host.CANDIDATE, host.SERVICE, host.SOCKET)
+        systemctl("start", host.SOCKET)
+        if changed:
+            closed = (
+                f"{host.SOCKET} changed in {', '.join(sorted(changed))}: its sockets were opened anew, and for"
+                f" {time.monotonic() - began:.1f} s connections waited or were refused."
+            )
+            host.log(closed)
     if {unit["UnitFileState"] for unit in told} != {"enabled"}:
         systemctl("enable", *host.ENABLED)
     systemctl("restart", host.SERVICE)
@@ -220,6 +311,14 @@ def switch(release: host.Release) -> None:
     retire()
     # Once more: until then, it may have been the candidate that answered.
     confirm(release, settled=True)
+    return closed
+
+
+def point(release: host.Release) -> None:
+    """Have release.env name a release. A file that is right is not written, so that a full disk stops no way back."""
+    if host.read(host.POINTER) != release.pointer:
+        host.write_atomically(host.POINTER, release.pointer)
+    host.log(f"pointing to {release.sha}")
 
 
 def go_back(before: host.Release) -> str:
@@ -234,13 +333,13 @@ def go_back(before: host.Release) -> str:
         host.log(f"going back to {before.sha}")
         # The pointer first: whatever happens from here on, it names a release that served.
         install(before.units)
-        host.write_atomically(host.POINTER, before.pointer)
+        point(before)
         systemctl("reset-failed", host.SERVICE, host.SOCKET, check=False)
         socket, candidate = host.units(host.SOCKET, host.CANDIDATE)
         if candidate["ActiveState"] != "active":
             try:
                 prove(before, socket, candidate)
-            except CutoverError as error:
+            except (CutoverError, OSError) as error:
                 # Its proof may fail for what is not its fault, such as a tracker that is down: it served before.
                 host.log(f"{before.sha} as a candidate: {error}")
         # Else the release that failed as the service still answers as the candidate, while the service restarts.
@@ -282,12 +381,14 @@ def undo(release: str, by: str, run: str) -> dict[str, Any]:
     if serving != release or state.previous.get("run") != run:
         return {"notices": [f"{serving or 'Nothing'} serves, and not by this run: it stays."]}
     before = host.Release(state.previous.get("pointer", ""), state.previous.get("units", {}))
-    outcome = go_back(before)
+    host.note(by)
+    notices = [go_back(before)]
     state.served = state.previous.get("served", [])
-    state.abandon(release, "taken back, since it failed on another host")
+    with unsaved(notices):
+        state.abandon(release, "taken back, since it failed on another host")
     seconds = f"{time.monotonic() - began:.2f}"
-    host.log(outcome, result="taken back", release=before.sha, **{"from": release}, by=by, seconds=seconds)
-    return {"state": "taken back", "notices": [outcome]}
+    host.log(notices[0], result="taken back", release=before.sha, **{"from": release}, by=by, seconds=seconds)
+    return {"state": "taken back", "notices": notices}
 
 
 def confirm(release: host.Release, settled: bool = False, timeout: float = 15) -> None:
@@ -318,6 +419,8 @@ def running() -> dict[str, str]:
 def install(units: dict[str, str]) -> None:
     """Write the units that differ, and have systemd read them."""
     changed = [name for name, text in units.items() if host.read(host.UNITS / name) != text]
+    if host.SOCKET in changed:
+        host.keep_opened()
     for name in changed:
         host.write_atomically(host.UNITS / name, units[name])
     if changed:
@@ -339,32 +442,43 @@ def systemctl(verb: str, *names: str, check: bool = True) -> None:
         raise CutoverError(f"systemctl {verb} {' '.join(names)}: {said}\n{host.journal_of(names[0]) if names else ''}")
 
 
-def prune(state: host.State, keep: int) -> list[str]:
-    """Remove releases and layers that nobody needs any more; return the releases' names."""
-    now = time.time()
+def prune(state: host.State, keep: int) -> tuple[list[str], list[str]]:
+    """Remove releases and layers that nobody needs any more; return the releases' names, and why some are left."""
+    now, removed, failures = time.time(), [], []
+
+    def attempt(remove: Callable[[Path], Any], path: Path) -> bool:
+        try:
+            remove(path)
+        except OSError as error:  # the others can go all the same
+            failures.append(f"{path}: {error.strerror or error}")
+            return False
+        return True
+
+    # What a killed run left: directories that are half-made or half-removed, and archives that did not arrive whole,
+    # some of them in the directory that Ansible's copy makes in the login's home. Read first: a release whose removal
+    # fails below gets such a name too.
+    arriving = (*host.INCOMING.glob("*"), *host.login_home().glob(".ansible/tmp/ansible-tmp-*"))
+    leftovers = (*host.RELEASES.glob(".*"), *host.LAYERS.glob(".*"), *arriving)
     staged = {path.name: path.stat().st_mtime for path in host.directories(host.RELEASES)}
     inuse = {host.pointer().get("SENTRY_RELEASE", ""), *host.releases_in_use()}
-    removed = removable(staged, state.served, {*state.abandoned}, inuse, keep, now)
-    for name in removed:
+    for name in removable(staged, state.served, {*state.abandoned}, inuse, keep, now):
         host.log(f"removing {name}")
-        host.remove(host.RELEASES / name)
-    state.forget(set(staged) - {*removed})
+        if attempt(host.remove, host.RELEASES / name):
+            removed.append(name)
+    attempt(lambda _: state.forget(set(staged) - {*removed}), host.STATE)
     manifests = [host.manifest(path) for path in host.directories(host.RELEASES)]
     # A release whose manifest is damaged does not say which layer it needs: then all of them stay.
     for path in host.directories(host.LAYERS) if all(manifests) else []:
         # A layer that another deploy has just staged has no release yet.
         if path.name not in {manifest["layer"] for manifest in manifests} and path.stat().st_mtime < now - DAY:
-            host.remove(path)
-    # What a killed run left: directories that are half-made or half-removed, and archives that did not arrive whole,
-    # some of them in the directory that Ansible's copy makes in the login's home.
-    arriving = (*host.INCOMING.glob("*"), *host.login_home().glob(".ansible/tmp/ansible-tmp-*"))
-    for path in (*host.RELEASES.glob(".*"), *host.LAYERS.glob(".*"), *arriving):
+            attempt(host.remove, path)
+    for path in leftovers:
         if path.lstat().st_mtime < now - DAY:
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                attempt(shutil.rmtree, path)
             elif path in arriving:
-                path.unlink()
-    return removed
+                attempt(Path.unlink, path)
+    return removed, failures
 
 
 DAY = 86400

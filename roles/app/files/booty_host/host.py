@@ -32,11 +32,16 @@ UNITS = Path("/etc/systemd/system")
 SERVICE = "booty.service"
 SOCKET = "booty.socket"
 CANDIDATE = "booty-candidate.service"
-ALL_UNITS = (SOCKET, SERVICE, CANDIDATE)
+SLICE = "system-booty.slice"
+ALL_UNITS = (SLICE, SOCKET, SERVICE, CANDIDATE)
 ENABLED = (SOCKET, SERVICE)
 # Gone at a reboot, as the candidate is: release.env stays the only pointer.
 CANDIDATE_POINTER = Path("/run/booty/candidate.env")
+# The socket unit that was replaced while its sockets stay open: the InvocationID of its start, a line end, its text.
+OPENED = Path("/run/booty/opened")
 LOCK = Path("/run/booty-deploy.lock")
+# Which run last changed the host or found it in order, and when.
+LAST = Path("/run/booty-deploy.last")
 
 # The only variables that are ever read out of a service or a file; the rest may be a secret.
 LABELS = ("SENTRY_RELEASE", "SENTRY_ENVIRONMENT", "BOOTY_RELEASE_DIR", "BOOTY_UNIT")
@@ -151,17 +156,93 @@ def parse_stream(unit_text: str) -> tuple[str, int]:
     return found[1].strip("[]"), int(found[2])
 
 
-def listener(address: str, port: int) -> str:
-    """Say who listens on exactly that address and port: `systemd`, `another program`, or nobody."""
-    table = Path("/proc/net/tcp6" if ":" in address else "/proc/net/tcp").read_text()
-    inode = parse_listeners(table).get((str(ipaddress.ip_address(address)), port))
-    if inode is None:
-        return ""
-    for path in Path("/proc/1/fd").iterdir():
-        with suppress(OSError):  # closed in this instant
-            if os.readlink(path) == f"socket:[{inode}]":
-                return "systemd"
-    return "another program"
+def overlaps(address: str, other: str, takes_both: bool) -> bool:
+    """Tell whether the kernel refuses to listen on one address because of a listener on another, on the same port.
+
+    Args:
+        address: the one that is wanted.
+        other: the listener's.
+        takes_both: whether a socket on `::` takes IPv4 as well, as it does without IPV6_V6ONLY.
+    """
+    one, two = (getattr(ip, "ipv4_mapped", None) or ip for ip in map(ipaddress.ip_address, (address, other)))
+    if one.version == two.version:
+        return one == two or one.is_unspecified or two.is_unspecified
+    return takes_both and (one if one.version == 6 else two).is_unspecified
+
+
+def takes_both(address: str, port: int, listeners: dict[tuple[str, int], str]) -> bool:
+    """Tell whether a socket on `::` takes IPv4 as well: the service's, if `address` is IPv6, else one that listens."""
+    if ":" in address:
+        return read(Path("/proc/sys/net/ipv6/bindv6only")).strip() != "1"
+    # /proc/net/tcp6 does not show IPV6_V6ONLY. A listener on 0.0.0.0 beside it proves that it is set. Else a bind
+    # tells, to an address of the loopback on which no program listens.
+    if ("0.0.0.0", port) in listeners:
+        return False
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.77.77.77", port))
+        except OSError:
+            return True
+    return False
+
+
+def holder(inode: str) -> int:
+    """Return the PID of a process that has a socket open, systemd's 1 before all others; 0 if there is none."""
+    for pid in sorted(int(path.name) for path in Path("/proc").glob("[0-9]*")):
+        with suppress(OSError):  # ended, or closed in this instant
+            if any(os.readlink(path) == f"socket:[{inode}]" for path in Path(f"/proc/{pid}/fd").iterdir()):
+                return pid
+    return 0
+
+
+def takers(address: str, port: int) -> str:
+    """Name what listens where the service's socket could not, but for booty.socket; nothing when nobody does.
+
+    Programs are named with their PID, and systemd's own sockets with their unit.
+    """
+    listeners = {**parse_listeners(read(Path("/proc/net/tcp"))), **parse_listeners(read(Path("/proc/net/tcp6")))}
+    found = []
+    for (other, at), inode in listeners.items():
+        if at != port or not overlaps(address, other, takes_both(address, port, listeners)):
+            continue
+        name = f"[{other}]:{port}" if ":" in other else f"{other}:{port}"
+        pid = holder(inode)
+        if pid == 1:
+            table = run("systemctl", "list-sockets", "--full", "--plain", "--no-legend").stdout
+            unit_of = {fields[0]: fields[1] for fields in map(str.split, table.splitlines()) if len(fields) > 1}
+            if unit_of.get(name, SOCKET) != SOCKET:
+                found.append(f"{unit_of[name]} on {name}")
+        else:
+            program = f"{read(Path(f'/proc/{pid}/comm')).strip()} (PID {pid})" if pid else "another program"
+            found.append(f"{program} on {name}")
+    return ", ".join(found)
+
+
+def socket_options(unit_text: str) -> set[str]:
+    """Return the lines of a socket unit that only newly opened sockets take on.
+
+    The kernel needs FreeBind= at the bind alone, and systemd reads TriggerLimit… when it counts.
+    """
+    section = unit_text.partition("[Socket]")[2].partition("\n[")[0].splitlines()
+    return {line for line in section if line.strip() and not line.startswith(("#", "FreeBind=", "TriggerLimit"))}
+
+
+def opened(socket_unit: dict[str, str]) -> str:
+    """Return the text of the socket unit that systemd opened its sockets with: a reload changes nothing of them.
+
+    Args:
+        socket_unit: what systemd says of its state.
+    """
+    invocation, _, text = read(OPENED).partition("\n")
+    return text if invocation == socket_unit["InvocationID"] else read(UNITS / SOCKET)
+
+
+def keep_opened() -> None:
+    """Keep the text of the socket unit before it is replaced, if its sockets are open."""
+    told = unit(SOCKET)
+    if told["ActiveState"] == "active":
+        write_atomically(OPENED, f"{told['InvocationID']}\n{opened(told)}")
 
 
 def health(address: str, port: int, timeout: float = 5.0) -> dict[str, Any]:
@@ -243,7 +324,7 @@ FLAWS_OF_LINE = (
 # itself sets.
 RESERVED = (
     (
-        r"BOOTY_(LOG_FORMAT|(DRAIN|STREAM)_SECONDS|WORKERS|TELEMETRY_GATE)",
+        r"BOOTY_(LOG_FORMAT|(DRAIN|STREAM|WATCHDOG)_SECONDS|WORKERS|TELEMETRY_GATE)",
         "the unit sets: remove it, and set {} in the inventory",
     ),
     (r"BOOTY_(UNIT|CANDIDATE)", "the unit sets: remove it"),
@@ -424,8 +505,11 @@ def unsettled(wanted: Release) -> str:
         return f"{POINTER} does not name {wanted.sha}"
     if {socket["UnitFileState"], service["UnitFileState"]} != {"enabled"}:
         return f"{SOCKET} and {SERVICE} are not enabled"
-    if "yes" in {socket["NeedDaemonReload"], service["NeedDaemonReload"]}:
-        return "systemd has not read the units as they are"
+    changed = ", ".join(sorted(socket_options(opened(socket)) ^ socket_options(wanted.units[SOCKET])))
+    if changed or "yes" in {socket["NeedDaemonReload"], service["NeedDaemonReload"]}:
+        return (
+            f"{SOCKET} was opened before {changed} changed" if changed else "systemd has not read the units as they are"
+        )
     if candidate["ActiveState"] not in {"inactive", "failed"}:
         return f"{CANDIDATE} is {candidate['ActiveState']}"
     # Asking a stopped service would start it: the socket is systemd's.
@@ -579,6 +663,64 @@ class HostError(Exception):
     """What was asked for can't be done; the message says why, and what to do."""
 
 
+def lease(locks: str) -> str | None:
+    """Say who holds the host's deploy lock, for what and since when; None when nobody does.
+
+    It is read from the kernel's table: to try the lock would be to hold it, and a deploy that comes then is refused.
+
+    Args:
+        locks: the text of `/proc/locks`.
+    """
+    try:
+        file = LOCK.stat()
+    except FileNotFoundError:
+        return None
+    key = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+    # A waiting one is a line that begins with `->`; to have no holder and a waiting one can't be.
+    if any(key in line.split() for line in locks.splitlines()):
+        return read(LOCK).strip() or "somebody"
+    return None
+
+
+def wait_for_lease(wait: float) -> None:
+    """Return once no run holds the host's deploy lock.
+
+    Args:
+        wait: how long it may take, in seconds.
+
+    Raises:
+        HostError: another run still holds it.
+    """
+    deadline = time.monotonic() + wait
+    while holder := lease(read(Path("/proc/locks"))):
+        if time.monotonic() >= deadline:
+            raise HostError(busy(holder))
+        time.sleep(0.1)
+
+
+def busy(holder: str) -> str:
+    """Return the message for a run that meets another one on the host."""
+    return (
+        f"Another deploy is under way on this host: {holder}. Nothing was changed. Deploy again when it is through, or"
+        " have the next one wait for it: -e app_lock_wait=300 (seconds)."
+    )
+
+
+def seen() -> dict[str, str]:
+    """Return what a cutover must find again: release.env's text and release, and the note of the last run."""
+    text = read(POINTER)
+    return {"pointer": text, "release": parse_assignments(text).get("SENTRY_RELEASE", ""), "last": read(LAST)}
+
+
+def note(by: str) -> None:
+    """Leave a note that a run changed this host or found it in order.
+
+    Runs that have asked before, and not switched the host yet, see by the note that their answer is out of date.
+    """
+    with suppress(OSError):  # a full /run: the text of release.env still tells
+        LAST.write_text(f"{by}, at {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
+
+
 def detached(work: Callable[[], dict[str, Any]], by: str, wait: float = 0) -> dict[str, Any]:
     """Do what must not come apart in a process of its own, which goes on when the connection or the caller dies.
 
@@ -604,10 +746,7 @@ def detached(work: Callable[[], dict[str, Any]], by: str, wait: float = 0) -> di
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     lock.seek(0)
-                    raise HostError(
-                        f"Another deploy is under way on this host: {lock.read().strip()}. Nothing was changed. Deploy"
-                        " again when it is through, or have the next one wait for it: -e app_lock_wait=300 (seconds)."
-                    ) from None
+                    raise HostError(busy(lock.read().strip())) from None
                 time.sleep(0.1)
         lock.seek(0)
         lock.truncate()

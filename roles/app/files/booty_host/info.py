@@ -1,4 +1,4 @@
-"""Tell in one answer all that a deploy asks of a host. Changes nothing."""
+"""Tell in one answer all that a deploy asks of a host. Changes nothing of what serves."""
 
 from __future__ import annotations
 
@@ -38,20 +38,31 @@ def user_id(name: str) -> int | None:
         return None
 
 
-def info(user: str, pointer: str, units: dict[str, str], check: bool) -> dict[str, Any]:
+def info(user: str, pointer: str, units: dict[str, str], check: bool, by: str = "", wait: int = 0) -> dict[str, Any]:
     """Return everything as `host`, each part under the name that the tasks use.
 
     Args:
         user: the service's user.
         pointer: the text of the release.env that is wanted.
         units: the text of each unit that is wanted.
-        check: makes no difference, since nothing is changed.
+        check: whether no run follows: then nobody is waited for, and no note is left.
+        by: who asks and for what; a host that is in order keeps it as a note for other runs.
+        wait: how long to wait while another run holds the host's deploy lock, in seconds.
+
+    Raises:
+        host.HostError: another run still holds the lock.
     """
+    run_follows = bool(units) and not check
+    if run_follows:
+        host.wait_for_lease(wait)
+    # Read first: should another run switch the host from here on, the cutover finds something else than this.
+    seen = host.seen()
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     staged = {path.name: host.manifest(path) for path in host.directories(host.RELEASES)}
     layers = [path.name for path in host.directories(host.LAYERS)]
     uid = user_id(user)
     found = {
+        "seen": seen,
         "python": python,
         "python_full": ".".join(map(str, sys.version_info[:3])),
         "machine": platform.machine() if sys.maxsize > 2**32 else f"32-bit {platform.machine()}",
@@ -59,7 +70,7 @@ def info(user: str, pointer: str, units: dict[str, str], check: bool) -> dict[st
         "free": shutil.disk_usage(host.OPT if host.OPT.is_dir() else "/").free,
         "lets_in": lets_in(),
         "state_owner": owner(STATE_DIRECTORY),
-        "port_taken": bool(units) and host.listener(*host.Release(pointer, units).address) == "another program",
+        "port_taken": host.takers(*host.Release(pointer, units).address) if units else "",
         "user_id": uid,
         "ready": uid is not None and host.RELEASES.is_dir() and host.ETC.is_dir(),
         "pointer": host.pointer(),
@@ -75,4 +86,9 @@ def info(user: str, pointer: str, units: dict[str, str], check: bool) -> dict[st
         "unsettled": host.unsettled(host.Release(pointer, units)) if units else "",
         "secrets": host.secrets(),
     }
+    if run_follows and not found["unsettled"]:
+        host.note(f"{by}, and found it in order")
+        seen["last"] = host.read(host.LAST)
+        # A run that took the lock before the note was there does not see it.
+        host.wait_for_lease(0)
     return {"host": found}

@@ -104,7 +104,7 @@ def unpack(archive: io.BufferedIOBase, sha256: str, dest: Path, url: str = "") -
 def make(archive: io.BufferedIOBase, dest: Path) -> None:
     """Make the directory; nobody else does at the same time."""
     for abandoned in dest.parent.glob(f".{dest.name}.*"):
-        shutil.rmtree(abandoned)
+        shutil.rmtree(abandoned, ignore_errors=True)  # it is in nobody's way: the new one has a name of its own
     partial = Path(tempfile.mkdtemp(dir=dest.parent, prefix=f".{dest.name}."))
     try:
         with tarfile.open(fileobj=archive) as tar:

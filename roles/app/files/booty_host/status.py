@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import shutil
 import socket
 from datetime import UTC, datetime
@@ -49,6 +48,9 @@ def status(pointer: str, units: dict[str, str], check: bool) -> dict[str, Any]:
     found = {
         "ready": host.RELEASES.is_dir() and host.ETC.is_dir(),
         "service": service.get("ActiveState", "unknown"),
+        # What it says of itself, and how often in a row systemd had to start it again.
+        "says": service.get("StatusText", ""),
+        "restarts": int(service.get("NRestarts") or 0),
         "since": since(service.get("ActiveEnterTimestamp", "")) if running else None,
         "memory": identity(running),
         "disk": identity(told),
@@ -61,7 +63,7 @@ def status(pointer: str, units: dict[str, str], check: bool) -> dict[str, Any]:
         if candidate.get("ActiveState") in {"inactive", "failed"}
         else identity(host.labels(int(candidate.get("MainPID") or 0)))
         or {"release": host.parse_assignments(host.read(host.CANDIDATE_POINTER)).get("SENTRY_RELEASE")},
-        "lease": lease(host.read(Path("/proc/locks"))),
+        "lease": host.lease(host.read(Path("/proc/locks"))),
         "free": free(host.OPT if host.OPT.is_dir() else Path("/")),
         "last": last(host.run(*JOURNAL).stdout),
         "drift": drift(host.Release(pointer, units)) if units else None,
@@ -71,7 +73,7 @@ def status(pointer: str, units: dict[str, str], check: bool) -> dict[str, Any]:
 
 def shown(name: str) -> dict[str, str]:
     """Return what systemd says of a unit, with its times as seconds since 1970."""
-    properties = "ActiveState,MainPID,ActiveEnterTimestamp"
+    properties = "ActiveState,MainPID,ActiveEnterTimestamp,StatusText,NRestarts"
     return host.parse_assignments(host.shown(name, "--timestamp=unix", f"--property={properties}"))
 
 
@@ -115,25 +117,6 @@ def tracker() -> dict[str, Any] | None:
         return {"status": f"the service does not say: {error or type(error).__name__}", "since": None, "dropped": None}
     finally:
         connection.close()
-
-
-def lease(locks: str) -> str | None:
-    """Say who holds the host's deploy lock, for what and since when; None when nobody does.
-
-    It is read from the kernel's table: to try the lock would be to hold it, and a deploy that comes then is refused.
-
-    Args:
-        locks: the text of `/proc/locks`.
-    """
-    try:
-        file = host.LOCK.stat()
-    except FileNotFoundError:
-        return None
-    key = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
-    # A waiting one is a line that begins with `->`; to have no holder and a waiting one can't be.
-    if any(key in line.split() for line in locks.splitlines()):
-        return host.read(host.LOCK).strip() or "somebody"
-    return None
 
 
 def free(path: Path) -> dict[str, float]:

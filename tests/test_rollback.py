@@ -1,0 +1,70 @@
+"""Where hosts go back to, and what is said of those that did not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible.plugins.loader import action_loader
+
+from tests.conftest import ROLE, load
+
+action_loader.add_directory(str(ROLE / "action_plugins"))
+rollback = load(ROLE / "action_plugins/booty_rollback.py", "booty_rollback")
+
+
+def answer(serves: str = "x", release: str = "a", *obstacles: str, has: tuple[str, ...] = ("a", "x")) -> dict[str, Any]:
+    pointer = {"SENTRY_RELEASE": serves} if serves else {}
+    host = {"running": pointer, "pointer": pointer, "releases": [*has]}
+    return {"host": host, "release": release, "obstacles": [*obstacles]}
+
+
+AWAY = {"unreachable": True, "msg": "no route"}
+NO_PYTHON = {"rc": 127, "msg": "not found", "obstacles": ["not found"]}
+NO_HISTORY = answer("x", "", "web2 has no other release.", has=("x",))
+BARE = answer("", "", "web2 lacks the user.", has=())
+
+
+@pytest.mark.parametrize(
+    ("answers", "lines", "refusal"),
+    [
+        ([answer(), answer()], ["web1, web2: from x back to a"], ""),
+        ([answer(), answer("a")], ["web1: from x back to a", "web2: serves a already"], ""),
+        ([answer(), NO_HISTORY], ["web1: from x", "web2: stays as it is. web2 has no other release."], ""),
+        ([answer(), AWAY], ["web1: from x", "web2: stays as it is. It can't be reached: no route"], ""),
+        ([answer(), {"msg": "bad value"}], ["web1: from x", "web2: stays as it is. bad value"], ""),
+        # All leave the bad release.
+        ([answer(), answer(release="b")], ["web1: from x back to a", "web2: from x back to b"], ""),
+        ([answer(), answer("a", "b")], ["web1: from x back to a", "web2: from a back to b"], "-e app_release=<sha>"),
+        ([NO_HISTORY, AWAY], ["web1: stays", "web2: stays"], "No host can go back. Nothing was changed."),
+    ],
+)
+def test_the_plan(answers: list[dict[str, Any]], lines: list[str], refusal: str) -> None:
+    said, why = rollback.plan(dict(zip(("web1", "web2"), answers, strict=True)))
+    assert len(said) == len(lines)
+    assert all(line.startswith(expected) for line, expected in zip(said, lines, strict=True)), said
+    assert why.endswith(refusal) if refusal.startswith("No") else (refusal in why and bool(why) == bool(refusal))
+
+
+SWITCHED, SKIPPED = {"state": "switched"}, {"skipped": True}
+WENT_BACK = {"state": "went back", "msg": "a does not serve: timeout"}
+
+
+@pytest.mark.parametrize(
+    ("other", "became", "lines"),
+    [
+        (answer(), SWITCHED, []),
+        (answer("a"), SKIPPED, []),
+        (BARE, SKIPPED, []),
+        (NO_PYTHON, SKIPPED, []),
+        (answer(), WENT_BACK, ["web2 did not go back: a does not serve", "rollback.yml --limit web2 -e app_release=a"]),
+        (NO_HISTORY, SKIPPED, ["web2 did not go back: web2 has no", "deploy.yml --limit web2 -e app_release=a"]),
+        (AWAY, SKIPPED, ["web2 did not go back: It can't be reached", "rollback.yml --limit web2 -e app_release=a"]),
+    ],
+)
+def test_the_outcome(other: dict[str, Any], became: dict[str, Any], lines: list[str]) -> None:
+    said = rollback.outcome({"web1": answer(), "web2": other}, {"web1": SWITCHED, "web2": became})
+    assert all(line in said for line in lines), said
+    assert bool(said) == bool(lines)
+    if lines:
+        assert "web1 stay where they went back to." in said

@@ -6,10 +6,12 @@ A play's `hosts:` is evaluated whatever tasks were chosen, so neither --tags nor
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +137,12 @@ def refuse(variables: Context, faults: list[str]) -> str:
         return NO_HOST
     run = [*options(arguments), *inventory(arguments, sys.argv[1:]), *settings()]
     if found := run or [*hosts(variables)] or faults:
-        Display().error("\n".join([*found, "Nothing was changed."]), wrap_text=False)
+        message = "\n".join([*found, "Nothing was changed."])
+        Display().error(message, wrap_text=False)
+        if variables.get("status_format") == "json":  # of status.yml, whose standard output is then a document always
+            counts = {"hosts": 0, "levels": dict.fromkeys(("ok", "look", "broken"), 0), "releases": {}, "drifting": []}
+            at = datetime.now(UTC).isoformat(timespec="seconds")
+            Display().display(json.dumps({"at": at, "summary": counts, "hosts": [], "message": message}, indent=2))
         raise SystemExit(4)
     return NO_HOST
 

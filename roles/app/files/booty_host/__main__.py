@@ -22,8 +22,6 @@ def call(told: dict[str, Any]) -> None:
     name = told["verb"]
     verb = getattr(importlib.import_module(f"booty_host.{MODULES.get(name, name)}"), name)
     try:
-        if os.geteuid():
-            raise HostError("This login has no root's rights here: ansible_become must be true, or ansible_user root.")
         answer = verb(**told["arguments"], check=told["check"])
     except HostError as error:
         answer = {"failed": True, "msg": str(error)}

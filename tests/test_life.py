@@ -150,6 +150,21 @@ def test_sockets_that_were_opened_otherwise_are_opened_anew(site: Site, needy: s
     assert site.play("status.yml", app_drift="true").status == 0
 
 
+def test_a_changed_socket_unit_is_in_force_after_one_deploy(site: Site, needy: str) -> None:
+    site.run("sed -i s/NoDelay=true/NoDelay=false/ /etc/systemd/system/booty.socket; systemctl daemon-reload")
+    site.run("systemctl restart booty.socket; systemctl start booty.service")
+    before = show(site, "booty.socket", "InvocationID")
+    played = site.deploy()
+    assert "NoDelay=false, NoDelay=true: its sockets were opened anew, and for" in " ".join(played.output.split())
+    assert show(site, "booty.socket", "InvocationID") != before
+    assert site.deploy().recap(site.host.name)["changed"] == 0
+    # What needs no new socket leaves it open.
+    site.run("sed -i s/FreeBind=true/FreeBind=false/ /etc/systemd/system/booty.socket; systemctl daemon-reload")
+    before = show(site, "booty.socket", "InvocationID")
+    assert "opened anew" not in site.deploy().output
+    assert show(site, "booty.socket", "InvocationID") == before
+
+
 def test_service_and_candidate_share_one_limit_of_memory(site: Site, needy: str) -> None:
     """No sandbox host has a memory controller: this is what systemd says it would do."""
     site.run("systemd-analyze verify system-booty.slice booty.service booty-candidate.service")

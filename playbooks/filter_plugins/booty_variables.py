@@ -23,7 +23,8 @@ from ansible.template import Templar, trust_as_template
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
-ROLES = Path(__file__).parents[2] / "roles"
+# Each role has a link to this file, so that it also works in a playbook of its own.
+ROLES = Path(__file__).resolve().parents[2] / "roles"
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 

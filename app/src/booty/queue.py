@@ -8,7 +8,6 @@ import asyncio
 import inspect
 import json
 import logging
-import signal
 import threading
 import time
 import uuid
@@ -22,6 +21,7 @@ import sentry_sdk
 
 from booty import redact
 from booty.config import Settings
+from booty.deadline import end_in
 from booty.store import Claim, Store, StoreError, open_store
 
 log = logging.getLogger(__name__)
@@ -203,13 +203,12 @@ class Queue:
             self._arm(lease)
 
     def _arm(self, lease: float) -> None:
-        """Set the timer that ends this process, by SIGALRM, when it can't give up a job in time.
+        """Set the deadline at which the kernel ends this process, when it can't give up a job in time.
 
         A job that holds the interpreter's lock stops the thread that renews its claim, and the loop that would tell it.
         """
         renewed = [run.renewed for run in list(self._runs.values()) if not run.running.lost.is_set()]
-        left = min(renewed) + END_SHARE * lease - time.monotonic() if renewed else 0
-        signal.setitimer(signal.ITIMER_REAL, max(left, 0.001) if renewed else 0)
+        end_in("claims", min(renewed) + END_SHARE * lease - time.monotonic() if renewed else None)
 
     async def _watch(self, lease: float) -> None:
         """Tell each job whose claim was not renewed that another host may begin it; async ones end by that."""

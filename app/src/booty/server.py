@@ -21,6 +21,7 @@ from uvicorn.server import ServerState
 
 from booty import telemetry, verify
 from booty.config import Settings
+from booty.deadline import end_in
 from booty.internal import create_internal_app
 from booty.main import create_app
 from booty.protocol import Protocol
@@ -273,10 +274,10 @@ class Server:
             while True:
                 ping()
                 # systemd watches the main process alone, until it stops. The kernel's timer watches all the time.
-                signal.setitimer(signal.ITIMER_REAL, seconds + 1)
+                end_in("watchdog", seconds + 1)
                 await asyncio.sleep(seconds / 4)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            end_in("watchdog", None)
 
     async def _drain(self) -> bool:
         loop = asyncio.get_running_loop()

@@ -11,6 +11,7 @@ import signal
 import time
 from dataclasses import dataclass
 
+from booty.deadline import end_in
 from booty.server import notify, ping
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class Worker:
 
     def ready(self) -> None:
         """Tell the supervisor that this worker serves."""
-        signal.setitimer(signal.ITIMER_REAL, 0)  # the bound of its start
+        end_in("start", None)
         os.kill(self.supervisor, _READY)
 
 
@@ -172,6 +173,5 @@ def _become_worker(supervisor: int, mask: set[int], start_seconds: float) -> Non
     if os.getppid() != supervisor:
         os._exit(3)  # it died before that
     os.environ.pop("NOTIFY_SOCKET", None)  # systemd listens to the main process alone
-    # A start that hangs is killed: nobody handles SIGALRM.
-    signal.setitimer(signal.ITIMER_REAL, start_seconds)
+    end_in("start", start_seconds or None)  # a start that hangs is killed
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)

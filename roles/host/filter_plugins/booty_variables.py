@@ -1,0 +1,1 @@
+../../../playbooks/filter_plugins/booty_variables.py

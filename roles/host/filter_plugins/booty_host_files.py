@@ -61,9 +61,14 @@ def stale(wanted: list[dict[str, Any]], host: dict[str, str]) -> list[dict[str, 
     return found
 
 
+def removed(paths: str, part: str) -> list[dict[str, Any]]:
+    """Turn paths, separated by blanks, into entries of files that `stale` wants to be gone."""
+    return [{"part": part, "path": path, "wanted": False} for path in paths.split()]
+
+
 class FilterModule:
     """What Ansible looks for."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name the filters."""
-        return {"booty_seen": seen, "booty_stale": stale}
+        return {"booty_seen": seen, "booty_stale": stale, "booty_removed": removed}

@@ -69,18 +69,20 @@ class New:
 
     def __init__(self, host: Host, directory: Path) -> None:
         self.host, self.directory = host, directory
+        self.options: list[str] = []
+        self.environment: dict[str, str] = {}
         key = sandbox.INSTANCES / host.instance / "id_ed25519.pub"
         self.deploy = {"ansible_user": "deploy", "host_deploy_keys": [key.read_text().strip()]}
 
     def start(self, *arguments: str, **variables: Any) -> subprocess.Popen[str]:
-        """Begin a bootstrap with these variables in the inventory."""
+        """Begin a bootstrap with these variables in the inventory, and those of `self.environment`."""
         inventory = self.directory / "inventory"
         (inventory / "group_vars").mkdir(parents=True, exist_ok=True)
         (inventory / "hosts.yml").write_text(sandbox.inventory_text(self.host.instance, [self.host]))
         variables = {"app_environment": "staging", **variables}
         (inventory / "group_vars/booty.yml").write_text(yaml.safe_dump(variables))
         command = [str(Path(sys.executable).parent / "ansible-playbook"), "bootstrap.yml", "-i", str(inventory)]
-        environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "COLUMNS": "200"}
+        environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "COLUMNS": "200", **self.environment}
         return subprocess.Popen(
             [*command, *arguments],
             cwd=ROOT,
@@ -93,7 +95,7 @@ class New:
     def bootstrap(self, *arguments: str, **variables: Any) -> Play:
         """Bootstrap it; the output has one blank where it had several."""
         with self.start(*arguments, **variables) as process:
-            output, _ = process.communicate(timeout=120)
+            output, _ = process.communicate(timeout=300)
         return Play(process.returncode, output)
 
     def ready(self, *arguments: str, **variables: Any) -> Play:
@@ -102,10 +104,11 @@ class New:
         assert played.status == 0, played.output
         return played
 
-    def ssh(self, command: str, user: str = "root") -> subprocess.CompletedProcess[str]:
+    def ssh(self, command: str, user: str = "root", input: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command as somebody, over a connection of its own."""
-        argv = ["ssh", "-F", "none", *sandbox.ssh_options(self.host.instance), f"{user}@{self.host.address}", command]
-        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+        options = [*sandbox.ssh_options(self.host.instance), *self.options]
+        argv = ["ssh", "-F", "none", *options, f"{user}@{self.host.address}", command]
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, input=input)
 
     def run(self, command: str, user: str = "root") -> str:
         """Run a command that must succeed."""
@@ -277,7 +280,8 @@ def test_a_key_that_does_not_work_closes_nothing(new: New) -> None:
 
 
 def test_a_firewall_that_shuts_us_out_is_taken_back(new: New) -> None:
-    played = new.bootstrap("-e", '{"__host_ssh_ports": [2222]}', **QUICK)
+    wrong = json.dumps({"__host_ssh_ports": [2222], "host_close_listeners": True})
+    played = new.bootstrap("-e", wrong, **QUICK)
     assert played.status != 0
     assert "would not let this machine in any more" in words(played)
     assert new.ssh("nft list table inet booty").returncode != 0
@@ -285,7 +289,7 @@ def test_a_firewall_that_shuts_us_out_is_taken_back(new: New) -> None:
     new.ready(**QUICK)
     # The second time there is something to come back to.
     loaded = new.run("nft list table inet booty")
-    played = new.bootstrap("-e", '{"__host_ssh_ports": [2222]}', **QUICK)
+    played = new.bootstrap("-e", wrong, **QUICK)
     assert played.status != 0
     assert new.run("nft list table inet booty") == loaded
     assert new.ready(**QUICK).recap(new.host.name)["changed"] == 0
@@ -293,7 +297,8 @@ def test_a_firewall_that_shuts_us_out_is_taken_back(new: New) -> None:
 
 def test_a_bootstrap_that_dies_half_way_is_taken_back(new: New) -> None:
     # With -v a step's name is there when it begins.
-    with new.start("-v", "-e", '{"__host_ssh_ports": [2222], "__host_undo_seconds": 8}', **QUICK) as process:
+    wrong = json.dumps({"__host_ssh_ports": [2222], "host_close_listeners": True, "__host_undo_seconds": 8})
+    with new.start("-v", "-e", wrong, **QUICK) as process:
         assert process.stdout
         for line in process.stdout:
             if "Try whether" in line:
@@ -383,3 +388,385 @@ def test_the_firewall_outlives_a_restart_of_debians(new: New) -> None:
     for verb in ("restart", "reload"):
         new.run(f"systemctl {verb} nftables")
         assert "policy drop" in new.run("sleep 0.5; nft list table inet booty"), verb
+
+
+def test_another_deploy_user(new: New) -> None:
+    """The former one is revoked, though it is who logs in, once the new one has worked."""
+    new.ready(**QUICK, **new.deploy)
+    another = {**QUICK, **new.deploy, "ansible_user": "ops", "host_deploy_user": "ops", "host_first_user": "deploy"}
+    checked = new.ready("--check", **another)
+    assert "Would remove /home/deploy/.ssh/authorized_keys" in words(checked)
+    assert new.run("sudo -n id -un", "deploy") == "root"
+    new.ready(**another)
+    assert "Permission denied" in new.ssh("true", "deploy").stderr
+    assert new.run("sudo -n id -un; sudo cat /etc/sudoers.d/booty | grep -c deploy || true", "ops") == "root\n0"
+    assert new.run("sudo ls -A ~deploy/.ssh", "ops") == ""
+    assert new.ready(**another).recap(new.host.name)["changed"] == 0
+
+
+def test_the_former_deploy_user_stays_until_the_new_one_works(new: New) -> None:
+    new.ready(**QUICK, **new.deploy)
+    key = f"ssh-ed25519 {'A' * 68} somebody else's"
+    played = new.bootstrap(
+        **{**QUICK, "ansible_user": "ops", "host_deploy_user": "ops", "host_first_user": "deploy"},
+        host_deploy_keys=[key],
+    )
+    assert played.status != 0
+    assert "ops can't log in with a key and become root, so nothing was closed" in words(played)
+    assert new.run("sudo -n id -un", "deploy") == "root"
+    assert new.ssh("sudo ls /run/booty-undo", "deploy").returncode != 0
+
+
+def test_no_deploy_keys_any_more(new: New) -> None:
+    """They are revoked, but not while the deploy user is who logs in."""
+    new.ready(**QUICK, **new.deploy)
+    before = new.run("sudo find /etc /home -printf '%p %m %u %s %T@\n' | sort | sha256sum", "deploy")
+    played = new.bootstrap(**QUICK, ansible_user="deploy")
+    assert played.status != 0
+    assert "host_deploy_keys is empty, which revokes the keys of deploy; but that is who logs in" in words(played)
+    assert "host_ssh_root: true" in words(played)
+    assert new.run("sudo find /etc /home -printf '%p %m %u %s %T@\n' | sort | sha256sum", "deploy") == before
+    # As it says: root first, then no keys.
+    new.ready(**QUICK, **new.deploy, host_ssh_root=True)
+    new.ready(**QUICK, ansible_user="root")
+    assert "Permission denied" in new.ssh("true", "deploy").stderr
+    assert new.ssh("ls /etc/sudoers.d/booty").returncode != 0
+    assert new.ready(**QUICK, ansible_user="root").recap(new.host.name)["changed"] == 0
+
+
+def place_as_printed(played: Play) -> None:
+    """Run the command for the secrets that a bootstrap printed."""
+    (command,) = re.findall(r"^ *(ssh .*secrets\.env'\")$", played.output, re.MULTILINE)
+    done = subprocess.run(
+        command, shell=True, input="SENTRY_DSN=x\n", capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def test_a_host_behind_a_jump_host(another: Callable[[str], New], tmp_path: Path) -> None:
+    """Each way to name the jump host serves the trial logins, and stands in the command for the secrets."""
+    jump, target = another("bookworm"), another("bookworm")
+    # The target has no way back to this machine: an answer arrives by way of the jump host alone.
+    gateway = target.host.address.rpartition(".")[0] + ".1"
+    later = "systemd-run --quiet --on-active=1 --timer-property=AccuracySec=100ms"
+    target.run(f"{later} ip route add blackhole {gateway}/32")
+    time.sleep(2)
+    key, *options = sandbox.ssh_options(target.host.instance)[1:]
+    hop = f"ProxyCommand ssh -F none -i {key} {' '.join(options)} -W %h:%p root@{jump.host.address}"
+    config = tmp_path / "ssh_config"
+    lines = "".join(f"  {option.replace('=', ' ', 1)}\n" for option in options[1::2])
+    config.write_text(
+        f"Host jump\n  HostName {jump.host.address}\n  User root\n"
+        f"Host {target.host.address}\n  ProxyJump jump\nHost *\n  IdentityFile {key}\n{lines}"
+    )
+    target.options = ["-o", hop]
+    assert target.run("echo $SSH_CONNECTION").startswith(f"{jump.host.address} ")
+    quoted = f'-o "{hop}"'
+    checked = " ".join(options)
+    ways: list[tuple[dict[str, str], dict[str, str]]] = [
+        ({"ansible_ssh_args": f"-F {config}"}, {}),
+        ({"ansible_ssh_args": quoted}, {}),
+        ({"ansible_ssh_common_args": f"{checked} {quoted}"}, {}),
+        ({"ansible_ssh_extra_args": quoted}, {}),
+        ({}, {"ANSIBLE_SSH_ARGS": f"-o ControlMaster=auto -o ControlPersist=2s -F {config}"}),
+    ]
+    try:
+        for number, (variables, target.environment) in enumerate(ways):
+            # Other ports, so that each bootstrap changes the ways in and tries them.
+            given = {
+                **QUICK,
+                **target.deploy,
+                "host_firewall_ports": [8000 + number],
+                "ansible_ssh_common_args": checked,
+            }
+            played = target.ready(**{**given, **variables})
+            assert played.recap(target.host.name)["changed"] > 0
+            target.run("sudo rm -f /etc/booty/secrets.env", "deploy")
+            place_as_printed(played)
+            assert target.run("sudo cat /etc/booty/secrets.env", "deploy") == "SENTRY_DSN=x"
+    finally:  # other tests add hosts beside it, and wait until all of them answer
+        target.environment = {}
+        target.run(f"sudo ip route delete blackhole {gateway}/32", "deploy")
+
+
+def test_a_host_that_bootstraps_itself(another: Callable[[str], New]) -> None:
+    """A trial login that is none proves nothing: no way in is closed, and the summary says why."""
+    new = another("trixie")
+    packages = Path(yaml.__file__).parent.parent
+    tree = ["ansible.cfg", "bootstrap.yml", "playbooks", "roles", "callback_plugins"]
+    # Ansible and what it imports, without compiled parts: they all run without them.
+    names = ["ansible", "ansible_core-*", "jinja2", "jinja2-*", "yaml", "markupsafe", "packaging", "resolvelib"]
+    parts = [path.name for name in names for path in packages.glob(name)]
+    copied = subprocess.run(
+        f"tar -c --exclude=*.so --exclude=__pycache__ -C {ROOT} {' '.join(tree)} -C {packages} {' '.join(parts)} |"
+        f" ssh -F none {' '.join(sandbox.ssh_options(new.host.instance))} root@{new.host.address}"
+        " 'mkdir /srv/booty && tar -x -C /srv/booty'",
+        shell=True,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert copied.returncode == 0, copied.stderr
+    variables = {**QUICK, "app_environment": "staging", "ansible_connection": "local"}
+    inventory = {"booty": {"hosts": {"here": {}}, "vars": variables}}
+
+    def bootstrap(user: str = "root", become: str = "") -> str:
+        new.ssh(f"{become}tee /srv/booty/hosts.yml", user, yaml.safe_dump(inventory))
+        command = f"{become}env ANSIBLE_NOCOLOR=1 python3 -m ansible.cli.playbook bootstrap.yml -i hosts.yml"
+        return " ".join(new.run(f"cd /srv/booty && {command}", user).split())
+
+    output = bootstrap()
+    assert "sshd is as it was, and no key was revoked: only logins over SSH prove" in output
+    assert "ansible_connection is local" in output
+    assert " sh -c 'umask 077" in output
+    assert "ssh root@" not in output
+    assert "passwordauthentication yes" in new.run("sshd -T")
+    assert "policy drop" in new.run("nft list table inet booty")
+    variables |= new.deploy
+    assert "sshd is as it was" in bootstrap()
+    assert new.run("sudo -n id -un", "deploy") == "root"
+    assert "passwordauthentication yes" in new.run("sshd -T")
+    # Over SSH the same host is closed, and from inside it is left closed.
+    new.ready(**QUICK, **new.deploy)
+    output = bootstrap("deploy", "sudo ")
+    assert "changed=0" in output
+    assert "passwordauthentication no" in new.run("sudo sshd -T", "deploy")
+
+
+# Beside sshd: a web server, a database that only containers on a bridge reach, a tunnel of the kernel, a name server, a
+# cluster's heartbeat by a protocol of its own; and something that only this host itself reaches.
+LISTENERS = """
+ip link add docker0 type bridge && ip addr add 172.17.0.1/16 dev docker0 && ip link set docker0 up
+ip link add tunnel type vxlan id 7 dstport 4789 dev host0 && ip link set tunnel up
+systemd-run --quiet python3 -m http.server 8080
+systemd-run --quiet python3 -m http.server 5432 --bind 172.17.0.1
+systemd-run --quiet python3 -m http.server 6000 --bind 127.0.0.1
+systemd-run --quiet python3 -c '
+import socket
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, 112)
+names = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+names.bind(("::", 53))
+while True:
+    names.sendto(*names.recvfrom(512))'
+until [ $(ss -Hltn | grep -cE ':(8080|5432|6000) ') = 3 ] && ss -Hlun | grep -q ':53 '; do sleep 0.1; done
+"""
+
+
+def echoed(address: str, port: int) -> bool:
+    """Whether a UDP packet comes back."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(1)
+        client.sendto(b"?", (address, port))
+        try:
+            return client.recv(512) == b"?"
+        except TimeoutError:
+            return False
+
+
+def test_what_listens_is_named_before_it_is_closed(new: New) -> None:
+    new.run(LISTENERS)
+    before = new.changes()
+    for arguments in (["--check"], []):
+        played = new.bootstrap(*arguments, **QUICK)
+        assert played.status != 0
+        for text in (
+            "TCP 5432 on 172.17.0.1 (python3); TCP 8080 (python3); UDP 53 (python3);",
+            "UDP 4789 (a socket of the kernel, such as WireGuard has)",
+            "IP protocol 112 (python3)",
+            "set host_firewall_ports: [8000, 5432, 8080] and host_firewall_udp_ports: [53, 4789].",
+            "set host_close_listeners: true",
+            "Nothing was changed",
+        ):
+            assert text in words(played)
+        assert "TCP 22" not in played.output
+        assert "6000" not in played.output
+    assert new.changes() == before
+
+    kept = {**QUICK, "host_firewall_ports": [8000, 8080], "host_firewall_udp_ports": [53, 4789]}
+    made = new.ready(**kept, host_close_listeners=True)
+    assert "lets in TCP 22, 8000, 8080, UDP 53, 4789; closed what listened: IP protocol 112" in words(made)
+    assert answers(new.host.address, 8080) == "open"
+    assert echoed(new.host.address, 53)
+    again = new.ready(**kept)
+    assert again.recap(new.host.name)["changed"] == 0
+    assert "closed what listened" not in again.output
+    new.ready(**{**kept, "host_firewall_udp_ports": []})
+    assert not echoed(new.host.address, 53)
+    new.ready(**QUICK, host_firewall_ports=[])
+    assert answers(new.host.address, 8080) == "nothing"
+
+
+def test_containers_reach_the_services_port_elsewhere(new: New) -> None:
+    """Their connections pass through this host, which translates their addresses; that needs tracking."""
+    new.ready(**QUICK)
+    gateway = new.host.address.rpartition(".")[0] + ".1"
+    new.run(
+        "ip netns add box && ip link add veth0 type veth peer name eth0 netns box && "
+        "ip addr add 10.99.0.1/24 dev veth0 && ip link set veth0 up && "
+        "ip -n box addr add 10.99.0.2/24 dev eth0 && ip -n box link set eth0 up && "
+        "ip -n box route add default via 10.99.0.1 && sysctl -qw net.ipv4.ip_forward=1 && nft add table ip site && "
+        "nft 'add chain ip site out { type nat hook postrouting priority srcnat; }' && "
+        "nft add rule ip site out ip saddr 10.99.0.0/24 masquerade"
+    )
+    with socket.create_server((gateway, 8000)):
+        code = f'import socket; socket.create_connection(("{gateway}", 8000), timeout=3)'
+        new.run(f"ip netns exec box python3 -c '{code}'")
+    # To this host they are untracked all the same.
+    new.run("systemd-run --quiet python3 -m http.server 8000 && sleep 1")
+    assert answers(new.host.address, 8000) == "open"
+
+
+# What apt-daily does, for as long as a test wants: it holds the lock of the package lists.
+APT_DAILY = """[Service]
+ExecStartPre=
+ExecStart=
+ExecStart=/usr/bin/python3 -c 'import fcntl, time; lock = open("/var/lib/apt/lists/lock", "w"); \\
+    fcntl.lockf(lock, fcntl.LOCK_EX); time.sleep({seconds})'
+"""
+
+
+def test_apt_and_cloud_init_are_waited_for(new: New) -> None:
+    def daily(seconds: int) -> None:
+        new.run("mkdir -p /etc/systemd/system/apt-daily.service.d")
+        new.ssh("cat > /etc/systemd/system/apt-daily.service.d/x.conf", input=APT_DAILY.format(seconds=seconds))
+        new.run("systemctl stop apt-daily; systemctl daemon-reload; systemctl start --no-block apt-daily; sleep 0.5")
+
+    daily(60)
+    played = new.bootstrap("-e", "__host_wait_seconds=2", **QUICK)
+    assert played.status != 0
+    assert "busy with apt-daily.service, which may hold apt's locks; waiting up to 2 s" in words(played)
+    assert "apt's lock was not free for 2 s" in words(played)
+    assert re.search(
+        r"Could not get lock /var/lib/apt/lists/lock. It is held by process \d+ \(python3\)", words(played)
+    )
+    daily(6)
+    new.ready(**QUICK)
+
+    # cloud-init is not in the sandbox's repository; this is the one command of it that bootstrap uses.
+    fake = "#!/bin/sh\n[ \"$*\" = 'status --wait' ] && sleep {seconds}; exit 2\n"
+    more = {**QUICK, "host_security_updates": True}
+    new.ssh("cat > /usr/local/bin/cloud-init; chmod +x /usr/local/bin/cloud-init", input=fake.format(seconds=60))
+    played = new.bootstrap("-e", "__host_wait_seconds=2", **more)
+    assert played.status != 0
+    assert "cloud-init has not finished after 2 s" in words(played)
+    new.ssh("cat > /usr/local/bin/cloud-init", input=fake.format(seconds=2))
+    new.ready(**more)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("AllowUsers root", 'AllowUsers is "root", which lacks deploy'),
+        ("AllowUsers root@* admin@10.0.0.*", 'AllowUsers is "root@* admin@10.0.0.*", which lacks deploy'),
+        ("DenyUsers de*", "DenyUsers has deploy"),
+        ("AllowGroups root ssh-users", 'AllowGroups is "root ssh-users", which lacks a group of deploy\'s (deploy)'),
+        ("AuthorizedKeysFile /etc/ssh/keys/%u", 'is "/etc/ssh/keys/%u", which lacks /home/deploy/.ssh/authorized_keys'),
+        ("AuthenticationMethods publickey,password", 'is "publickey,password", so that a key alone is not enough'),
+    ],
+)
+def test_an_sshd_that_keeps_the_deploy_user_out(unknown: list[New], line: str, reason: str) -> None:
+    (new,) = unknown
+    new.run(
+        "mkdir -p /etc/ssh/keys && cp /root/.ssh/authorized_keys /etc/ssh/keys/root && "
+        f"cp /etc/ssh/sshd_config /root/ && echo '{line}' >> /etc/ssh/sshd_config"
+    )
+    try:
+        before = new.changes()
+        # Who is logged in stays so, whatever sshd says of the next ones.
+        with new.start(**QUICK, **new.deploy) as process:
+            assert process.stdout
+            played = Play(process.wait(timeout=120), process.stdout.read())
+        assert played.status != 0
+        assert "sshd does not let deploy in with a key: " in words(played)
+        assert reason in words(played)
+        assert "Change that in /etc/ssh/sshd_config:" in words(played)
+        assert "Nothing was changed" in words(played)
+        assert new.changes() == before
+    finally:
+        new.run("cat /root/sshd_config > /etc/ssh/sshd_config")
+
+
+def test_sshd_behind_its_socket(new: New) -> None:
+    """The port is the socket's and not sshd's, and closing sshd leaves the socket as it is."""
+
+    def switch(commands: str, user: str) -> None:
+        """Run commands that end this very connection's sshd."""
+        later = "systemd-run --quiet --on-active=0.5 --timer-property=AccuracySec=10ms"
+        new.run(f"{'' if user == 'root' else 'sudo '}{later} sh -c '{commands}'", user)
+        time.sleep(2)
+
+    new.run(
+        "mkdir -p /etc/systemd/system/ssh.socket.d && "
+        "printf '[Socket]\nListenStream=\nListenStream=2222\n' > /etc/systemd/system/ssh.socket.d/port.conf && "
+        "systemctl disable --quiet ssh.service && systemctl enable --quiet ssh.socket && systemctl daemon-reload"
+    )
+    switch("systemctl stop ssh.service; systemctl start ssh.socket", "root")
+    alias = f"-o HostKeyAlias={new.host.address}"
+    new.options = ["-p", "2222", *alias.split()]
+    given = {**QUICK, **new.deploy, "ansible_port": 2222, "ansible_ssh_extra_args": alias}
+    assert "lets in TCP 22, 2222, 8000" in words(new.ready(**given))
+    assert "passwordauthentication no" in new.run("sudo sshd -T", "deploy")
+    assert new.run("systemctl is-active ssh.socket", "deploy") == "active"
+    assert answers(new.host.address, 22) == "refused"
+    assert new.ready(**given).recap(new.host.name)["changed"] == 0
+    # After a while without connections there is no sshd to reload.
+    new.ssh("sudo systemctl stop ssh.service", "deploy")
+    new.ready(**{**given, "host_close_ssh": False})
+    # Other tests add hosts beside it, and wait until all of them answer at port 22.
+    switch("systemctl stop ssh.socket ssh.service; systemctl start ssh.service", "deploy")
+    new.options = []
+    assert new.run("id -un", "deploy") == "deploy"
+
+
+def test_a_host_that_can_not_give_the_sandbox(new: New) -> None:
+    drop_in = "/run/systemd/system/booty-sandbox.service.d/x.conf"
+    new.run(f"mkdir {drop_in.removesuffix('/x.conf')} && printf '[Service]\nBindPaths=/missing\n' > {drop_in}")
+    new.run("systemctl daemon-reload")
+    played = new.bootstrap(**QUICK)
+    assert played.status != 0
+    assert "can't start a unit with the service's sandbox" in words(played)
+    assert "status 226 in systemd-nspawn" in words(played)
+    assert "status=226/NAMESPACE" in words(played)
+    assert "security.nesting=true" in words(played)
+    # It is the service's own sandbox.
+    new.run(f"printf '[Service]\nExecStartPre=touch /etc/x\n' > {drop_in} && systemctl daemon-reload")
+    assert new.bootstrap(**QUICK).status != 0
+    assert "Read-only file system" in new.run("journalctl --unit=booty-sandbox --output=cat")
+    new.run(f"rm {drop_in} && systemctl daemon-reload")
+    assert new.ready(**QUICK).recap(new.host.name)["changed"] == 0
+
+
+def test_sudo_that_asks_for_a_terminal(new: New) -> None:
+    new.run(
+        "apt-get install -qy sudo && useradd -m -s /bin/bash debian && cp -a ~root/.ssh /home/debian/ && "
+        "chown -R debian: /home/debian/.ssh && "
+        "printf 'Defaults requiretty\ndebian ALL=(ALL) NOPASSWD: ALL\n' > /etc/sudoers.d/site"
+    )
+    login = {**QUICK, **new.deploy, "host_first_user": "debian"}
+    before = new.changes()
+    played = new.bootstrap(**login)
+    assert played.status != 0
+    assert "sudo asks debian for a terminal (requiretty)" in words(played)
+    assert "grep -rn requiretty /etc/sudoers /etc/sudoers.d" in words(played)
+    assert new.changes() == before
+    assert "sudo asks root for a terminal" in words(new.bootstrap("--check", **QUICK))
+    new.run("printf 'Defaults:debian !requiretty\nDefaults:deploy !requiretty\n' >> /etc/sudoers.d/site")
+    new.ready(**login)
+    assert new.ready(**login).recap(new.host.name)["changed"] == 0
+
+
+def test_su_instead_of_sudo(new: New) -> None:
+    new.run(
+        "echo root:s3cret | chpasswd && useradd -m -s /bin/bash plain && cp -a ~root/.ssh /home/plain/ && "
+        "chown -R plain: /home/plain/.ssh"
+    )
+    login = {**QUICK, "ansible_user": "plain", "ansible_become_method": "su"}
+    played = new.bootstrap(**login)
+    assert played.status != 0
+    password = json.dumps({"ansible_become_password": "s3cret"})
+    new.ready("-e", password, **login)
+    assert new.ready("-e", password, **login).recap(new.host.name)["changed"] == 0
+    keys = new.deploy["host_deploy_keys"]
+    new.ready(
+        "-e", password, **{**login, "host_first_user": "plain", "ansible_user": "deploy", "host_deploy_keys": keys}
+    )

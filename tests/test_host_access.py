@@ -1,0 +1,142 @@
+"""What bootstrap concludes from a host's answers: who could still log in, and what a firewall would close."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT, load
+
+ACCESS = load(ROOT / "roles/host/filter_plugins/booty_host_access.py", "booty_host_access")
+ANY4, ANY6 = "00000000", "0" * 32
+
+
+@pytest.mark.parametrize(
+    ("sockets", "texts"),
+    [
+        # A fresh cloud image: sshd, systemd-resolved, a DHCP client, ICMPv6 of systemd-networkd.
+        (
+            f"tcp:{ANY4}:0016:1:sshd tcp6:{ANY6}:0016:2:sshd tcp:3500007F:0035:3:systemd-resolve"
+            f" udp:3500007F:0035:4:systemd-resolve udp:{ANY4}:14EB:5:systemd-resolve"
+            f" udp:0F02000A:0044:6:systemd-network udp6:{'1' * 32}:0222:7:dhcpcd"
+            f" raw6:{ANY6}:003A:8:systemd-network",
+            [],
+        ),
+        (f"tcp:{ANY4}:0050:1:nginx tcp6:{ANY6}:0050:2:nginx", ["TCP 80 (nginx)"]),
+        ("tcp:010011AC:1538:1:postgres", ["TCP 5432 on 172.17.0.1 (postgres)"]),
+        (
+            "tcp:010011AC:1538:1:postgres tcp:0B0012C6:1538:2:postgres",
+            ["TCP 5432 on 172.17.0.1, 198.18.0.11 (postgres)"],
+        ),
+        ("tcp6:0000000000000000FFFF0000010011AC:1538:1:java", ["TCP 5432 on 172.17.0.1 (java)"]),
+        ("tcp6:00000000000000000000000001000000:1538:1:java", []),
+        ("tcp6:0000000000000000FFFF00000100007F:1538:1:java", []),
+        (f"udp:{ANY4}:CA6C:1: udp6:{ANY6}:CA6C:2:", ["UDP 51820 (a socket of the kernel, such as WireGuard has)"]),
+        (f"udp:{ANY4}:0035:1:systemd-resolve", ["UDP 53 (systemd-resolve)"]),
+        (f"raw:{ANY4}:0070:1:keepalived", ["IP protocol 112 (keepalived)"]),
+        (f"tcp:{ANY4}:1F40:1:serve udp:{ANY4}:01BB:1:nginx", []),
+        (f"tcp:{ANY4}:0035:1:a:b", ["TCP 53 (a:b)"]),
+        ("", []),
+    ],
+)
+def test_what_the_firewall_would_close(sockets: str, texts: list[str]) -> None:
+    assert [one["text"] for one in ACCESS.listeners(sockets, [22, 8000], [443])] == texts
+
+
+def test_the_lines_that_keep_it_open() -> None:
+    def keep_open(sockets: str) -> str:
+        return str(ACCESS.keep_open(ACCESS.listeners(sockets, [22, 8000], []), [8000], []))
+
+    assert keep_open(f"tcp:{ANY4}:01BB:1:nginx tcp:{ANY4}:0050:1:nginx udp:{ANY4}:01BB:1:nginx") == (
+        "To keep it open, set host_firewall_ports: [8000, 80, 443] and host_firewall_udp_ports: [443]."
+    )
+    assert keep_open(f"raw:{ANY4}:0070:1:keepalived").startswith("Protocols besides TCP, UDP and ICMP have no list")
+
+
+KEYS = "/home/deploy/.ssh/authorized_keys"
+
+
+@pytest.mark.parametrize(
+    ("config", "reasons"),
+    [
+        ("pubkeyauthentication yes;authorizedkeysfile .ssh/authorized_keys .ssh/authorized_keys2;", []),
+        ("authenticationmethods any;allowusers root;allowusers dep*;", []),
+        ("allowusers root;allowusers admin;", ['AllowUsers is "root admin", which lacks deploy']),
+        # Which addresses match is for the trial login to find out.
+        ("allowusers deploy@10.0.0.*;denyusers deploy@10.9.*;", []),
+        ("denyusers deploy;", ["DenyUsers has deploy"]),
+        ("allowgroups wheel;allowgroups ssh-users;", []),
+        ("allowgroups wheel;", ['AllowGroups is "wheel", which lacks a group of deploy\'s (deploy ssh-users)']),
+        ("denygroups ssh-*;", ["DenyGroups has a group of deploy's (deploy ssh-users)"]),
+        ("pubkeyauthentication no;", ["PubkeyAuthentication is no"]),
+        ("authenticationmethods publickey,password publickey;", []),
+        (
+            "authenticationmethods publickey,password;",
+            ['AuthenticationMethods is "publickey,password", so that a key alone is not enough'],
+        ),
+        ("authorizedkeysfile /etc/keys/%u %h/.ssh/authorized_keys;", []),
+        ("authorizedkeysfile /etc/keys/%u;", [f'AuthorizedKeysFile is "/etc/keys/%u", which lacks {KEYS}']),
+        ("authorizedkeysfile none;", [f'AuthorizedKeysFile is "none", which lacks {KEYS}']),
+        ("", []),
+    ],
+)
+def test_why_sshd_lets_a_user_not_in(config: str, reasons: list[str]) -> None:
+    assert ACCESS.sshd_refusals(config, "deploy", "deploy ssh-users", KEYS) == reasons
+
+
+def test_the_command_for_the_secrets_takes_ansibles_own_way(tmp_path: Path) -> None:
+    """Whatever it is set by: variables, the environment, the command line."""
+    inventory = {
+        "booty": {
+            "hosts": {
+                "plain": {},
+                "jump": {
+                    "ansible_ssh_args": "-C -o ControlMaster=auto -o ControlPersist=60s -J bastion",
+                    "ansible_ssh_common_args": "-o ServerAliveInterval=9",
+                    "ansible_ssh_extra_args": "-v",
+                    "ansible_host": "10.0.0.1",
+                    "ansible_port": 2222,
+                    "ansible_user": "deploy",
+                },
+                "su": {"ansible_become_method": "su", "ansible_user": "deploy"},
+                "here": {"ansible_connection": "local", "ansible_user": "root"},
+            }
+        }
+    }
+    play = {
+        "hosts": "booty",
+        "gather_facts": False,
+        "vars_files": [str(ROOT / "roles/app/vars/main.yml")],
+        "tasks": [
+            {
+                "name": "Show it",
+                "ansible.builtin.debug": {"msg": "{{ inventory_hostname }}: {{ __app_secrets_command }}"},
+            }
+        ],
+    }
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "hosts.yml", "play.yml", "--private-key", "/k"],
+        cwd=tmp_path,
+        env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_SSH_COMMON_ARGS": "-F /etc/jump"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    place = (
+        "-c 'umask 077; cat > /etc/booty/secrets.new && test -s /etc/booty/secrets.new"
+        " && mv /etc/booty/secrets.new /etc/booty/secrets.env'"
+    )
+    for line in (
+        f'plain: ssh -C -i /k -F /etc/jump plain "sudo sh {place}"',
+        f'jump: ssh -C -J bastion -p 2222 -i /k -o ServerAliveInterval=9 -v deploy@10.0.0.1 "sudo sh {place}"',
+        f'su: ssh -C -t -i /k -F /etc/jump deploy@su "su {place}"',
+        f"here: sh {place}",
+    ):
+        assert line in done.stdout.replace("\\", ""), done.stdout

@@ -17,7 +17,7 @@ def main() -> int:
     up = commands.add_parser("up", help="have exactly this many hosts running, and their tracker")
     up.add_argument("--name", default="default", help="the instance (default)")
     up.add_argument("--hosts", type=int, default=1, metavar="N", help="how many (1)")
-    up.add_argument("--suite", choices=base.SUITES, default=base.SUITES[0], help="Debian's release (bookworm)")
+    up.add_argument("--suite", choices=base.SUITES, default=base.SUITE, help="Debian's release (%(default)s)")
     up.add_argument("--no-tracker", action="store_true", help="hosts only")
     up.add_argument("--inventory", type=Path, help="where to write Ansible's inventory")
 

@@ -30,7 +30,7 @@ def main() -> int:
     """Run the demo; the exit status is 1 after an error, which is one line on stderr."""
     parser = argparse.ArgumentParser(prog="python -m sandbox.demo", description=__doc__)
     parser.add_argument("--hosts", type=int, default=1, metavar="N")
-    parser.add_argument("--suite", choices=base.SUITES, default=base.SUITES[0])
+    parser.add_argument("--suite", choices=base.SUITES, default=base.SUITE)
     args = parser.parse_args()
     try:
         demo(args.hosts, args.suite)

@@ -77,7 +77,7 @@ class _Record:
 def up(
     name: str = "default",
     count: int = 1,
-    suite: str = "bookworm",
+    suite: str = base.SUITE,
     with_tracker: bool = True,
     inventory: Path | None = None,
 ) -> list[Host]:

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from sandbox import hosts as sandbox
-from sandbox.base import SUITES
+from sandbox.base import SUITE, SUITES
 from sandbox.hosts import Host
 from tests.conftest import ROOT, Play, load
 
@@ -126,7 +126,7 @@ def another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
     """Return a function that boots one more new host of a suite."""
     count = dict.fromkeys(SUITES, 0)
 
-    def boot(suite: str = "bookworm") -> New:
+    def boot(suite: str = SUITE) -> New:
         count[suite] += 1
         found = sandbox.up(f"new-{suite}", count[suite], suite, with_tracker=False)
         return New(found[-1], tmp_path_factory.mktemp(found[-1].name))
@@ -141,7 +141,7 @@ def another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
 @pytest.fixture
 def new(another: Callable[[str], New]) -> New:
     """Return a new host of its own to the test."""
-    return another("bookworm")
+    return another(SUITE)
 
 
 # What installs nothing but the firewall: apt takes most of a bootstrap's time.
@@ -218,7 +218,7 @@ def test_an_unknown_system_is_refused_before_any_change(
     another: Callable[[str], New], fake: str, message: str, unknown: list[New]
 ) -> None:
     if not unknown:
-        unknown.append(another("bookworm"))
+        unknown.append(another(SUITE))
         unknown[0].run("cp /etc/os-release /root/")
     new = unknown[0]
     new.run(fake)
@@ -428,7 +428,7 @@ def place_as_printed(played: Play) -> None:
 
 def test_a_host_behind_a_jump_host(another: Callable[[str], New], tmp_path: Path) -> None:
     """Each way to name the jump host serves the trial logins, and stands in the command for the secrets."""
-    jump, target = another("bookworm"), another("bookworm")
+    jump, target = another(SUITE), another(SUITE)
     # The target has no way back to this machine: an answer arrives by way of the jump host alone.
     gateway = target.host.address.rpartition(".")[0] + ".1"
     later = "systemd-run --quiet --on-active=1 --timer-property=AccuracySec=100ms"

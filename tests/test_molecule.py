@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sandbox.base import SUITE, SUITES
 from tests.conftest import ROOT
 
 SCENARIOS = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
 
 
 # What bootstrap does depends on the suite most of all.
-RUNS = [*((name, "bookworm") for name in SCENARIOS), ("bootstrap", "trixie")]
+RUNS = [*((name, SUITE) for name in SCENARIOS), *(("bootstrap", suite) for suite in SUITES if suite != SUITE)]
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import connection_loader
+from ansible_collections.booty.deploy.plugins.module_utils.controller import host_program
+from ansible_collections.booty.deploy.plugins.module_utils.controller import run_check as run
 
-from tests.conftest import ROLE, ROOT, Repository, load
+from tests.conftest import ROOT, Repository
 
-run = load(ROOT / "playbooks/filter_plugins/booty_run.py", "booty_run_filter")
-booty_host = load(ROLE / "action_plugins/booty_host.py", "booty_host_action")
 VERBS = sorted(path.name for path in (ROOT / "playbooks").glob("*.yml") if path.name != "hosts.yml")
 SANDBOX = ROOT / "inventory/sandbox"
 
@@ -174,7 +174,7 @@ def test_a_cutover_is_sent_once() -> None:
     """With `retries` Ansible sends it again when the connection is lost; the host still works on the first one."""
     connection = connection_loader.get("ssh", PlayContext())
     connection.set_options(direct={"reconnection_retries": 3, "ssh_extra_args": "-C"})
-    action = booty_host.ActionModule.__new__(booty_host.ActionModule)
+    action = host_program.HostProgramAction.__new__(host_program.HostProgramAction)
     action._connection = connection
     action._pin("info")
     assert connection.get_option("reconnection_retries") == 3

@@ -23,8 +23,7 @@ from ansible.template import Templar, trust_as_template
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
-# Each role has a link to this file, so that it also works in a playbook of its own.
-ROLES = Path(__file__).resolve().parents[2] / "roles"
+ROLES = Path(__file__).parents[3] / "roles"
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -335,6 +334,11 @@ def hosts_of(context: Context) -> list[str]:
     return [host for host in context.get("groups", {}).get("booty", []) if host in run]
 
 
+def typed_value(value: Any, name: str) -> Any:
+    """Return the value of the variable `name` in its type, as a filter takes its arguments."""
+    return convert(name, value)
+
+
 @pass_context
 def all_faults(context: Context, roles: list[str], complete: bool) -> list[str]:
     """Return what is wrong with which variable of which host of the run, in sentences.
@@ -377,18 +381,6 @@ def waves(context: Context, group: str) -> list[int | str]:
         raise AnsibleError("\n".join(found))
     canary: int = options["app_canary"]
     return [canary, *options["app_waves"]] if canary else options["app_waves"]
-
-
-class FilterModule:
-    """What Ansible looks for."""
-
-    def filters(self) -> dict[str, Callable[..., Any]]:
-        """Name the filters."""
-        return {
-            "booty_faults": all_faults,
-            "booty_typed": lambda value, name: convert(name, value),
-            "booty_waves": waves,
-        }
 
 
 # Before Ansible forks for each task of each host.

@@ -10,7 +10,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ansible.utils.display import Display
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SANDBOX = ROOT / "inventory" / "sandbox"
 # A play's `hosts:` that matches none, without a warning.
 NO_HOST = "localhost:!localhost"
@@ -145,11 +145,3 @@ def refuse(variables: Context, faults: list[str]) -> str:
             Display().display(json.dumps({"at": at, "summary": counts, "hosts": [], "message": message}, indent=2))
         raise SystemExit(4)
     return NO_HOST
-
-
-class FilterModule:
-    """What Ansible looks for."""
-
-    def filters(self) -> dict[str, Callable[..., Any]]:
-        """Name the filters."""
-        return {"booty_refuse": refuse}

@@ -315,7 +315,7 @@ def fault(rows: list[dict[str, Any]], mixture: list[str]) -> str | None:
     return " ".join(said) or None
 
 
-class ActionModule(ActionBase):
+class StatusAction(ActionBase):
     """Show `answers` by host in a `format`, on standard output or in a `file`; fail when one is not as it should be."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import time
@@ -21,10 +20,9 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible.plugins.loader import action_loader
 
-# By Ansible's loader, since the plugins of a role are in no package.
-booty_artifact = sys.modules[action_loader.get("booty_artifact", class_only=True).__module__]
+from .git import git, git_environment
+from .process import BuildError
 
 SENTRY_CLI = Path(sysconfig.get_path("scripts"), "sentry-cli")
 # No `.env` of whoever calls, no debug log, no backtrace, no look for a newer version.
@@ -50,7 +48,7 @@ def sentry_cli(seconds: int) -> Callable[..., str]:
                 [SENTRY_CLI, *arguments],
                 # It reads a .sentryclirc of the working directory and those above: none that others can write.
                 cwd="/",
-                env={**booty_artifact.git_environment(), **QUIET, **environment},
+                env={**git_environment(), **QUIET, **environment},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -85,8 +83,8 @@ def commit_as_head(repository: str, sha: str) -> Iterator[str]:
     It is what `git worktree` makes, a HEAD over the repository's own objects, but outside of it.
     """
     try:
-        common = Path(repository, booty_artifact.git(repository, "rev-parse", "--git-common-dir").decode().strip())
-    except booty_artifact.BuildError as error:
+        common = Path(repository, git(repository, "rev-parse", "--git-common-dir").decode().strip())
+    except BuildError as error:
         raise RegistrationError(str(error)) from None
     common = common.resolve()
     with tempfile.TemporaryDirectory() as directory:
@@ -143,7 +141,7 @@ def register(sha: str, environments: list[str], changed: list[str], repository: 
     return missing
 
 
-class ActionModule(ActionBase):
+class RegisterAction(ActionBase):
     """Register what this run deployed, or say why not."""
 
     _requires_connection = False

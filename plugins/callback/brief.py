@@ -26,7 +26,7 @@ from ansible.plugins.callback import default
 from ansible.plugins.loader import test_loader
 
 DOCUMENTATION = """
-name: booty
+name: brief
 type: stdout
 short_description: the wave, the step, its hosts and its seconds; errors with their cause
 description:
@@ -117,7 +117,7 @@ class CallbackModule(default.CallbackModule):
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "stdout"
-    CALLBACK_NAME = "booty"
+    CALLBACK_NAME = "booty.deploy.brief"
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible.plugins.loader import action_loader
 
-# By Ansible's loader, since the plugins of a role are in no package.
-HostAction: Any = action_loader.get("booty_host", class_only=True)
-booty_artifact = sys.modules[action_loader.get("booty_artifact", class_only=True).__module__]
+from .build import build
+from .host_program import HostProgramAction
+from .process import BuildError
 
 # What is smaller travels with the call instead of in a transfer of its own; a release is usually a few kilobytes.
 SMALL = 1_000_000
 
 
-class ActionModule(HostAction):
+class StageAction(HostProgramAction):
     """Build a `release` for a `host`, as its answer tells what it is, and stage it."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -32,7 +30,7 @@ class ActionModule(HostAction):
         )
         host, options = given["host"], self.options(task_vars)
         try:
-            built = booty_artifact.build(
+            built = build(
                 Path(options["app_repository"]).resolve(),
                 options["app_path"],
                 options["app_module"],
@@ -42,7 +40,7 @@ class ActionModule(HostAction):
                 Path(options["app_cache"]),
                 host["python_full"],
             )
-        except booty_artifact.BuildError as error:
+        except BuildError as error:
             raise AnsibleActionFail(str(error)) from None
         release, layer = built["release"], built["layer"]
         if built["notices"]:

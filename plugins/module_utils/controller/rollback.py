@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible.plugins.loader import action_loader
 
-# By Ansible's loader, since the plugins of a role are in no package.
-booty_preflight: Any = sys.modules[action_loader.get("booty_preflight", class_only=True).__module__]
+from .judge import serving
 
 
 def serves(answer: dict[str, Any]) -> str:
     """Return the release that a host serves, or the word for none."""
-    return (booty_preflight.serving(answer["host"]) if "host" in answer else "") or "nothing"
+    return (serving(answer["host"]) if "host" in answer else "") or "nothing"
 
 
 def stays(answer: dict[str, Any]) -> str:
@@ -30,7 +27,7 @@ def plan(answers: dict[str, dict[str, Any]]) -> tuple[list[str], str]:
     """Return where each host goes, in lines, and why no host may go; nothing when they may.
 
     Args:
-        answers: what booty_preflight said of each host.
+        answers: what booty.deploy.preflight said of each host.
     """
     going = {host: answer for host, answer in answers.items() if not stays(answer)}
     moves: dict[tuple[str, str], list[str]] = {}
@@ -58,7 +55,7 @@ def outcome(answers: dict[str, dict[str, Any]], cutovers: dict[str, dict[str, An
     A host that serves nothing is none of them: it has nothing to go back from.
 
     Args:
-        answers: what booty_preflight said of each host.
+        answers: what booty.deploy.preflight said of each host.
         cutovers: what became of each host that was to go back.
     """
     missing = {host: stays(answer) for host, answer in answers.items() if stays(answer) and not idle(answer)}
@@ -95,8 +92,8 @@ def has_it(answer: dict[str, Any], release: str) -> bool:
     return "host" not in answer or release in answer["host"]["releases"] or (release == "<sha>" and not stays(answer))
 
 
-class ActionModule(ActionBase):
-    """Judge the `answers` of booty_preflight, by host; with `cutovers`, what became of the hosts."""
+class RollbackAction(ActionBase):
+    """Judge the `answers` of booty.deploy.preflight, by host; with `cutovers`, what became of the hosts."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return as `msg` where each host goes, or which ones did not go back; fail when nobody may, or one did not."""

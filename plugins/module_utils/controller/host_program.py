@@ -11,11 +11,9 @@ import json
 import os
 import pwd
 import shlex
-import sys
 import uuid
 import zipfile
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,13 @@ from ansible import context
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.plugins.filter.core import FilterModule
-from ansible.plugins.loader import action_loader, filter_loader
 from ansible.plugins.test.core import TestModule
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-ROLE = Path(__file__).parent.parent
+from . import variables
+from .git import descends
+
+ROLE = Path(__file__).parents[3] / "roles" / "app"
 # The Python that releases run with. It reads and writes UTF-8 whatever the host's locale is.
 PYTHON = "/usr/bin/python3 -I -X utf8"
 # Reads the call, then the program, which it imports from memory; what follows is the file that came along.
@@ -125,18 +125,6 @@ def wanted(options: dict[str, Any], release: str) -> dict[str, Any]:
     return {"pointer": render("release.env") if release else "", "units": {name: render(name) for name in UNITS}}
 
 
-def descends(repository: str, *commits: str) -> bool:
-    """Tell whether each commit descends from the one before it, or is the same, as far as a repository knows."""
-    # By Ansible's loader, since the plugins of a role are in no package.
-    booty_artifact = sys.modules[action_loader.get("booty_artifact", class_only=True).__module__]
-    try:
-        for older, newer in pairwise(commits):
-            booty_artifact.git(Path(repository), "merge-base", "--is-ancestor", older, newer)
-    except booty_artifact.BuildError:
-        return False
-    return True
-
-
 def who() -> str:
     """Return who runs this, and where: for those who meet the host's deploy lock, and for its journal."""
     try:
@@ -182,7 +170,7 @@ def end(host: str) -> dict[str, Any]:
     return told
 
 
-class ActionModule(ActionBase):
+class HostProgramAction(ActionBase):
     """Call a verb with its arguments.
 
     A `cutover`, and a `status` with a `release`, tell the host what that is to look like. A cutover takes along what
@@ -195,7 +183,7 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         verb = self._task.args.get("verb")
         if verb not in VERBS:
-            raise AnsibleActionFail(f"booty_host knows no verb '{verb}', but {', '.join(VERBS)}.")
+            raise AnsibleActionFail(f"booty.deploy.host_program knows no verb '{verb}', but {', '.join(VERBS)}.")
         common = {"verb": {"type": "str"}, "success_msg": {"type": "str"}}
         _, arguments = self.validate_argument_spec({**common, **VERBS[verb]})
         message, attached = arguments.pop("success_msg"), b""
@@ -293,8 +281,6 @@ class ActionModule(ActionBase):
         Raises:
             AnsibleActionFail: one is missing or not of its type.
         """
-        # By Ansible's loader, since the playbooks' filters are in no package.
-        variables = sys.modules[filter_loader.get("booty_typed").j2_function.__module__]
         known = variables.specs("app")
         given = self._templar.template({name: value for name, value in (task_vars or {}).items() if name in known})
         faults = variables.Faults([""])

@@ -6,22 +6,19 @@ One step of one process, since a fleet pays for each of them with every host, ev
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible.plugins.loader import action_loader
 from ansible.template import trust_as_template
 
-# By Ansible's loader, since the plugins of a role are in no package.
-HostAction: Any = action_loader.get("booty_host", class_only=True)
-booty_host = sys.modules[HostAction.__module__]
-booty_artifact = sys.modules[action_loader.get("booty_artifact", class_only=True).__module__]
+from . import host_program
+from .build import MACHINES
+from .git import descends, normal
+from .host_program import HostProgramAction
 
-# What releases are built for, how much room one may need, and how far a host's clock may be off.
-MACHINES = ("x86_64", "aarch64")
+# How much room one may need, and how far a host's clock may be off.
 ROOM_MEGABYTES = 200
 CLOCK_SECONDS = 600
 NO_TOKEN = (
@@ -112,7 +109,7 @@ def made_otherwise(host: dict[str, Any], options: dict[str, Any], release: str, 
             step = f"Remove it there, and deploy again: rm -r {there}"
         yield f"{there} on {name} is damaged: it has no release.json that can be read. {step}"
     if staged:
-        path, module = booty_artifact.normal(options["app_path"]), options["app_module"]
+        path, module = normal(options["app_path"]), options["app_module"]
         asked = f"Python {host['python']}, {path}, {module}"
         # Older ones don't say all.
         there = f"Python {staged['python']}, {staged.get('path', path)}, {staged.get('module', module)}"
@@ -133,7 +130,7 @@ def lost(host: dict[str, Any], options: dict[str, Any], release: str, name: str)
     before, repository = serving(host), options["app_repository"]
     if not options["app_require_ancestor"] or not before:
         return
-    if not booty_host.descends(repository, before, release):
+    if not descends(repository, before, release):
         yield (
             f"{name} serves {before}, which is no ancestor of {release} as far as {repository} knows: what it brought"
             " would be lost. Fetch and merge it first, or mean it: -e app_require_ancestor=false"
@@ -159,7 +156,7 @@ def notices(host: dict[str, Any], options: dict[str, Any], name: str) -> Iterato
         )
 
 
-class ActionModule(HostAction):
+class PreflightAction(HostProgramAction):
     """Ask about a `release`; with `goes_back` about the one to go back to, the one before unless it is named."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -177,9 +174,9 @@ class ActionModule(HostAction):
         registers = options["app_registration"] and options["app_registration_required"]
         if registers and not os.environ.get("SENTRY_AUTH_TOKEN"):
             return {**result, "obstacles": [NO_TOKEN]}
-        told = booty_host.wanted(options, release)
+        told = host_program.wanted(options, release)
         by = f"{'goes back to' if goes_back else 'deploys'} {release}"
-        waits = {"by": f"{booty_host.who()} {by}", "wait": options["app_lock_wait"]}
+        waits = {"by": f"{host_program.who()} {by}", "wait": options["app_lock_wait"]}
         answer = self.call("info", {"user": options["app_user"], **waits, **told})
         if "host" not in answer:
             return {**result, **answer, "failed": False, "obstacles": [answer["msg"]], "wanted": told}
@@ -195,7 +192,7 @@ class ActionModule(HostAction):
         found += obstacles(host, options, "" if goes_back else release, name, check, self._secrets_command)
         if found:
             fields = {"result": "refused", "release": release, "from": host["pointer"].get("SENTRY_RELEASE", "")}
-            self.call("record", {"message": " ".join(found), "fields": {**fields, "by": booty_host.who()}})
+            self.call("record", {"message": " ".join(found), "fields": {**fields, "by": host_program.who()}})
         return {
             **result,
             "host": host,

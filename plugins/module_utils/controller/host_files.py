@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import difflib
-from collections.abc import Callable
 from typing import Any
 
 
@@ -90,16 +89,3 @@ def misplaced(wanted: list[dict[str, Any]], host: dict[str, str]) -> list[str]:
 def removed(paths: str, part: str) -> list[dict[str, Any]]:
     """Turn paths, separated by blanks, into entries of files that `stale` wants to be gone."""
     return [{"part": part, "path": path, "wanted": False} for path in paths.split()]
-
-
-class FilterModule:
-    """What Ansible looks for."""
-
-    def filters(self) -> dict[str, Callable[..., Any]]:
-        """Name the filters."""
-        return {
-            "booty_seen": seen,
-            "booty_stale": stale,
-            "booty_misplaced": misplaced,
-            "booty_removed": removed,
-        }

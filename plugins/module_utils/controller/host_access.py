@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import ipaddress
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 # Answers to a DHCP client's broadcasts are let in by the firewall itself.
@@ -118,11 +118,3 @@ def sshd_refusals(config: str, user: str, groups: str, keys: str = "") -> list[s
     if keys and files and not {keys, ".ssh/authorized_keys"}.intersection(files):
         reasons.append(f'AuthorizedKeysFile is "{" ".join(values["authorizedkeysfile"])}", which lacks {keys}')
     return reasons
-
-
-class FilterModule:
-    """What Ansible looks for."""
-
-    def filters(self) -> dict[str, Callable[..., Any]]:
-        """Name the filters."""
-        return {"booty_listeners": listeners, "booty_keep_open": keep_open, "booty_sshd_refusals": sshd_refusals}

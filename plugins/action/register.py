@@ -1,4 +1,4 @@
-"""The action `booty.deploy.register`; its documentation is plugins/modules/register.yml."""
+"""The action `booty.deploy.register`; its documentation is plugins/modules/register.py."""
 
 from ansible_collections.booty.deploy.plugins.module_utils.controller.register import RegisterAction as ActionModule
 

@@ -1,4 +1,4 @@
-"""The action `booty.deploy.stage`; its documentation is plugins/modules/stage.yml."""
+"""The action `booty.deploy.stage`; its documentation is plugins/modules/stage.py."""
 
 from ansible_collections.booty.deploy.plugins.module_utils.controller.stage import StageAction as ActionModule
 

@@ -59,7 +59,7 @@ def sentry_cli(seconds: int) -> Callable[..., str]:
         except subprocess.TimeoutExpired:
             raise RegistrationError(f"no answer within {seconds} s") from None
         except OSError as error:
-            raise RegistrationError(f"{SENTRY_CLI}: {error.strerror}; `make setup` installs it") from None
+            raise RegistrationError(f"{SENTRY_CLI}: {error.strerror}; the Python package sentry-cli has it") from None
         if done.returncode:
             raise RegistrationError(reason(done.stderr))
         return done.stdout

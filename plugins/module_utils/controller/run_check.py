@@ -8,27 +8,30 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import stat
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ansible import constants as C
 from ansible import context
+from ansible.errors import AnsibleError
+from ansible.inventory.manager import InventoryManager
+from ansible.parsing.dataloader import DataLoader
 from ansible.utils.display import Display
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
 ROOT = Path(__file__).resolve().parents[3]
 SANDBOX = ROOT / "inventory" / "sandbox"
+# What the controller imports beyond ansible-core.
+PACKAGES = ("uv", "packaging", "cyclonedx", "rich")
 # A play's `hosts:` that matches none, without a warning.
 NO_HOST = "localhost:!localhost"
 # Settings of Ansible that a play can't pin: what each must be, and what another value would do.
 SETTINGS: dict[str, tuple[Any, str]] = {
-    "INVENTORY_ANY_UNPARSED_IS_FAILED": (True, "the hosts of an inventory file with a typing error would be left out"),
-    "DEFAULT_NO_TARGET_SYSLOG": (True, "each host's journal would hold the arguments of every task"),
     "DEFAULT_NO_LOG": (False, "a failure would be shown without its reason"),
     "ENABLE_TASK_DEBUGGER": (False, "a failed step would wait for a person instead of going back"),
     "TASK_TIMEOUT": (0, "Ansible would give up on a step that goes on on the host"),
@@ -69,23 +72,12 @@ def options(arguments: Mapping[str, Any]) -> Iterator[str]:
 
 def settings() -> Iterator[str]:
     """Say which settings of Ansible must be others, where they come from, and how to change them."""
-    from_file = False
     for name, (needed, otherwise) in SETTINGS.items():
         value, origin = C.config.get_config_value_and_origin(name)
-        if value == needed:
-            continue
-        _, of_environment, variable = str(origin).partition("env: ")
-        from_file |= not of_environment
-        remedy = f" Unset {variable}." if of_environment else ""
-        yield f"Ansible's setting {name} is {value} ({origin}) and must be {needed}: {otherwise}.{remedy}"
-    if from_file:
-        read = f"The ansible.cfg that counts here is {C.CONFIG_FILE}" if C.CONFIG_FILE else "No ansible.cfg counts here"
-        if ROOT.stat().st_mode & stat.S_IWOTH:
-            read += f"; Ansible ignores that of {ROOT}, where everybody can write (chmod o-w {ROOT})"
-        yield (
-            f"{read}. Use Booty's: cd {ROOT}, or export ANSIBLE_CONFIG={ROOT}/ansible.cfg. Or write the settings into"
-            " your own ansible.cfg."
-        )
+        if value != needed:
+            _, of_environment, variable = str(origin).partition("env: ")
+            remedy = f"Unset {variable}." if of_environment else f"Remove it from {origin}."
+            yield f"Ansible's setting {name} is {value} ({origin}) and must be {needed}: {otherwise}. {remedy}"
 
 
 def inventory(arguments: Mapping[str, Any], command: list[str]) -> Iterator[str]:
@@ -119,6 +111,32 @@ def hosts(variables: Context) -> Iterator[str]:
         )
 
 
+def unparsed() -> Iterator[str]:
+    """Say which inventory file Ansible left out because it could not read it: its hosts would keep what they have.
+
+    With `any_unparsed_is_failed`, which Booty's own ansible.cfg sets, Ansible itself has refused it before.
+    """
+    if C.INVENTORY_ANY_UNPARSED_IS_FAILED:
+        return
+    C.INVENTORY_ANY_UNPARSED_IS_FAILED = True
+    try:
+        InventoryManager(DataLoader(), [*context.CLIARGS["inventory"]])
+    except AnsibleError as error:
+        yield f"An inventory file can't be read, so the run would leave its hosts out. {error.message}"
+    finally:
+        C.INVENTORY_ANY_UNPARSED_IS_FAILED = False
+
+
+def packages(roles: list[str]) -> Iterator[str]:
+    """Say which Python packages the controller lacks. bootstrap.yml, which has the role host, needs none of them."""
+    missing = [name for name in PACKAGES if not find_spec(name)] if "host" not in roles else []
+    if missing:
+        yield (
+            f"The Python of ansible-playbook lacks {', '.join(missing)}. Install what Booty needs: {sys.executable}"
+            f" -m pip install --require-hashes -r {ROOT}/requirements/controller.txt"
+        )
+
+
 @pass_context
 def refuse(variables: Context, faults: list[str]) -> str:
     """End ansible-playbook with exit status 4, as a wrong playbook does, when something is wrong with the run.
@@ -135,7 +153,8 @@ def refuse(variables: Context, faults: list[str]) -> str:
     arguments = context.CLIARGS
     if any(arguments.get(name) for name in ("syntax", "listhosts", "listtasks", "listtags")):
         return NO_HOST
-    run = [*options(arguments), *inventory(arguments, sys.argv[1:]), *settings()]
+    run = [*options(arguments), *inventory(arguments, sys.argv[1:]), *settings(), *unparsed()]
+    run += packages(variables.get("__app_roles", []))
     if found := run or [*hosts(variables)] or faults:
         message = "\n".join([*found, "Nothing was changed."])
         Display().error(message, wrap_text=False)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ansible import constants as C
 from ansible.plugins.action import ActionBase
 from ansible.utils import color
 from ansible.utils.display import Display
@@ -343,4 +344,6 @@ class StatusAction(ActionBase):
         if given["file"]:
             Path(given["file"]).write_text(f"{screen}\n")
             screen = ""
+        elif C.DEFAULT_STDOUT_CALLBACK != "booty.deploy.brief":  # only that one shows a screen
+            Display().display(screen)
         return {**result, "screen": screen, "failed": bool(said), **({"msg": said} if said else {})}

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible_collections.booty.deploy.plugins.module_utils.controller import (
+    fleet,
     host_access,
     host_files,
     run_check,
@@ -12,6 +13,7 @@ from ansible_collections.booty.deploy.plugins.module_utils.controller import (
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "faults": variables.all_faults,
+    "fleet": fleet.fleet,
     "keep_open": host_access.keep_open,
     "listeners": host_access.listeners,
     "misplaced": host_files.misplaced,

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from booty_host import host, status
+from booty_host import lease, status
+from booty_host.app import App
 
 from sandbox import hosts as sandbox
 from sandbox.demo import RAISE
@@ -201,16 +202,17 @@ def test_since(told: str, expected: str | None) -> None:
     assert status.since(told) == expected
 
 
-def test_a_lease_is_seen_without_taking_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "LOCK", tmp_path / "lock")
-    assert host.lease("") is None
-    host.LOCK.write_text("anna@ops deploys a1, since 12:00\n")
-    file = host.LOCK.stat()
+def test_a_lease_is_seen_without_taking_the_lock(tmp_path: Path) -> None:
+    app = App("shop", tmp_path)
+    assert lease.holder(app, "") is None
+    app.lock.parent.mkdir()
+    app.lock.write_text("anna@ops deploys a1, since 12:00\n")
+    file = app.lock.stat()
     place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}"
     other = f"1: FLOCK  ADVISORY  WRITE 12 {place}:{file.st_ino}1 0 EOF\n"
-    assert host.lease(other) is None
+    assert lease.holder(app, other) is None
     held = f"{other}2: FLOCK  ADVISORY  WRITE 13 {place}:{file.st_ino} 0 EOF\n"
-    assert host.lease(held) == "anna@ops deploys a1, since 12:00"
+    assert lease.holder(app, held) == "anna@ops deploys a1, since 12:00"
 
 
 def record(at: int, **fields: Any) -> str:

@@ -255,7 +255,10 @@ class ActionModule(ActionBase):
 
     def call(self, verb: str, arguments: dict[str, Any], attached: bytes = b"") -> dict[str, Any]:
         """Return a host's answer to a call, or `rc` and what was said when there is none."""
+        # Ansible resolves a template in a variable's value.
+        app = self._templar.template(self._templar.available_variables.get("app_name", "booty"))
         call = {
+            "app": app,
             "verb": verb,
             "arguments": arguments,
             "check": self._task.check_mode,

@@ -93,6 +93,19 @@ def test_pruning_passes_over_what_is_not_booty_s(app: App) -> None:
     assert (app.layers / "layer-bb").is_dir()
 
 
+def test_a_release_that_cannot_be_removed_keeps_no_other(app: App) -> None:
+    for release in ("aa", "bb", "cc", "dd"):
+        stage(app.releases / release, layer="layer", python="3.11")
+    # The name that its removal would rename it to is taken.
+    stage(app.releases / ".aa.removed")
+    (app.releases / ".aa.removed" / "file").touch()
+    os.utime(app.releases / ".aa.removed")
+    assert prune(app, State(app, ["dd", "cc", "bb", "aa"], {}, {}), 2) == (
+        ["bb"],
+        [f"{app.releases}/aa: Directory not empty"],
+    )
+
+
 def test_what_a_host_remembers_does_not_grow(app: App) -> None:
     for release in ("aa", "bb", "cc", "dd"):
         stage(app.releases / release, layer="layer", python="3.11")

@@ -38,7 +38,7 @@ class MemorySystemd(Systemd):
         super().__init__(app)
         self.journald, self.port = journald, 0
         self.steps: list[str] = []
-        self.files = ("", [""])
+        self.named, self.served, self.undoable = "", "", ""
         self.active = dict.fromkeys((app.socket, app.service, app.candidate), "inactive")
         self.enabled: set[str] = set()
         self.broken: set[tuple[str, str]] = set()
@@ -52,12 +52,15 @@ class MemorySystemd(Systemd):
                 text = message[8 : 8 + int.from_bytes(message[:8], "little")].decode()
                 self.steps.append(f"journal: {text.splitlines()[0]}")
         named = parse_assignments(read(self.app.release_env)).get("SENTRY_RELEASE", "")
-        served = State.load(self.app).served
-        if named != self.files[0]:
-            self.steps.append(f"release.env names {named or 'nothing'}")
-        if served != self.files[1]:
-            self.steps.append(f"state.json: {' '.join(served)} served")
-        self.files = (named, served)
+        state = State.load(self.app)
+        served, undoable = " ".join(state.served), state.previous.get("run", "")
+        if named != self.named:
+            self.steps.append(f"release.env names {named}")
+        if served != self.served:
+            self.steps.append(f"state.json: {served} served")
+        if undoable != self.undoable:
+            self.steps.append(f"state.json: {undoable} can be taken back")
+        self.named, self.served, self.undoable = named, served, undoable
         return self.steps
 
     def units(self, *names: str) -> list[dict[str, str]]:
@@ -164,10 +167,12 @@ def release(systemd: MemorySystemd, sha: str) -> Release:
     return Release(app, env, {app.slice: "", app.socket: sockets, app.service: unit, app.candidate: unit})
 
 
-def cut_over(systemd: MemorySystemd, sha: str, controller: Controller | None = None, run: str = "1") -> dict[str, Any]:
+def cut_over(systemd: MemorySystemd, sha: str, controller: Controller | None = None) -> dict[str, Any]:
     (systemd.app.releases / sha).mkdir()
     steps = Cutover(systemd.app, systemd)
-    return steps.cut_over(release(systemd, sha), 5, "anna deploys", run, controller or Controller(False), False)
+    return steps.cut_over(
+        release(systemd, sha), 5, "anna deploys", f"run {sha}", controller or Controller(False), False
+    )
 
 
 @pytest.fixture
@@ -185,6 +190,7 @@ def installed(app: App) -> str:
 
 
 FIRST = """\
+state.json: run a can be taken back
 daemon-reload
 reset-failed shop.service shop.socket
 start shop.socket
@@ -204,6 +210,7 @@ state.json: a served
 """
 PROVE = """\
 health: a answers
+state.json: run b can be taken back
 daemon-reload
 journal: proving b
 start shop-candidate.service
@@ -224,7 +231,6 @@ reset-failed shop-candidate.service
 
 
 def test_the_first_release_opens_the_sockets(systemd: MemorySystemd) -> None:
-    systemd.files = ("", [])
     cut_over(systemd, "a")
     assert systemd.observe() == FIRST.splitlines()
 
@@ -303,12 +309,12 @@ def test_a_service_that_does_not_restart_goes_back(serving: MemorySystemd) -> No
 
 
 def test_a_cutover_is_taken_back_by_its_own_run(serving: MemorySystemd) -> None:
-    cut_over(serving, "b", run="2")
+    cut_over(serving, "b")
     serving.observe().clear()
     steps = Cutover(serving.app, serving)
-    assert steps.undo("b", "bob takes back", run="1") == {"notices": ["b serves, and not by this run: it stays."]}
+    assert steps.undo("b", "bob takes back", run="run a") == {"notices": ["b serves, and not by this run: it stays."]}
     assert serving.observe() == []
-    assert steps.undo("b", "bob takes back", run="2")["state"] == "taken back"
+    assert steps.undo("b", "bob takes back", run="run b")["state"] == "taken back"
     after = "journal: proving a\nstart shop-candidate.service\n" + RESTART
     after += "journal: Went back to a, which serves.\nstate.json: a served\n"
     assert serving.observe() == (BACK + after).splitlines()

@@ -288,6 +288,14 @@ def test_the_screen_is_all_there_is(site: Site) -> None:
     assert f"{site.health()['release']}"[:9] in played.output
 
 
+def test_another_app_of_the_host_is_not_this_one(site: Site, rows: Ask) -> None:
+    """The call names the app, so the answer is about that app's units, paths and records alone."""
+    site.deploy()
+    row = rows(app_name="shop")[1][site.host.name]
+    assert (row["service"], row["memory"], row["disk"], row["previous"], row["last"]) == ("inactive", *(None,) * 4)
+    assert rows()[1][site.host.name]["last"]["result"] == "switched"
+
+
 def test_json_is_json_also_when_something_fails(site: Site, tmp_path: Path) -> None:
     """Standard output is one document, whatever is wrong: the failure is a row, and its words go to standard error."""
     site.run(

@@ -126,8 +126,8 @@ def parse(text: str) -> dict[str, tuple[int, str]]:
             if rest[quoted.end() :].partition("\n")[0].strip():
                 raise ValueError(f"line {number} goes on after its closing quote: systemd knows no comments there")
             value, after = quoted[1].strip(), number + quoted[1].count("\n")
-        if why := next((why for names, why in RESERVED if re.fullmatch(names, name)), None):
-            raise ValueError(f"line {number} sets {name}, which {why.format(name.lower().replace('booty_', 'app_'))}")
+        if owner := next((owner for names, owner in RESERVED if re.fullmatch(names, name)), None):
+            raise ValueError(f"line {number} sets {name}, which {owner.format(name.lower().replace('booty_', 'app_'))}")
         if CONTROL.search(value):
             raise ValueError(f"line {number} holds a control character, as pasting may leave it: type the line anew")
         if name in values:

@@ -12,6 +12,7 @@ from ansible_collections.booty.deploy.plugins.module_utils.controller import (
 )
 
 FILTERS: dict[str, Callable[..., Any]] = {
+    "app_ports": host_access.app_ports,
     "faults": variables.all_faults,
     "fleet": fleet.fleet,
     "keep_open": host_access.keep_open,

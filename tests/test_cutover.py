@@ -422,7 +422,7 @@ MOMENTS = {
     "the cutover begins": ".* deploys .*, in booty-cutover-.*scope",
     "proving": "proving ",
     "the candidate starts": "Starting booty-candidate.service",
-    "the candidate serves": "booty.server: serving release",
+    "the candidate serves": "booty_runner.server: serving release",
     "the candidate is proven": "Started booty-candidate.service",
     "pointing": "pointing to ",
     "the service stops": "Stopping booty.service",

@@ -49,6 +49,7 @@ lock: setup ## Lock the dependencies again
 	cd runner && ../$(BIN)/uv pip compile $(LOCK) pyproject.toml -c ../app/requirements.txt -o requirements.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml app/pyproject.toml runner/pyproject.toml --group dev \
 		-c app/requirements.txt -c runner/requirements.txt -o requirements/dev.txt
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml --no-emit-package ansible-core -c requirements/dev.txt -o requirements/controller.txt
 	$(BIN)/uv pip compile $(LOCK) --group tracker -o requirements/tracker.txt
 	$(BIN)/uv pip compile $(LOCK) --group bench -o requirements/bench.txt
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import json
 import os
 import re
@@ -18,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -37,17 +35,6 @@ atexit.register(shutil.rmtree, CONNECTIONS, ignore_errors=True)
 # Nobody's own Sentry hears of a test.
 for name in [name for name in os.environ if name.startswith("SENTRY_")]:
     del os.environ[name]
-
-
-def load(path: Path, name: str) -> ModuleType:
-    """Import a plugin from its file under the name that Ansible gives it."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 class Repository:

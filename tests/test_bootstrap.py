@@ -17,15 +17,14 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.booty.deploy.plugins.module_utils.controller import host_files
 
 from sandbox import hosts as sandbox
 from sandbox.base import SUITE, SUITES
 from sandbox.hosts import Host
-from tests.conftest import ROOT, Play, load
+from tests.conftest import ROOT, Play
 
 pytestmark = pytest.mark.long
-
-FILES = load(ROOT / "roles/host/filter_plugins/booty_host_files.py", "booty_host_files")
 
 
 def of(text: str, mode: str = "644") -> str:
@@ -54,14 +53,14 @@ def of(text: str, mode: str = "644") -> str:
 )
 def test_what_differs_is_found(entry: dict[str, Any], host: str | None, state: str | None, difference: str) -> None:
     told = {f"file {entry['path']}": host} if host else {}
-    found = FILES.stale([{"part": "base", **entry}], told)
+    found = host_files.stale([{"part": "base", **entry}], told)
     assert [one["state"] for one in found] == ([state] if state else [])
     assert all(difference in one["difference"] for one in found)
 
 
 def test_the_hosts_answer_is_read() -> None:
     text = "a banner\r\nsystem=debian 12\r\nfile /x=root 644 file QT09Qg==\r\n"
-    assert FILES.seen(text) == {"system": "debian 12", "file /x": "root 644 file QT09Qg=="}
+    assert host_files.seen(text) == {"system": "debian 12", "file /x": "root 644 file QT09Qg=="}
 
 
 class New:
@@ -476,7 +475,7 @@ def test_a_host_that_bootstraps_itself(another: Callable[[str], New]) -> None:
     """A trial login that is none proves nothing: no way in is closed, and the summary says why."""
     new = another("trixie")
     packages = Path(yaml.__file__).parent.parent
-    tree = ["ansible.cfg", "bootstrap.yml", "playbooks", "roles", "callback_plugins"]
+    tree = ["ansible.cfg", "bootstrap.yml", "playbooks", "roles", "plugins", "collections"]
     # Ansible and what it imports, without compiled parts: they all run without them.
     names = ["ansible", "ansible_core-*", "jinja2", "jinja2-*", "yaml", "markupsafe", "packaging", "resolvelib"]
     parts = [path.name for name in names for path in packages.glob(name)]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible import context
+from ansible_collections.booty.deploy.plugins.module_utils.controller import git, host_program
 from booty_host import cutover, host
 
-from tests.conftest import ROLE, Repository, load
-
-booty_host = load(ROLE / "action_plugins/booty_host.py", "booty_host_action")
+from tests.conftest import Repository
 
 
 @pytest.mark.parametrize(("forks", "most"), [(6, 2.0), (3, 2.5)])
@@ -31,13 +31,13 @@ def test_hosts_are_asked_at_once(monkeypatch: pytest.MonkeyPatch, forks: int, mo
         return {"host": host}
 
     for host_name in hosts:
-        booty_host.begin(host_name, lambda name=host_name: answer(name))
-    answers = {host_name: booty_host.end(host_name) for host_name in hosts}
+        host_program.begin(host_name, partial(answer, host_name))
+    answers = {host_name: host_program.end(host_name) for host_name in hosts}
     assert time.monotonic() - began < most
     assert answers["web1"] == {"failed": True, "msg": "OSError: lost"}
     assert answers["web2"]["msg"] == "The process that asked it was killed."
     assert answers["web5"] == {"host": "web5"}
-    assert (booty_host.BEGUN, booty_host.ENDED) == ({}, {})
+    assert (host_program.BEGUN, host_program.ENDED) == ({}, {})
 
 
 def test_commits_that_descend_from_each_other(repository: Repository) -> None:
@@ -46,11 +46,11 @@ def test_commits_that_descend_from_each_other(repository: Repository) -> None:
         repository.write("file", str(number))
         shas.append(repository.commit("Another"))
     path = str(repository.path)
-    assert booty_host.descends(path, *shas)
-    assert booty_host.descends(path, shas[0], shas[2], shas[2])
-    assert not booty_host.descends(path, shas[0], shas[2], shas[1])
-    assert not booty_host.descends(path, "", shas[1])
-    assert not booty_host.descends(path, "0" * 40, shas[1])
+    assert git.descends(path, *shas)
+    assert git.descends(path, shas[0], shas[2], shas[2])
+    assert not git.descends(path, shas[0], shas[2], shas[1])
+    assert not git.descends(path, "", shas[1])
+    assert not git.descends(path, "0" * 40, shas[1])
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from ansible_collections.booty.deploy.plugins.module_utils.controller import build, git, lock, process
 
-from tests.conftest import ROLE, ROOT, Repository, load
+from tests.conftest import ROOT, Repository
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 MACHINE = platform.machine()
@@ -69,11 +69,6 @@ data/*.py working-tree-encoding=UTF-16
 """
 
 
-@pytest.fixture(scope="module")
-def artifact() -> ModuleType:
-    return load(ROLE / "action_plugins/booty_artifact.py", "booty_artifact")
-
-
 def small(path: Path) -> Repository:
     """Make a repository with a small app in `app/`, full of what git's attributes and settings can change."""
     repository = Repository(path, "LICENSE")
@@ -93,8 +88,8 @@ def small(path: Path) -> Repository:
     return repository
 
 
-def build(artifact: ModuleType, repository: Path, cache: Path, sha: str, path: str = "app") -> Any:
-    return artifact.build(repository, path, "shop", sha, PYTHON, MACHINE, cache)
+def built(repository: Path, cache: Path, sha: str, path: str = "app") -> Any:
+    return build.build(repository, path, "shop", sha, PYTHON, MACHINE, cache)
 
 
 def contents(archive: str) -> dict[str, bytes]:
@@ -262,8 +257,8 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Repository:
 
 
 @pytest.fixture(scope="module")
-def reference(artifact: ModuleType, origin: Repository, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return build(artifact, origin.path, tmp_path_factory.mktemp("cache"), origin.git("rev-parse", "HEAD"))
+def reference(origin: Repository, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return built(origin.path, tmp_path_factory.mktemp("cache"), origin.git("rev-parse", "HEAD"))
 
 
 @pytest.fixture
@@ -276,11 +271,11 @@ def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origin: Reposito
 
 @pytest.mark.parametrize("kind", CONTROLLERS)
 def test_each_controller_makes_the_same_bytes(
-    artifact: ModuleType, origin: Repository, reference: Any, controller: Controller, tmp_path: Path, kind: str
+    origin: Repository, reference: Any, controller: Controller, tmp_path: Path, kind: str
 ) -> None:
     sha = origin.git("rev-parse", "HEAD")
     CONTROLLERS[kind](controller)
-    made = build(artifact, controller.repository, tmp_path / "cache", sha)
+    made = built(controller.repository, tmp_path / "cache", sha)
     for part in ("release", "layer"):
         if made[part]["sha256"] != reference[part]["sha256"]:
             assert contents(made[part]["file"]) == contents(reference[part]["file"])
@@ -303,11 +298,11 @@ def shop(tmp_path: Path) -> Repository:
     return small(tmp_path / "repository")
 
 
-def refused(artifact: ModuleType, shop: Repository, path: str = "app", **arguments: str) -> str:
+def refused(shop: Repository, path: str = "app", **arguments: str) -> str:
     """Commit, build, and return why that is refused."""
     shop.commit("Break it")
-    with pytest.raises(artifact.BuildError) as refusal:
-        artifact.build(
+    with pytest.raises(process.BuildError) as refusal:
+        build.build(
             shop.path,
             path,
             "shop",
@@ -374,17 +369,15 @@ def submodule(shop: Repository) -> None:
     ids=["absolute", "out of the repository", "nowhere", "to itself", "by another link", "submodule", "Git LFS"],
 )
 def test_content_that_is_not_in_the_commit(
-    artifact: ModuleType, shop: Repository, breaks: Callable[[Repository], object], message: str
+    shop: Repository, breaks: Callable[[Repository], object], message: str
 ) -> None:
     breaks(shop)
-    said = refused(artifact, shop)
+    said = refused(shop)
     sha = shop.git("rev-parse", "HEAD")
     assert message.format(sha=sha[:12], repository=shop.path) in said.replace(sha, sha[:12])
 
 
-def test_links_to_the_shared_code_of_a_repository_bring_it(
-    artifact: ModuleType, shop: Repository, tmp_path: Path
-) -> None:
+def test_links_to_the_shared_code_of_a_repository_bring_it(shop: Repository, tmp_path: Path) -> None:
     shop.write("libs/prices/prices.txt", "1\n")
     shop.write("libs/prices/run.sh", "")
     (shop.path / "libs/prices/run.sh").chmod(0o755)
@@ -397,7 +390,7 @@ def test_links_to_the_shared_code_of_a_repository_bring_it(
     shop.git("mv", "app/requirements.txt", "shared.txt")
     link(shop, "app/requirements.txt", "../shared.txt")
     sha = shop.commit("Share")
-    made = build(artifact, shop.path, tmp_path / "cache", sha)
+    made = built(shop.path, tmp_path / "cache", sha)
     found = contents(made["release"]["file"])
     assert found["shop/data/prices/prices.txt"] == b"1\n"
     assert found["shop/data/prices/units.txt"] == found["shop/data/unit.txt"] == b"2\n"
@@ -409,7 +402,7 @@ def test_links_to_the_shared_code_of_a_repository_bring_it(
     link(shop, "app/units", "../libs/units")
     link(shop, "app/here", ".")
     top = tmp_path / "exported"
-    artifact.export(shop.path, shop.commit("All"), "app", top)
+    git.export(shop.path, shop.commit("All"), "app", top)
     assert (top / "app/top/libs/units/not/app.txt").read_text() == "3\n"
     links = {str(path.relative_to(top)) for path in (top / "app").rglob("*") if path.is_symlink()}
     assert links == {"app/top", "app/here"}
@@ -417,42 +410,42 @@ def test_links_to_the_shared_code_of_a_repository_bring_it(
     assert not (top / "app/units/again").exists()
 
 
-def test_large_files_come_from_git_lfs_by_their_digest(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+def test_large_files_come_from_git_lfs_by_their_digest(shop: Repository, tmp_path: Path) -> None:
     oid = pointer(shop)
     kept = shop.path / ".git/lfs/objects" / oid[:2] / oid[2:4] / oid
     kept.parent.mkdir(parents=True)
     kept.write_bytes(LARGE[:-1])
-    assert "lies in Git LFS" in refused(artifact, shop)
+    assert "lies in Git LFS" in refused(shop)
     kept.write_bytes(LARGE)
-    made = build(artifact, shop.path, tmp_path / "cache", shop.git("rev-parse", "HEAD"))
+    made = built(shop.path, tmp_path / "cache", shop.git("rev-parse", "HEAD"))
     assert contents(made["release"]["file"])["shop/data/large.bin"] == LARGE
 
 
-def test_two_files_that_are_one_on_this_machine(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+def test_two_files_that_are_one_on_this_machine(shop: Repository, tmp_path: Path) -> None:
     """As `A` and `a` are where capitals are not told apart; here by a tree that has a name twice."""
     blob = shop.git("rev-parse", "HEAD:LICENSE")
     entries = {"app/twice": ("100644", blob), "app/./twice": ("100644", blob)}
     with pytest.raises(
-        artifact.BuildError, match=r"app/\./twice of commit abc and another file are one on this machine"
+        process.BuildError, match=r"app/\./twice of commit abc and another file are one on this machine"
     ):
-        artifact.place(shop.path, "abc", entries, tmp_path)
+        git.place(shop.path, "abc", entries, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("path", "plain"),
     [("app", "app"), ("app/", "app"), ("./app//x/.", "app/x"), ("x/../app", "app"), (".", "."), ("", "."), ("./", ".")],
 )
-def test_the_path_of_an_app(artifact: ModuleType, path: str, plain: str) -> None:
-    assert artifact.normal(path) == plain
+def test_the_path_of_an_app(path: str, plain: str) -> None:
+    assert git.normal(path) == plain
 
 
 @pytest.mark.parametrize("path", ["..", "../app", "app/../../x", "/app", "//app", "/"])
-def test_a_path_that_leads_out_of_the_repository(artifact: ModuleType, path: str) -> None:
-    with pytest.raises(artifact.BuildError, match=f"app_path '{path}' leads out of app_repository. Name the app's"):
-        artifact.normal(path)
+def test_a_path_that_leads_out_of_the_repository(path: str) -> None:
+    with pytest.raises(process.BuildError, match=f"app_path '{path}' leads out of app_repository. Name the app's"):
+        git.normal(path)
 
 
-def test_the_app_of_a_folder_is_that_folders(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+def test_the_app_of_a_folder_is_that_folders(shop: Repository, tmp_path: Path) -> None:
     """One app at the top of the repository, one below; the same path, however it is written, gives one archive."""
     for name in ("pyproject.toml", "requirements.txt", "backend.py"):
         shop.write(name, (shop.path / "app" / name).read_text())
@@ -461,7 +454,7 @@ def test_the_app_of_a_folder_is_that_folders(artifact: ModuleType, shop: Reposit
     sha = shop.commit("Two apps")
     found = {}
     for path in ("app", "./app/", ".", ""):
-        made = build(artifact, shop.path, tmp_path / "cache", sha, path)
+        made = built(shop.path, tmp_path / "cache", sha, path)
         found[path] = contents(made["release"]["file"])["shop/data/which.txt"]
     assert found == {"app": b"below\n", "./app/": b"below\n", ".": b"top\n", "": b"top\n"}
     assert len(list(tmp_path.glob("cache/releases/*.tar.gz"))) == 2
@@ -496,32 +489,32 @@ def test_the_app_of_a_folder_is_that_folders(artifact: ModuleType, shop: Reposit
     ],
 )
 def test_a_path_that_is_no_app(
-    artifact: ModuleType, shop: Repository, breaks: Callable[[Repository], object], path: str, message: str
+    shop: Repository, breaks: Callable[[Repository], object], path: str, message: str
 ) -> None:
     breaks(shop)
     shop.write("another", "")
-    said = refused(artifact, shop, path)
+    said = refused(shop, path)
     assert message.format(sha=shop.git("rev-parse", "HEAD")[:12]) in said
 
 
-def test_a_repository_is_named_by_its_top(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+def test_a_repository_is_named_by_its_top(shop: Repository, tmp_path: Path) -> None:
     shop.write("services/shop/app/x", "")
-    assert artifact.is_top(shop.path, "app")
-    with pytest.raises(artifact.BuildError) as refusal:
-        artifact.is_top(shop.path / "services/shop", "app")
+    assert git.is_top(shop.path, "app")
+    with pytest.raises(process.BuildError) as refusal:
+        git.is_top(shop.path / "services/shop", "app")
     assert str(refusal.value) == (
         f"app_repository {shop.path}/services/shop is a folder of the repository {shop.path}. Name the repository, and"
         f" the app's folder in it: app_repository: {shop.path}, app_path: services/shop/app"
     )
-    assert not artifact.is_top(shop.path / ".git", "app")
-    with pytest.raises(artifact.BuildError, match=f"lies within the git directory {shop.path}/.git. Name that"):
-        artifact.is_top(shop.path / ".git/hooks", "app")
+    assert not git.is_top(shop.path / ".git", "app")
+    with pytest.raises(process.BuildError, match=f"lies within the git directory {shop.path}/.git. Name that"):
+        git.is_top(shop.path / ".git/hooks", "app")
     shop.git("clone", "--quiet", "--bare", ".", str(tmp_path / "bare.git"))
-    assert not artifact.is_top(tmp_path / "bare.git", "app")
+    assert not git.is_top(tmp_path / "bare.git", "app")
     shop.git("worktree", "add", "--quiet", str(tmp_path / "tree"))
-    assert artifact.is_top(tmp_path / "tree", "app")
-    with pytest.raises(artifact.BuildError, match=r"bare\.git/x can't be read: .*No such file"):
-        artifact.is_top(tmp_path / "bare.git/x", "app")
+    assert git.is_top(tmp_path / "tree", "app")
+    with pytest.raises(process.BuildError, match=r"bare\.git/x can't be read: .*No such file"):
+        git.is_top(tmp_path / "bare.git/x", "app")
 
 
 NEXT = "Lock again there, and commit: uv pip compile --universal --generate-hashes pyproject.toml -o requirements.txt"
@@ -556,10 +549,10 @@ HASH = f"--hash=sha256:{'0' * 64}"
         ("<<<<<<< HEAD", "it has no --hash"),
     ],
 )
-def test_a_line_that_a_lock_cannot_have(artifact: ModuleType, shop: Repository, line: str, why: str) -> None:
+def test_a_line_that_a_lock_cannot_have(shop: Repository, line: str, why: str) -> None:
     shop.write("app/requirements.txt", f"# A lock\n{LOCK}{line}\n{LOCK}")
     number = LOCK.count("\n") + 2
-    said = refused(artifact, shop)
+    said = refused(shop)
     assert f"app/requirements.txt of commit {shop.git('rev-parse', 'HEAD')[:12]} is no lock with hashes: " in said
     assert f": line {number}, '{line}': {why}" in said
     assert said.endswith(f". {NEXT}")
@@ -569,8 +562,8 @@ def test_a_line_that_a_lock_cannot_have(artifact: ModuleType, shop: Repository, 
     "option",
     ["--index-url https://example.com/simple", "-i x", "--pre", "--only-binary :all:", "-f https://x", "# -e ."],
 )
-def test_a_line_that_a_lock_can_have(artifact: ModuleType, option: str) -> None:
-    assert list(artifact.pins(f"{option}\n{LOCK}", PYTHON, MACHINE)) == ["annotated-doc"]
+def test_a_line_that_a_lock_can_have(option: str) -> None:
+    assert list(lock.pins(f"{option}\n{LOCK}", PYTHON, MACHINE)) == ["annotated-doc"]
 
 
 @pytest.mark.parametrize(
@@ -596,30 +589,28 @@ def test_a_line_that_a_lock_can_have(artifact: ModuleType, option: str) -> None:
         ),
     ],
 )
-def test_a_file_that_cannot_be_read(
-    artifact: ModuleType, shop: Repository, name: str, content: bytes, message: str
-) -> None:
+def test_a_file_that_cannot_be_read(shop: Repository, name: str, content: bytes, message: str) -> None:
     (shop.path / "app" / name).write_bytes(content)
-    said = refused(artifact, shop)
+    said = refused(shop)
     assert f"app/{name} of commit {shop.git('rev-parse', 'HEAD')[:12]} {message}" in said
 
 
-def test_a_lock_may_begin_with_a_byte_order_mark(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+def test_a_lock_may_begin_with_a_byte_order_mark(shop: Repository, tmp_path: Path) -> None:
     shop.write("app/requirements.txt", f"\ufeff{LOCK}")
-    made = build(artifact, shop.path, tmp_path / "cache", shop.commit("Mark it"))
+    made = built(shop.path, tmp_path / "cache", shop.commit("Mark it"))
     assert "annotated_doc/__init__.py" in contents(made["layer"]["file"])
 
 
-def test_a_python_is_compared_to_its_last_number(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+def test_a_python_is_compared_to_its_last_number(shop: Repository, tmp_path: Path) -> None:
     shop.write("app/pyproject.toml", f'{PROJECT}requires-python = ">={PYTHON}.4"\n')
-    assert f"with Python {PYTHON}.2." in refused(artifact, shop, python_full=f"{PYTHON}.2")
+    assert f"with Python {PYTHON}.2." in refused(shop, python_full=f"{PYTHON}.2")
     sha = shop.git("rev-parse", "HEAD")
-    assert artifact.build(shop.path, "app", "shop", sha, PYTHON, MACHINE, tmp_path / "cache", f"{PYTHON}.4")
+    assert build.build(shop.path, "app", "shop", sha, PYTHON, MACHINE, tmp_path / "cache", f"{PYTHON}.4")
 
 
-def test_a_build_backend_says_why(artifact: ModuleType, shop: Repository) -> None:
+def test_a_build_backend_says_why(shop: Repository) -> None:
     shop.write("app/backend.py", "import sys\nprint('no compiler here')\nsys.exit('set CC')\n")
-    said = refused(artifact, shop)
+    said = refused(shop)
     assert said.startswith(f"The app of commit {shop.git('rev-parse', 'HEAD')[:12]} does not build. uv and its build")
     assert "no compiler here" in said
     assert "set CC" in said
@@ -632,37 +623,37 @@ def stanza(name: str) -> str:
 
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["pyproject.toml", "setup.py or a table of the backend"])
-def test_what_an_extra_wants_is_locked(artifact: ModuleType, shop: Repository, tmp_path: Path, elsewhere: bool) -> None:
+def test_what_an_extra_wants_is_locked(shop: Repository, tmp_path: Path, elsewhere: bool) -> None:
     """Also over a lock that a release was built with before: its layer is there already."""
     lock = LOCK + stanza("psycopg") + stanza("typing-extensions")
     shop.write("app/requirements.txt", lock)
     shop.write("app/pyproject.toml", PROJECT.replace('"annotated-doc"', '"psycopg"'))
-    build(artifact, shop.path, tmp_path / "cache", shop.commit("Without the extra"))
+    built(shop.path, tmp_path / "cache", shop.commit("Without the extra"))
     if elsewhere:
         shop.write("app/setup.txt", "psycopg[binary]")
     else:
         shop.write("app/pyproject.toml", PROJECT.replace('"annotated-doc"', '"psycopg[binary]"'))
     shop.commit("With the extra")
-    with pytest.raises(artifact.BuildError) as refusal:
-        build(artifact, shop.path, tmp_path / "cache", shop.git("rev-parse", "HEAD"))
+    with pytest.raises(process.BuildError) as refusal:
+        built(shop.path, tmp_path / "cache", shop.git("rev-parse", "HEAD"))
     assert (
         " is out of date: the app wants psycopg[binary], which wants psycopg-binary==3.3.9, which is not locked in"
         f" app/requirements.txt. {NEXT}"
     ) in str(refusal.value)
     shop.write("app/requirements.txt", lock + stanza("psycopg-binary"))
-    assert build(artifact, shop.path, tmp_path / "cache", shop.commit("Lock it"))["notices"] == []
+    assert built(shop.path, tmp_path / "cache", shop.commit("Lock it"))["notices"] == []
 
 
-def test_dependencies_that_nothing_declares_are_told(artifact: ModuleType, shop: Repository, tmp_path: Path) -> None:
+def test_dependencies_that_nothing_declares_are_told(shop: Repository, tmp_path: Path) -> None:
     shop.write("app/pyproject.toml", PROJECT.replace("dependencies", "#"))
     sha = shop.commit("Declare nothing")
-    assert build(artifact, shop.path, tmp_path / "cache", sha)["notices"] == [
+    assert built(shop.path, tmp_path / "cache", sha)["notices"] == [
         f"The app of commit {sha[:12]} declares no dependencies to its build backend, so it can't be told whether"
         " app/requirements.txt locks all that it imports. They belong into app/pyproject.toml: [project] dependencies."
     ]
 
 
-def test_files_that_python_reads_at_its_start(artifact: ModuleType, tmp_path: Path) -> None:
+def test_files_that_python_reads_at_its_start(tmp_path: Path) -> None:
     """A layer's own `.pth` files count, as in a virtual environment: namespaces, and what replaces distutils."""
     layer, release = tmp_path / "layer", tmp_path / "release"
     for folder in (layer, release, tmp_path / "space/spaced"):
@@ -670,7 +661,7 @@ def test_files_that_python_reads_at_its_start(artifact: ModuleType, tmp_path: Pa
     (layer / "start.pth").write_text(f"import sys; sys.started = True\n{tmp_path}/space\n")
     (layer / "uuid.py").write_text("")
     (tmp_path / "space/spaced/__init__.py").write_text("")
-    artifact.pack_release(tmp_path / "r.tar.gz", release, "app", "shop", "0" * 40, PYTHON, "L", b"", 0)
+    build.pack_release(tmp_path / "r.tar.gz", release, "app", "shop", "0" * 40, PYTHON, "L", b"", 0)
     (release / "layer.pth").write_bytes(contents(str(tmp_path / "r.tar.gz"))["layer.pth"])
     text = (release / "layer.pth").read_text()
     (release / "layer.pth").write_text(text.replace("/opt/booty/layers/L", str(layer)))
@@ -683,25 +674,25 @@ def test_files_that_python_reads_at_its_start(artifact: ModuleType, tmp_path: Pa
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a repository to another user")
 def test_a_repository_of_another_user_is_read_when_git_may(
-    artifact: ModuleType, shop: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shop: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sha = shop.git("rev-parse", "HEAD")
     subprocess.run(["chown", "-R", "65534", shop.path], check=True)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
     monkeypatch.setenv("SUDO_UID", "0")
-    with pytest.raises(artifact.BuildError) as refusal:
-        artifact.is_top(shop.path, "app")
+    with pytest.raises(process.BuildError) as refusal:
+        git.is_top(shop.path, "app")
     assert f"app_repository {shop.path} can't be read: fatal: detected dubious ownership" in str(refusal.value)
     assert f"git config --global --add safe.directory {shop.path}" in str(refusal.value)
     (tmp_path / "config").write_text(f"[safe]\n directory = {shop.path}\n")
-    assert artifact.is_top(shop.path, "app")
-    assert artifact.resolve(shop.path, "HEAD") == sha
+    assert git.is_top(shop.path, "app")
+    assert git.resolve(shop.path, "HEAD") == sha
 
 
-def test_a_commit_has_the_ancestors_that_its_sha_stands_for(artifact: ModuleType, shop: Repository) -> None:
+def test_a_commit_has_the_ancestors_that_its_sha_stands_for(shop: Repository) -> None:
     shop.git("-c", "user.name=T", "-c", "user.email=t@example.com", "commit", "--quiet", "--amend", "-m", "Another")
     older, newer = shop.git("rev-parse", "HEAD@{1}", "HEAD").split()
     (shop.path / ".git/info/grafts").write_text(f"{newer} {older}\n")
     assert shop.git("merge-base", "--is-ancestor", older, newer) == ""
-    with pytest.raises(artifact.BuildError):
-        artifact.git(shop.path, "merge-base", "--is-ancestor", older, newer)
+    with pytest.raises(process.BuildError):
+        git.git(shop.path, "merge-base", "--is-ancestor", older, newer)

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ansible_collections.booty.deploy.plugins.callback import brief as callback
 
-from tests.conftest import ROOT, Play, load
-
-callback = load(ROOT / "callback_plugins" / "booty.py", "booty_callback")
+from tests.conftest import ROOT, Play
 
 # Where a module warns, an action shows a screen, and nobody answers.
 MODULE = """

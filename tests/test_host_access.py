@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible_collections.booty.deploy.plugins.module_utils.controller import host_access
 
-from tests.conftest import ROOT, load
+from tests.conftest import ROOT
 
-ACCESS = load(ROOT / "roles/host/filter_plugins/booty_host_access.py", "booty_host_access")
 ANY4, ANY6 = "00000000", "0" * 32
 
 
@@ -45,12 +45,12 @@ ANY4, ANY6 = "00000000", "0" * 32
     ],
 )
 def test_what_the_firewall_would_close(sockets: str, texts: list[str]) -> None:
-    assert [one["text"] for one in ACCESS.listeners(sockets, [22, 8000], [443])] == texts
+    assert [one["text"] for one in host_access.listeners(sockets, [22, 8000], [443])] == texts
 
 
 def test_the_lines_that_keep_it_open() -> None:
     def keep_open(sockets: str) -> str:
-        return str(ACCESS.keep_open(ACCESS.listeners(sockets, [22, 8000], []), [8000], []))
+        return str(host_access.keep_open(host_access.listeners(sockets, [22, 8000], []), [8000], []))
 
     assert keep_open(f"tcp:{ANY4}:01BB:1:nginx tcp:{ANY4}:0050:1:nginx udp:{ANY4}:01BB:1:nginx") == (
         "To keep it open, set host_firewall_ports: [8000, 80, 443] and host_firewall_udp_ports: [443]."
@@ -86,7 +86,7 @@ KEYS = "/home/deploy/.ssh/authorized_keys"
     ],
 )
 def test_why_sshd_lets_a_user_not_in(config: str, reasons: list[str]) -> None:
-    assert ACCESS.sshd_refusals(config, "deploy", "deploy ssh-users", KEYS) == reasons
+    assert host_access.sshd_refusals(config, "deploy", "deploy ssh-users", KEYS) == reasons
 
 
 def test_the_command_for_the_secrets_takes_ansibles_own_way(tmp_path: Path) -> None:

@@ -14,13 +14,12 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from ansible.plugins.loader import action_loader
+from ansible_collections.booty.deploy.plugins.module_utils.controller import register
 
-from tests.conftest import ROLE, Repository, Site, load
+from tests.conftest import Repository, Site
 
 TOKEN = "planted-token-0123456789abcdef"
 PLANTED = "planted-variable-0123456789"
@@ -161,13 +160,6 @@ def sentry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sentry]:
         thread.join()
 
 
-@pytest.fixture
-def module() -> ModuleType:
-    # It finds the others of the role's plugins by Ansible's loader.
-    action_loader.add_directory(str(ROLE / "action_plugins"))
-    return load(ROLE / "action_plugins/booty_register.py", "booty_register")
-
-
 def words(output: str) -> str:
     return " ".join(output.split())
 
@@ -175,44 +167,38 @@ def words(output: str) -> str:
 # sentry-cli alone
 
 
-def test_the_commits_are_those_up_to_the_release_and_not_up_to_head(
-    module: ModuleType, sentry: Sentry, repository: Repository
-) -> None:
+def test_the_commits_are_those_up_to_the_release_and_not_up_to_head(sentry: Sentry, repository: Repository) -> None:
     first = repository.git("rev-parse", "HEAD")
     shas = []
     for name in ("second", "third", "fourth"):
         repository.write(name, name)
         shas.append(repository.commit(name))
-    module.register(first, ["staging"], ["staging"], str(repository.path), 30)
-    module.register(shas[1], ["staging"], ["staging"], str(repository.path), 30)
+    register.register(first, ["staging"], ["staging"], str(repository.path), 30)
+    register.register(shas[1], ["staging"], ["staging"], str(repository.path), 30)
     assert sentry.commits == {first: [first], shas[1]: [shas[1], shas[0]]}
     assert sentry.deploys == {first: ["staging"], shas[1]: ["staging"]}
     assert repository.git("status", "--porcelain") == ""
     assert repository.git("rev-parse", "HEAD") == shas[2]
 
 
-def test_a_previous_commit_that_is_not_there(module: ModuleType, sentry: Sentry, repository: Repository) -> None:
+def test_a_previous_commit_that_is_not_there(sentry: Sentry, repository: Repository) -> None:
     elsewhere, sha = "f" * 40, repository.git("rev-parse", "HEAD")
     sentry.deploys[elsewhere], sentry.commits[elsewhere] = [], [elsewhere]
-    module.register(sha, ["staging"], ["staging"], str(repository.path), 30)
+    register.register(sha, ["staging"], ["staging"], str(repository.path), 30)
     assert sentry.commits[sha] == [sha]
 
 
-def test_a_shallow_clone_has_what_it_has(
-    module: ModuleType, sentry: Sentry, repository: Repository, tmp_path: Path
-) -> None:
+def test_a_shallow_clone_has_what_it_has(sentry: Sentry, repository: Repository, tmp_path: Path) -> None:
     repository.write("second", "")
     sha = repository.commit("second")
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{repository.path}", clone], check=True)
-    module.register(sha, ["staging"], ["staging"], str(clone), 30)
+    register.register(sha, ["staging"], ["staging"], str(clone), 30)
     assert sentry.commits == {sha: [sha]}
     assert sentry.deploys == {sha: ["staging"]}
 
 
-def test_a_repository_that_sentry_knows_is_named_instead(
-    module: ModuleType, sentry: Sentry, repository: Repository
-) -> None:
+def test_a_repository_that_sentry_knows_is_named_instead(sentry: Sentry, repository: Repository) -> None:
     older = repository.git("rev-parse", "HEAD")
     repository.write("second", "")
     repository.commit("second")
@@ -227,16 +213,16 @@ def test_a_repository_that_sentry_knows_is_named_instead(
             "dateCreated": "2026-01-01T00:00:00Z",
         }
     ]
-    module.register(older, ["staging"], ["staging"], str(repository.path), 30)
+    register.register(older, ["staging"], ["staging"], str(repository.path), 30)
     assert [(ref["repository"], ref["commit"]) for ref in sentry.refs[older]] == [("acme/shop", older)]
     assert sentry.deploys == {older: ["staging"]}
 
 
-def test_only_environments_without_a_deploy_get_one(module: ModuleType, sentry: Sentry, repository: Repository) -> None:
+def test_only_environments_without_a_deploy_get_one(sentry: Sentry, repository: Repository) -> None:
     sha = repository.git("rev-parse", "HEAD")
-    assert module.register(sha, ["production"], [], None, 30) == ["production"]
-    assert module.register(sha, ["prod", "production", "test"], ["test"], None, 30) == ["prod", "test"]
-    assert module.register(sha, ["prod", "production", "test"], [], None, 30) == []
+    assert register.register(sha, ["production"], [], None, 30) == ["production"]
+    assert register.register(sha, ["prod", "production", "test"], ["test"], None, 30) == ["prod", "test"]
+    assert register.register(sha, ["prod", "production", "test"], [], None, 30) == []
     assert sentry.deploys == {sha: ["production", "prod", "test"]}
     assert sentry.commits == {}
 
@@ -251,7 +237,6 @@ def test_only_environments_without_a_deploy_get_one(module: ModuleType, sentry: 
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
-    module: ModuleType,
     sentry: Sentry,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -266,16 +251,16 @@ def test_what_is_wrong_is_said_in_one_line(
         monkeypatch.setenv(name, value)
     else:
         monkeypatch.delenv(name)
-    with pytest.raises(module.RegistrationError) as caught:
-        module.register("a" * 40, ["staging"], ["staging"], None, 30)
+    with pytest.raises(register.RegistrationError) as caught:
+        register.register("a" * 40, ["staging"], ["staging"], None, 30)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "log-level" not in str(caught.value)
 
 
-def test_a_directory_that_is_no_repository(module: ModuleType, sentry: Sentry, tmp_path: Path) -> None:
-    with pytest.raises(module.RegistrationError, match="not a git repository"):
-        module.register("a" * 40, ["staging"], ["staging"], str(tmp_path), 30)
+def test_a_directory_that_is_no_repository(sentry: Sentry, tmp_path: Path) -> None:
+    with pytest.raises(register.RegistrationError, match="not a git repository"):
+        register.register("a" * 40, ["staging"], ["staging"], str(tmp_path), 30)
 
 
 # Whole deploys
@@ -378,11 +363,11 @@ def test_a_host_that_is_missing_is_never_registered(site: Site, sentry: Sentry, 
 
 
 def test_commits_are_those_of_the_repository_also_in_a_hook_of_another(
-    module: ModuleType, repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sha = repository.git("rev-parse", "HEAD")
     repository.git("clone", "--quiet", "--bare", ".", str(tmp_path / "bare.git"))
     subprocess.run(["git", "init", "--quiet", "--bare", tmp_path / "other.git"], check=True)
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other.git"))
-    with module.commit_as_head(str(tmp_path / "bare.git"), sha) as directory:
+    with register.commit_as_head(str(tmp_path / "bare.git"), sha) as directory:
         assert Path(directory, "commondir").read_text() == f"{tmp_path / 'bare.git'}\n"

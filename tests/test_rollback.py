@@ -5,12 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible.plugins.loader import action_loader
-
-from tests.conftest import ROLE, load
-
-action_loader.add_directory(str(ROLE / "action_plugins"))
-rollback = load(ROLE / "action_plugins/booty_rollback.py", "booty_rollback")
+from ansible_collections.booty.deploy.plugins.module_utils.controller import rollback
 
 
 def answer(serves: str = "x", release: str = "a", *obstacles: str, has: tuple[str, ...] = ("a", "x")) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.booty.deploy.plugins.module_utils.controller import host_program
 from booty_host import host
 
-from tests.conftest import ROLE, load
+from tests.conftest import ROLE
 
-booty_host = load(ROLE / "action_plugins/booty_host.py", "booty_host_action")
 SHA = "a" * 40
 
 
@@ -21,7 +21,7 @@ def wanted(release: str = SHA, **variables: Any) -> dict[str, Any]:
     """Return it, with the role's defaults."""
     given = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
     given |= {"ansible_managed": "Ansible managed", "app_environment": "staging", "app_telemetry_gate": False}
-    told: dict[str, Any] = booty_host.wanted({**given, **variables}, release)
+    told: dict[str, Any] = host_program.wanted({**given, **variables}, release)
     return told
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.booty.deploy.plugins.module_utils.controller import variables
 
-from tests.conftest import ROOT, load
+from tests.conftest import ROOT
 
-variables = load(ROOT / "playbooks/filter_plugins/booty_variables.py", "booty_variables_filter")
 SPECS = {name: spec for role in ("app", "host") for name, spec in variables.specs(role).items()}
 NAMES = sorted(SPECS)
 # What no variable of a type can be, whatever it is for. A dict, and nothing at all, is no value of any.
@@ -184,7 +184,7 @@ PROBE = """
 - name: Wave
   hosts: booty
   gather_facts: false
-  serial: "{{ 'booty' | booty_waves }}"
+  serial: "{{ 'booty' | booty.deploy.waves }}"
   vars_files: [ROLE_VARS]
   vars:
     host_deploy_keys: []
@@ -240,7 +240,7 @@ def probe(directory: Path, *arguments: str) -> list[tuple[str, str]]:
             *arguments,
         ],
         cwd=ROOT,
-        env={**os.environ, "ANSIBLE_FILTER_PLUGINS": str(ROOT / "playbooks/filter_plugins"), "ANSIBLE_NOCOLOR": "1"},
+        env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -258,5 +258,5 @@ def test_the_playbooks_ask_for_all_roles() -> None:
             imports = [task["ansible.builtin.import_role"] for play in plays for task in play.get("tasks", [])]
             # Ansible's own check has other rules, and reads the specification for each of these again.
             assert all(imported["rolespec_validate"] is False for imported in imports)
-            roles = {imported["name"] for imported in imports}
+            roles = {imported["name"].removeprefix("booty.deploy.") for imported in imports}
             assert {*plays[0].get("vars", {}).get("__app_roles", ["app"])} == roles, path

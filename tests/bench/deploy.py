@@ -24,10 +24,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ansible_collections.booty.deploy.plugins.module_utils.controller import build
+
 from sandbox import hosts
 from sandbox.machine import build_once, cache, run
 from tests.bench import INSTANCE, on_hosts
-from tests.conftest import ROOT, Repository, load
+from tests.conftest import ROOT, Repository
 
 BIN = Path(sys.executable).parent
 HEALTH = """python3 -c "
@@ -111,7 +113,6 @@ Took = dict[str, dict[str, list[Cost]]]
 def measure(on: list[hosts.Host], directory: Path, runs: int) -> Took:  # noqa: PLR0915 - reads from top to bottom
     """Take turns on the same hosts, and print the table."""
     repository = Repository(directory / "repository")
-    artifact = load(ROOT / "roles/app/action_plugins/booty_artifact.py", "booty_artifact")
     variables = {
         "app_environment": "staging",
         "app_repository": str(repository.path),
@@ -182,7 +183,7 @@ def measure(on: list[hosts.Host], directory: Path, runs: int) -> Took:  # noqa: 
     def release() -> str:
         repository.write("app/src/booty/version.py", f"# {time.monotonic()}\n")
         sha = repository.commit("Another")
-        artifact.build(repository.path, "app", "booty", sha, python, "x86_64", directory / "artifacts")
+        build.build(repository.path, "app", "booty", sha, python, "x86_64", directory / "artifacts")
         return sha
 
     python = on[0].ssh("python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'").stdout.strip()

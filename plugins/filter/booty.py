@@ -1,0 +1,33 @@
+"""The filters of the collection, each by its name."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ansible_collections.booty.deploy.plugins.module_utils.controller import (
+    host_access,
+    host_files,
+    run_check,
+    variables,
+)
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "faults": variables.all_faults,
+    "keep_open": host_access.keep_open,
+    "listeners": host_access.listeners,
+    "misplaced": host_files.misplaced,
+    "refuse": run_check.refuse,
+    "removed": host_files.removed,
+    "seen": host_files.seen,
+    "sshd_refusals": host_access.sshd_refusals,
+    "stale": host_files.stale,
+    "typed": variables.typed_value,
+    "waves": variables.waves,
+}
+
+
+class FilterModule:
+    """The class that Ansible looks for."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return FILTERS

@@ -1,0 +1,22 @@
+"""Run a program of the controller."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+
+class BuildError(Exception):
+    """A release can't be resolved or built; the message says what to do."""
+
+
+def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, input: bytes = b"") -> bytes:
+    """Run a command with `input` and return its output; raise BuildError with what it said when it fails."""
+    try:
+        # A fixed umask: modes of files end up in an archive.
+        done = subprocess.run(command, cwd=cwd, env=env, input=input, capture_output=True, umask=0o022, check=False)
+    except FileNotFoundError:
+        raise BuildError(f"This machine has no {command[0]}. Install it first.") from None
+    if done.returncode:
+        raise BuildError(done.stderr.decode(errors="replace").strip() or f"{command[0]} failed")
+    return done.stdout

@@ -1,0 +1,42 @@
+"""Resolve a release to its commit, on the controller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+
+from .git import dirty, is_top, normal, resolve
+from .process import BuildError
+
+
+class ResolveAction(ActionBase):
+    """Resolve a release."""
+
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return `release`, all 40 characters."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _, wanted = self.validate_argument_spec(
+            {
+                "repository": {"type": "path", "required": True},
+                "path": {"type": "str", "required": True},
+                "release": {"type": "str", "required": True},
+            },
+        )
+        repository = Path(wanted["repository"]).resolve()
+        try:
+            path = normal(wanted["path"])
+            has_work_tree = is_top(repository, path)
+            sha = resolve(repository, wanted["release"])
+            if wanted["release"] == "HEAD" and has_work_tree and dirty(repository, path):
+                result["warnings"] = [
+                    f"{repository / path} has changes that are not committed;"
+                    f" commit {sha[:12]} is deployed without them."
+                ]
+        except BuildError as error:
+            raise AnsibleActionFail(str(error)) from None
+        return {**result, "release": sha, "changed": False}

@@ -1,0 +1,87 @@
+"""Build a release on the controller and put what a host lacks of it there: one step instead of five."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+
+from .build import build
+from .host_program import HostProgramAction
+from .process import BuildError
+
+# What is smaller travels with the call instead of in a transfer of its own; a release is usually a few kilobytes.
+SMALL = 1_000_000
+
+
+class StageAction(HostProgramAction):
+    """Build a `release` for a `host`, as its answer tells what it is, and stage it."""
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return as `brought` what is left for the cutover to bring along, if anything.
+
+        That is the small release of a lone host, which has no other to wait for.
+        """
+        result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
+        _, given = self.validate_argument_spec(
+            {"release": {"type": "str", "required": True}, "host": {"type": "dict", "required": True}}
+        )
+        host, options = given["host"], self.options(task_vars)
+        try:
+            built = build(
+                Path(options["app_repository"]).resolve(),
+                options["app_path"],
+                options["app_module"],
+                given["release"],
+                host["python"],
+                host["machine"],
+                Path(options["app_cache"]),
+                host["python_full"],
+            )
+        except BuildError as error:
+            raise AnsibleActionFail(str(error)) from None
+        release, layer = built["release"], built["layer"]
+        if built["notices"]:
+            result["warnings"] = built["notices"]
+        store = options["app_artifact_url"]
+        # The layer first: a release that is there has its layer.
+        lacks_layer = layer["name"] not in host["layers"]
+        if lacks_layer:
+            self._stage(layer, store, task_vars)
+        if len((task_vars or {})["ansible_play_hosts_all"]) == 1 and not store and release["size"] <= SMALL:
+            return {**result, "changed": lacks_layer, "brought": release}
+        self._stage(release, store, task_vars)
+        return {**result, "changed": True}
+
+    def _stage(self, part: dict[str, Any], store: str, task_vars: dict[str, Any] | None) -> None:
+        wanted, attached = {"sha256": part["sha256"], "dest": part["dest"], "archive": "", "url": ""}, b""
+        if store:
+            # It has the place there that it has in the cache.
+            wanted["url"] = "/".join([store.rstrip("/"), *Path(part["file"]).parts[-2:]])
+        elif part["size"] <= SMALL:
+            attached = Path(part["file"]).read_bytes()
+        else:
+            wanted["archive"] = f"/opt/booty/incoming/{part['sha256']}.tar.gz"
+            self._copy(part["file"], wanted["archive"], task_vars)
+        answer = self.call("stage", wanted, attached)
+        if answer.get("failed"):
+            raise AnsibleActionFail(answer["msg"], result=answer)
+
+    def _copy(self, source: str, dest: str, task_vars: dict[str, Any] | None) -> None:
+        """Send a file to the host, as Ansible's own action does; raise AnsibleActionFail when that failed."""
+        task = self._task.copy()
+        task.args = {"src": source, "dest": dest, "mode": "0600"}
+        action = self._shared_loader_obj.action_loader.get(
+            "ansible.legacy.copy",
+            task=task,
+            connection=self._connection,
+            play_context=self._play_context,
+            loader=self._loader,
+            templar=self._templar,
+            shared_loader_obj=self._shared_loader_obj,
+        )
+        result: dict[str, Any] = action.run(task_vars=task_vars)
+        if result.get("failed"):
+            raise AnsibleActionFail(result["msg"], result=result)

@@ -1,0 +1,387 @@
+"""Check and convert the variables of all roles, in the inventory and on the command line, before any host is reached.
+
+A value means the same however it was given: YAML and JSON have types, `-e name=value` and an inventory in INI format
+have strings. `convert` accepts the strings that Ansible's own filters `bool` and `int` read in the same way.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.errors import AnsibleError
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+from jinja2 import pass_context
+from jinja2.runtime import Context
+
+ROLES = Path(__file__).parents[3] / "roles"
+BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must be beyond its type: `holds` decides, `write` completes the sentence "write …"."""
+
+    write: str
+    holds: Callable[[Any], object]
+
+
+def matches(pattern: str) -> Callable[[Any], object]:
+    """Return a function that tells whether a text matches the whole pattern."""
+    return lambda value: re.fullmatch(pattern, value)
+
+
+def least(number: int, unit: str = "") -> Rule:
+    """Return the rule of a whole number that has a minimum."""
+    return Rule(f"a whole number{unit and f' of {unit}'}, {number} or more", lambda value: value >= number)
+
+
+def is_address(value: str) -> bool:
+    """Tell whether a text is an IP address."""
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return False
+    return True
+
+
+PORT = Rule("a port, 1 to 65535", lambda value: 0 < value < 65536)
+USER = Rule(
+    "a user's name (lower-case letters, digits, _ and -, at most 32), not root",
+    lambda value: matches("[a-z_][a-z0-9_-]{0,31}")(value) and value != "root",
+)
+SECONDS = least(0, "seconds")
+TEXT = Rule("a text of one line, in quotes where YAML takes it for something else", lambda _: True)
+# A list's rule is that of its entries. Numbers without a rule are 0 or more.
+RULES = {
+    "app_address": Rule(
+        "an IP address of the host, such as 127.0.0.1; 0.0.0.0 is all of IPv4, :: all of IPv6", is_address
+    ),
+    "app_artifact_url": Rule(
+        "an address that begins with http:// or https://, without user, password or query: hosts fetch without secrets",
+        matches(r"(https?://[^\s/?#@]+(/[^\s?#]*)?)?"),
+    ),
+    "app_drain_seconds": SECONDS,
+    "app_environment": Rule(
+        "1 to 64 characters without blanks or slashes, such as staging",
+        lambda value: matches(r"[^\s/]{1,64}")(value) and value != "None",
+    ),
+    "app_keep_releases": Rule(
+        "a whole number, 2 or more: the release that serves, and the one to go back to", lambda value: value >= 2
+    ),
+    "app_lock_wait": SECONDS,
+    "app_memory_max": Rule(
+        "bytes, also with K, M, G or T (512M), a share of the host's memory (75%), or infinity",
+        matches("[1-9][0-9]*[KMGT]?|([1-9][0-9]?|100)%|infinity"),
+    ),
+    "app_module": Rule("a Python module's name, such as shop.web", matches(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")),
+    "app_port": PORT,
+    "app_registration_seconds": least(1, "seconds"),
+    "app_start_seconds": least(1, "seconds"),
+    "app_stream_seconds": SECONDS,
+    "app_watchdog_seconds": SECONDS,
+    "app_tasks_max": Rule(
+        "a number of processes and threads (512), a share of the host's (10%), or infinity",
+        matches("[1-9][0-9]*|([1-9][0-9]?|100)%|infinity"),
+    ),
+    "app_user": USER,
+    "app_wave_pause": SECONDS,
+    "app_waves": Rule(
+        "for each wave a number of hosts, 1 or more, or a share of all, 1% to 100%",
+        matches("[1-9][0-9]*|[1-9][0-9]?%|100%"),
+    ),
+    "app_workers": least(1),
+    "host_deploy_keys": Rule(
+        "for each key one line of an authorized_keys file, such as ssh-ed25519 AAAA… you@laptop",
+        matches(r"[^\n]*(ssh|ecdsa|sk-)[^\n]* AAAA[^\n]*"),
+    ),
+    "host_deploy_user": USER,
+    "host_firewall_ports": Rule("ports, 1 to 65535", PORT.holds),
+    "host_firewall_udp_ports": Rule("ports, 1 to 65535", PORT.holds),
+    "host_first_user": Rule("a user's name", matches(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")),
+    "host_journal_size": Rule("bytes, also with K, M, G or T, such as 500M", matches("[1-9][0-9]*[KMGT]?")),
+    "host_service_user": USER,
+}
+NOT_SET = "is not set: write it in the inventory, in group_vars/booty.yml."
+# Values that may hold a secret by mistake are not shown.
+HIDDEN = {"app_artifact_url", "app_wave_check"}
+# A shell's command may have several lines.
+MULTILINE = {"app_wave_check"}
+# A string is a list by its lines here, since an entry may have commas; elsewhere by its commas.
+BY_LINES = {"host_deploy_keys"}
+# Lists that can't be empty, each with an example.
+NOT_EMPTY = {"app_waves": '["25%", "100%"]'}
+# `run_once` tasks and `serial:` read these from one host for all, so they must be equal on all hosts of a run.
+RUN_WIDE = (
+    "app_release",
+    "app_repository",
+    "app_path",
+    "app_canary",
+    "app_waves",
+    "app_failed_run",
+    "app_unreachable",
+    "app_unreachable_max",
+    "app_registration",
+    "app_registration_required",
+    "app_registration_seconds",
+    "app_drift",
+    "status_format",
+    "status_file",
+)
+
+
+@cache
+def specs(role: str) -> dict[str, Any]:
+    """Return the options of a role's argument specs by variable, those of all its entry points."""
+    text = (ROLES / role / "meta/argument_specs.yml").read_text()
+    entries = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["argument_specs"].values()
+    return {name: spec for entry in entries for name, spec in entry["options"].items()}
+
+
+def spec_of(name: str) -> dict[str, Any]:
+    """Return the specification of a variable; the prefix of its name is its role, but for those of status.yml."""
+    role = name.partition("_")[0]
+    spec: dict[str, Any] = specs(role if role == "host" else "app")[name]
+    return spec
+
+
+def convert(name: str, value: Any) -> Any:
+    """Return a variable's value in its type.
+
+    Args:
+        name: the variable.
+        value: as it was given, with its templates evaluated.
+
+    Raises:
+        ValueError: the variable can't have this value; the message completes the sentence "write …".
+    """
+    spec = spec_of(name)
+    if spec["type"] != "list":
+        return _scalar(name, spec, spec["type"], value)
+    if isinstance(value, str):
+        value = _entries(value, "\n" if name in BY_LINES else ",")
+    elif isinstance(value, (int, float)):
+        value = [value]
+    if not isinstance(value, (list, tuple)) or (name in NOT_EMPTY and not value):
+        raise ValueError(f"a list such as {NOT_EMPTY.get(name, '[]')}")
+    return [_scalar(name, spec, spec["elements"], entry) for entry in value]
+
+
+def _entries(text: str, separator: str) -> Any:
+    """Return the entries of a list that is a string: JSON, or separated."""
+    if text.lstrip().startswith("["):
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return None
+    return [part.strip() for part in text.strip().split(separator)] if text.strip() else []
+
+
+def _scalar(name: str, spec: dict[str, Any], kind: str, value: Any) -> Any:
+    rule = RULES.get(name, least(0) if kind == "int" else TEXT)
+    if kind == "bool":
+        if not isinstance(value, (bool, int, str)) or str(value).lower() not in BOOLEANS:
+            raise ValueError("true or false")
+        return BOOLEANS[str(value).lower()]
+    if kind == "int":
+        if not isinstance(value, (int, str)) or not re.fullmatch(r"\s*-?[0-9]+\s*", str(value)):
+            raise ValueError(rule.write)
+        value = int(value)
+    elif choices := spec.get("choices"):
+        rule = Rule(f"{', '.join(choices[:-1])} or {choices[-1]}", lambda value: value in choices)
+    else:
+        # YAML makes true of yes, and 1.1 of 1.10: the text that was meant is not known.
+        if not isinstance(value, (str, int)) or isinstance(value, bool):
+            raise ValueError(rule.write)
+        value = str(value)
+        line = value.replace("\n", " ") if name in MULTILINE else value
+        if not line.isprintable() or (not line.strip() and spec.get("default") != ""):
+            raise ValueError(rule.write)
+        if kind == "path":
+            value = os.path.expanduser(os.path.expandvars(value))
+    if not rule.holds(value):
+        raise ValueError(rule.write)
+    return value
+
+
+def shown(name: str, value: Any) -> str:
+    """Return a value as a message shows it: as JSON, which is YAML as well, and not all of a long one."""
+    if name in HIDDEN:
+        return "a value that is not shown here"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 100 else f"{text[:99]}…"
+
+
+class Faults:
+    """What is wrong, each with the hosts where it is."""
+
+    def __init__(self, hosts: Iterable[str]) -> None:
+        self._all = [*hosts]
+        self._found: dict[tuple[str, str], list[str]] = {}
+
+    def add(self, name: str, rest: str, host: str) -> None:
+        """Note what is wrong with a variable of a host."""
+        self._found.setdefault((name, rest), []).append(host)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the sentences; they name hosts unless all are meant."""
+        for (name, rest), hosts in self._found.items():
+            yield f"{name} {rest}" if len(hosts) == len(self._all) else f"{name} of {some(hosts)} {rest}"
+
+
+def some(hosts: list[str]) -> str:
+    """Return hosts as a sentence has room for them."""
+    return ", ".join(hosts) if len(hosts) <= 5 else f"{', '.join(hosts[:4])} and {len(hosts) - 4} others"
+
+
+def typed(values: dict[str, Any], host: str, faults: Faults) -> dict[str, Any]:
+    """Return a host's variables in their types; add those that can't be to the faults."""
+    good = {}
+    for name, value in values.items():
+        try:
+            good[name] = convert(name, value)
+        except ValueError as error:
+            faults.add(name, f"is {shown(name, value)}: write {error}.", host)
+    return good
+
+
+def differing(values: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Yield a sentence for each variable that must be equal on all hosts and is not.
+
+    Args:
+        values: those that were given, in their types, by host.
+    """
+    for name in RUN_WIDE:
+        found: dict[str, list[str]] = {}
+        for host, given in values.items():
+            value = given.get(name, spec_of(name).get("default"))
+            found.setdefault(shown(name, value), []).append(host)
+        if len(found) > 1:
+            each = "; ".join(f"{value} on {some(hosts)}" for value, hosts in found.items())
+            yield f"{name} must be equal on all hosts of a run and is {each}. Write one value, in group_vars/booty.yml."
+
+
+def access(host: str, options: dict[str, Any], faults: Faults) -> None:
+    """Add to the faults what would let nobody in, or the wrong user.
+
+    Args:
+        host: its name.
+        options: the typed values of `ACCESS`; those that are wrong by themselves are missing.
+        faults: where to add it.
+    """
+    user = options.get("host_deploy_user")
+    if user and user == options.get("host_service_user"):
+        faults.add("host_deploy_user", f"is {user}, which is the service's user: write another, such as deploy.", host)
+    if options.get("host_ssh_root") is False and options.get("host_deploy_keys") == []:
+        faults.add("host_ssh_root", "is false: write host_deploy_keys as well, which let somebody else in.", host)
+
+
+ACCESS = ("host_deploy_user", "host_service_user", "host_ssh_root", "host_deploy_keys")
+
+
+def evaluate(
+    names: Iterable[str], variables: dict[str, Any], known: dict[str, Any], host: str, faults: Faults
+) -> dict[str, Any]:
+    """Return variables with their templates evaluated, over the defaults of the roles.
+
+    Args:
+        names: the variables that are asked for.
+        variables: all of the host, as they were given.
+        known: the specifications.
+        host: its name.
+        faults: where to add those that can't be evaluated.
+    """
+    defaults = {name: _trusted(spec["default"]) for name, spec in known.items() if "default" in spec}
+    wanted = {name: variables.get(name, defaults.get(name)) for name in names}
+    loader = DataLoader()
+    loader.set_basedir(variables.get("playbook_dir", "."))
+    templar = Templar(loader, {"role_path": str(ROLES / "app"), **defaults, **variables})
+    evaluated: dict[str, Any] = {}
+    for name, value in wanted.items():
+        try:
+            # An entry that is `omit` is left out.
+            one = templar.template({name: value})
+        except AnsibleError as error:
+            faults.add(name, f"can't be evaluated: {error.message.rstrip('. ')}. Define that, or write a value.", host)
+            continue
+        if not one:
+            faults.add(name, "is omit, which is no value: remove the line, and the default counts.", host)
+        evaluated |= one
+    return evaluated
+
+
+def _trusted(value: Any) -> Any:
+    """Return a default so that its templates are evaluated."""
+    if isinstance(value, list):
+        return [*map(_trusted, value)]
+    return trust_as_template(value) if isinstance(value, str) else value
+
+
+def hosts_of(context: Context) -> list[str]:
+    """Return the hosts of the group that --limit leaves, in the order of the inventory."""
+    if "hostvars" not in context:  # as for --syntax-check, which starts no play
+        return []
+    run = {*context.get("ansible_play_hosts_all", [])}
+    return [host for host in context.get("groups", {}).get("booty", []) if host in run]
+
+
+def typed_value(value: Any, name: str) -> Any:
+    """Return the value of the variable `name` in its type, as a filter takes its arguments."""
+    return convert(name, value)
+
+
+@pass_context
+def all_faults(context: Context, roles: list[str], complete: bool) -> list[str]:
+    """Return what is wrong with which variable of which host of the run, in sentences.
+
+    Args:
+        context: the variables of the play.
+        roles: the roles whose variables are meant.
+        complete: whether those without a default must be set.
+    """
+    known = {name: spec for role in roles for name, spec in specs(role).items()}
+    hosts = hosts_of(context)
+    faults, values = Faults(hosts), {}
+    for host in hosts:
+        variables = context["hostvars"].raw_get(host)
+        given = [name for name in known if name in variables]
+        values[host] = typed(evaluate(given, variables, known, host, faults), host, faults)
+        if "host" in roles:
+            others = [name for name in ACCESS if name not in variables]
+            defaults = typed(evaluate(others, variables, known, host, faults), host, faults)
+            access(host, {**defaults, **values[host]}, faults)
+        for name, spec in known.items():
+            if complete and spec.get("required") and name not in variables:
+                faults.add(name, NOT_SET, host)
+    return [*faults] or [*differing(values)]
+
+
+@pass_context
+def waves(context: Context, group: str) -> list[int | str]:
+    """Return the sizes of the waves as `serial:` takes them.
+
+    `serial:` is evaluated before a host is chosen, so these are the first host's; `all_faults` sees that all are equal.
+    """
+    hosts = hosts_of(context)
+    if not hosts:
+        return [1]
+    known, variables = specs("app"), context["hostvars"].raw_get(hosts[0])
+    faults = Faults(hosts[:1])
+    options = typed(evaluate(("app_canary", "app_waves"), variables, known, hosts[0], faults), hosts[0], faults)
+    if found := [*faults]:
+        raise AnsibleError("\n".join(found))
+    canary: int = options["app_canary"]
+    return [canary, *options["app_waves"]] if canary else options["app_waves"]
+
+
+# Before Ansible forks for each task of each host.
+specs("app")

@@ -1,1 +1,0 @@
-../../../playbooks/filter_plugins/booty_variables.py

@@ -82,7 +82,11 @@ class Service:
     def __init__(self, directory: Path, **settings: str) -> None:
         with closing(socket.create_server(("127.0.0.1", 0))) as sock:
             self.port = sock.getsockname()[1]
-        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT / 'runner/src'}:{ROOT / 'app/src'}", **settings}
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": f"{ROOT}/runner/src:{ROOT}/app/src",
+            **settings,
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVICE, "booty.main:create_app()", f"--port={self.port}"],
             env=environment,

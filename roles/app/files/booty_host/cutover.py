@@ -467,10 +467,11 @@ def prune(state: host.State, keep: int) -> tuple[list[str], list[str]]:
             removed.append(name)
     attempt(lambda _: state.forget(set(staged) - {*removed}), host.STATE)
     manifests = [host.manifest(path) for path in host.directories(host.RELEASES)]
-    # A release whose manifest is damaged does not say which layer it needs: then all of them stay.
+    needed = {layer for manifest in manifests for layer in host.layers_of(manifest)}
+    # A release whose manifest is damaged does not say which layers it needs: then all of them stay.
     for path in host.directories(host.LAYERS) if all(manifests) else []:
         # A layer that another deploy has just staged has no release yet.
-        if path.name not in {manifest["layer"] for manifest in manifests} and path.stat().st_mtime < now - DAY:
+        if path.name not in needed and path.stat().st_mtime < now - DAY:
             attempt(host.remove, path)
     for path in leftovers:
         if path.lstat().st_mtime < now - DAY:

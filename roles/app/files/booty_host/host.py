@@ -116,6 +116,11 @@ def manifest(directory: Path) -> dict[str, str]:
     return {}
 
 
+def layers_of(manifest: dict[str, str]) -> set[str]:
+    """Return the layers that a release needs; one that was built before the runner had a layer needs its own alone."""
+    return {manifest[layer] for layer in ("layer", "runner") if layer in manifest}
+
+
 def login_home() -> Path:
     """Return the home of the user that Ansible logged in as: root's, if it did not come by sudo."""
     return Path(os.path.expanduser(f"~{os.environ.get('SUDO_USER') or 'root'}"))

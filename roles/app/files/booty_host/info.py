@@ -78,7 +78,7 @@ def info(user: str, pointer: str, units: dict[str, str], check: bool, by: str = 
         "releases": [
             release
             for release, manifest in staged.items()
-            if manifest.get("python") == python and manifest["layer"] in layers
+            if manifest.get("python") == python and host.layers_of(manifest) <= {*layers}
         ],
         "layers": layers,
         "served": host.State.load().served,

@@ -223,7 +223,8 @@ def test_the_lock_can_be_audited() -> None:
     done = subprocess.run(audit, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     # Those of another system are passed over.
-    locked = re.findall(r"^[a-z](?!.*win32)", (ROOT / "app/requirements.txt").read_text(), re.MULTILINE)
+    locks = ((ROOT / folder / "requirements.txt").read_text() for folder in ("runner", "app"))
+    locked = {name for text in locks for name in re.findall(r"^[a-z][\w-]+(?!.*win32)", text, re.MULTILINE)}
     assert f"would have audited {len(locked)} packages" in done.stderr
 
 

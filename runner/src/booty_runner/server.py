@@ -169,21 +169,13 @@ async def _health_flaw(app: Any, state: Mapping[str, Any]) -> str | None:
         status = message.get("status", status)
         body += message.get("body", b"")
 
-    scope: dict[str, Any] = {
-        "type": "http",
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": HEALTH_PATH, "query_string": b"", "headers": []}
+    protocol: dict[str, Any] = {
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "scheme": "http",
-        "method": "GET",
-        "path": HEALTH_PATH,
-        "raw_path": HEALTH_PATH.encode(),
-        "root_path": "",
-        "query_string": b"",
-        "headers": [],
-        "client": None,
-        "server": None,
     }
-    await app({**scope, "state": dict(state)}, receive, send)
+    await app({**scope, **protocol, "state": dict(state)}, receive, send)
     return None if status == 200 else f"{HEALTH_PATH} answers {status} {body.decode()}"
 
 

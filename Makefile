@@ -46,7 +46,9 @@ format: setup ## Format the Python code
 
 lock: setup ## Lock the dependencies again
 	cd app && ../$(BIN)/uv pip compile $(LOCK) pyproject.toml -o requirements.txt
-	$(BIN)/uv pip compile $(LOCK) pyproject.toml app/pyproject.toml --group dev -c app/requirements.txt -o requirements/dev.txt
+	cd runner && ../$(BIN)/uv pip compile $(LOCK) pyproject.toml -c ../app/requirements.txt -o requirements.txt
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml app/pyproject.toml runner/pyproject.toml --group dev \
+		-c app/requirements.txt -c runner/requirements.txt -o requirements/dev.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --no-emit-package ansible-core -c requirements/dev.txt -o requirements/controller.txt
 	$(BIN)/uv pip compile $(LOCK) --group tracker -o requirements/tracker.txt
 	$(BIN)/uv pip compile $(LOCK) --group bench -o requirements/bench.txt

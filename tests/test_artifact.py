@@ -39,10 +39,10 @@ def test_same_commit_gives_same_bytes(repository: Repository, tmp_path: Path) ->
     # As another controller has it; a store holds one file for both.
     repository.git("clone", "--quiet", ".", str(tmp_path / "clone"))
     first, second = (
-        build.build(path, "app", "booty", sha, PYTHON, MACHINE, tmp_path / cache)
+        build.build(path, "app", SERVE, sha, PYTHON, MACHINE, tmp_path / cache)
         for path, cache in ((repository.path, "one"), (tmp_path / "clone", "two"))
     )
-    for part in ("release", "layer"):
+    for part in ("release", "layer", "runner"):
         one, two = Path(first[part]["file"]), Path(second[part]["file"])
         assert one != two
         assert one.name == two.name
@@ -50,33 +50,47 @@ def test_same_commit_gives_same_bytes(repository: Repository, tmp_path: Path) ->
         assert hashlib.sha256(one.read_bytes()).hexdigest() == first[part]["sha256"]
 
 
+SERVE = "booty.main:create_app()"
+
+
 def test_layers_are_apart(repository: Repository, cache: Path) -> None:
     sha = repository.git("rev-parse", "HEAD")
-    built = build.build(repository.path, "app", "booty", sha, PYTHON, MACHINE, cache)
-    release, layer = names(built["release"]["file"]), names(built["layer"]["file"])
+    built = build.build(repository.path, "app", SERVE, sha, PYTHON, MACHINE, cache)
+    release, layer, runner = (names(built[part]["file"]) for part in ("release", "layer", "runner"))
     site = f"lib/python{PYTHON}/site-packages"
-    assert f"{site}/booty/__main__.py" in release
+    assert f"{site}/booty/main.py" in release
+    assert {"booty_runner/__main__.py", "uvloop/__init__.py"} <= {*runner}
+    assert not [name for name in [*release, *layer] if name.startswith(("booty_runner", "uvloop"))]
     assert "fastapi/__init__.py" in layer
     assert not [name for name in release if "fastapi" in name]
-    assert not [name for name in release + layer if name.endswith((".pyc", "RECORD", "direct_url.json", "INSTALLER"))]
+    assert not [
+        name for name in release + layer + runner if name.endswith((".pyc", "RECORD", "direct_url.json", "INSTALLER"))
+    ]
     assert built["release"]["size"] < 100_000
     with tarfile.open(built["release"]["file"]) as tar:
         assert tar.getmember("bin/python").linkname == "/usr/bin/python3"
         assert tar.getmember("bin/serve").mode == 0o755
         pth, manifest = (tar.extractfile(name) for name in (f"{site}/layer.pth", "release.json"))
         assert pth
-        assert pth.read().decode() == f"import site; site.addsitedir('/opt/booty/layers/{built['layer']['name']}')\n"
+        # The runner's layer is the last on the import path.
+        assert pth.read().decode() == "".join(
+            f"import site; site.addsitedir('/opt/booty/layers/{built[part]['name']}')\n" for part in ("layer", "runner")
+        )
+        serve = tar.extractfile("bin/serve")
+        assert serve
+        assert serve.read().endswith(b"-P -m booty_runner 'booty.main:create_app()' \"$@\"\n")
         assert manifest
-        made_from = {"python": PYTHON, "path": "app", "module": "booty"}
-        assert json.load(manifest) == {"release": sha, "layer": built["layer"]["name"], **made_from}
+        made_from = {"release": sha, "python": PYTHON, "path": "app", "serve": SERVE}
+        layers = {part: built[part]["name"] for part in ("layer", "runner")}
+        assert json.load(manifest) == {**made_from, **layers}
         assert {entry.mode for entry in tar.getmembers() if entry.isfile()} <= {0o644, 0o755}
         assert {(entry.uid, entry.gid) for entry in tar.getmembers()} == {(0, 0)}
 
 
 def test_a_change_of_the_app_keeps_the_layer(repository: Repository, cache: Path) -> None:
-    first = build.build(repository.path, "app", "booty", repository.git("rev-parse", "HEAD"), PYTHON, MACHINE, cache)
+    first = build.build(repository.path, "app", SERVE, repository.git("rev-parse", "HEAD"), PYTHON, MACHINE, cache)
     repository.write("app/src/booty/extra.py", "")
-    second = build.build(repository.path, "app", "booty", repository.commit("More"), PYTHON, MACHINE, cache)
+    second = build.build(repository.path, "app", SERVE, repository.commit("More"), PYTHON, MACHINE, cache)
     assert second["layer"] == first["layer"]
     assert second["release"]["sha256"] != first["release"]["sha256"]
     assert f"lib/python{PYTHON}/site-packages/booty/extra.py" in names(second["release"]["file"])
@@ -87,7 +101,7 @@ def test_the_cache_forgets_what_is_not_used(repository: Repository, tmp_path: Pa
     cache = tmp_path / "cache"
 
     def archives(sha: str) -> list[Path]:
-        built = build.build(repository.path, "app", "booty", sha, PYTHON, MACHINE, cache)
+        built = build.build(repository.path, "app", SERVE, sha, PYTHON, MACHINE, cache)
         return [Path(built[part]["file"]) for part in ("release", "layer")]
 
     old, layer = archives(repository.git("rev-parse", "HEAD"))
@@ -108,7 +122,7 @@ def test_the_working_tree_does_not_leak_in(repository: Repository, cache: Path) 
     assert not git.dirty(repository.path, "app")
     repository.write("app/src/booty/leak.py", "")
     assert git.dirty(repository.path, "app")
-    built = build.build(repository.path, "app", "booty", sha, PYTHON, MACHINE, cache)
+    built = build.build(repository.path, "app", SERVE, sha, PYTHON, MACHINE, cache)
     assert not [name for name in names(built["release"]["file"]) if "leak" in name]
 
 
@@ -137,13 +151,13 @@ def test_what_a_release_needs_is_said(repository: Repository, cache: Path, missi
     repository.git("rm", "--quiet", f"app/{missing}")
     sha = repository.commit("Break it")
     with pytest.raises(process.BuildError, match=f"has no app/{missing}: a release needs"):
-        build.build(repository.path, "app", "booty", sha, PYTHON, MACHINE, cache)
+        build.build(repository.path, "app", SERVE, sha, PYTHON, MACHINE, cache)
 
 
 def test_a_lock_without_hashes_is_refused(repository: Repository, cache: Path) -> None:
     repository.write("app/requirements.txt", "fastapi==0.165.0\n")
     with pytest.raises(process.BuildError, match="hash"):
-        build.build(repository.path, "app", "booty", repository.commit("Unlock"), PYTHON, MACHINE, cache)
+        build.build(repository.path, "app", SERVE, repository.commit("Unlock"), PYTHON, MACHINE, cache)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +192,7 @@ def test_the_bill_of_materials(repository: Repository, tmp_path: Path) -> None:
     sha = repository.git("rev-parse", "HEAD")
     texts = []
     for cache in ("one", "two"):
-        built = build.build(repository.path, "app", "booty", sha, PYTHON, MACHINE, tmp_path / cache)
+        built = build.build(repository.path, "app", SERVE, sha, PYTHON, MACHINE, tmp_path / cache)
         beside = Path(built["release"]["file"].replace(".tar.gz", ".cdx.json")).read_bytes()
         with tarfile.open(built["release"]["file"]) as tar:
             inside = tar.extractfile("sbom.cdx.json")
@@ -190,15 +204,14 @@ def test_the_bill_of_materials(repository: Repository, tmp_path: Path) -> None:
     told = json.loads(texts[0])
     assert told["metadata"]["component"] == {"bom-ref": "booty", "name": "booty", "type": "application", "version": sha}
     # It names what the layer holds, and nothing of another system.
-    there = {
-        match[1] for name in names(built["layer"]["file"]) if (match := re.match(r"([^/]+)\.dist-info/METADATA", name))
-    }
+    layers = [*names(built["layer"]["file"]), *names(built["runner"]["file"])]
+    there = {match[1] for name in layers if (match := re.match(r"([^/]+)\.dist-info/METADATA", name))}
     assert {f"{part['name'].replace('-', '_')}-{part['version']}" for part in told["components"]} == there
     wants = {
         one["ref"].partition("@")[0]: {ref.partition("@")[0] for ref in one.get("dependsOn", [])}
         for one in told["dependencies"]
     }
-    assert wants["booty"] == {"fastapi", "httptools", "psycopg", "pydantic-settings", "sentry-sdk", "uvicorn", "uvloop"}
+    assert wants["booty"] == {"fastapi", "psycopg", "pydantic-settings", "sentry-sdk"}
     assert "starlette" in wants["fastapi"]
 
 
@@ -210,12 +223,13 @@ def test_the_lock_can_be_audited() -> None:
     done = subprocess.run(audit, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     # Those of another system are passed over.
-    locked = re.findall(r"^[a-z](?!.*win32)", (ROOT / "app/requirements.txt").read_text(), re.MULTILINE)
+    locks = ((ROOT / folder / "requirements.txt").read_text() for folder in ("runner", "app"))
+    locked = {name for text in locks for name in re.findall(r"^[a-z][\w-]+(?!.*win32)", text, re.MULTILINE)}
     assert f"would have audited {len(locked)} packages" in done.stderr
 
 
 def test_an_unsupported_machine_is_refused(repository: Repository, tmp_path: Path) -> None:
     sha = repository.git("rev-parse", "HEAD")
     with pytest.raises(process.BuildError, match="The host is armv7l"):
-        build.build(repository.path, "app", "booty", sha, PYTHON, "armv7l", tmp_path / "cache")
+        build.build(repository.path, "app", SERVE, sha, PYTHON, "armv7l", tmp_path / "cache")
     assert not (tmp_path / "cache").exists()

@@ -134,7 +134,7 @@ def test_values_of_an_inventory(tmp_path: Path) -> None:
 booty:
   vars:
     app_environment: staging
-    app_cache: "{{ playbook_dir }}/{{ app_module }}"  # what Ansible and a role's default tell
+    app_cache: "{{ playbook_dir }}/{{ app_serve }}"  # what Ansible and a role's default tell
   hosts:
     web1.invalid: {app_port: 8000.5, app_workers: yes, app_release: v1}
     web2.invalid: {app_release: v2, app_user: "{{ 'ro' ~ 'ot' }}"}
@@ -245,10 +245,11 @@ class TestACommit:
         serves = site.health()["release"]
         self.refused(
             site,
-            f"{site.host.name} has {serves} already, made from Python 3.11, app, booty and not from Python 3.11, app,"
-            " other. A release is known by its SHA, so deploy another commit: git commit --allow-empty",
+            f"{site.host.name} has {serves} already, made from Python 3.11, app,"
+            " booty.main:create_app() and not from Python 3.11, app, other:app. A"
+            " release is known by its SHA, so deploy another commit: git commit --allow-empty",
             app_release=str(serves),
-            app_module="other",
+            app_serve="other:app",
         )
 
 

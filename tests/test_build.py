@@ -89,7 +89,7 @@ def small(path: Path) -> Repository:
 
 
 def built(repository: Path, cache: Path, sha: str, path: str = "app") -> Any:
-    return build.build(repository, path, "shop", sha, PYTHON, MACHINE, cache)
+    return build.build(repository, path, "shop:app", sha, PYTHON, MACHINE, cache)
 
 
 def contents(archive: str) -> dict[str, bytes]:
@@ -276,7 +276,7 @@ def test_each_controller_makes_the_same_bytes(
     sha = origin.git("rev-parse", "HEAD")
     CONTROLLERS[kind](controller)
     made = built(controller.repository, tmp_path / "cache", sha)
-    for part in ("release", "layer"):
+    for part in ("release", "layer", "runner"):
         if made[part]["sha256"] != reference[part]["sha256"]:
             assert contents(made[part]["file"]) == contents(reference[part]["file"])
         assert made[part]["sha256"] == reference[part]["sha256"]
@@ -605,7 +605,7 @@ def test_a_python_is_compared_to_its_last_number(shop: Repository, tmp_path: Pat
     shop.write("app/pyproject.toml", f'{PROJECT}requires-python = ">={PYTHON}.4"\n')
     assert f"with Python {PYTHON}.2." in refused(shop, python_full=f"{PYTHON}.2")
     sha = shop.git("rev-parse", "HEAD")
-    assert build.build(shop.path, "app", "shop", sha, PYTHON, MACHINE, tmp_path / "cache", f"{PYTHON}.4")
+    assert build.build(shop.path, "app", "shop:app", sha, PYTHON, MACHINE, tmp_path / "cache", f"{PYTHON}.4")
 
 
 def test_a_build_backend_says_why(shop: Repository) -> None:
@@ -655,19 +655,23 @@ def test_dependencies_that_nothing_declares_are_told(shop: Repository, tmp_path:
 
 def test_files_that_python_reads_at_its_start(tmp_path: Path) -> None:
     """A layer's own `.pth` files count, as in a virtual environment: namespaces, and what replaces distutils."""
-    layer, release = tmp_path / "layer", tmp_path / "release"
-    for folder in (layer, release, tmp_path / "space/spaced"):
+    layer, runner, release = tmp_path / "layer", tmp_path / "runner", tmp_path / "release"
+    for folder in (layer, runner, release, tmp_path / "space/spaced"):
         folder.mkdir(parents=True)
     (layer / "start.pth").write_text(f"import sys; sys.started = True\n{tmp_path}/space\n")
     (layer / "uuid.py").write_text("")
     (tmp_path / "space/spaced/__init__.py").write_text("")
-    build.pack_release(tmp_path / "r.tar.gz", release, "app", "shop", "0" * 40, PYTHON, "L", b"", 0)
+    manifest = {"python": PYTHON, "serve": "shop:app", "layer": "L", "runner": "R"}
+    build.pack_release(tmp_path / "r.tar.gz", release, manifest, b"", 0)
     (release / "layer.pth").write_bytes(contents(str(tmp_path / "r.tar.gz"))["layer.pth"])
     text = (release / "layer.pth").read_text()
-    (release / "layer.pth").write_text(text.replace("/opt/booty/layers/L", str(layer)))
+    (release / "layer.pth").write_text(
+        text.replace("/opt/booty/layers/L", str(layer)).replace("/opt/booty/layers/R", str(runner))
+    )
     program = (
         f"import site, sys; site.addsitedir('{release}'); import spaced, uuid; assert sys.started and uuid.uuid4;"
         f" assert sys.path.index('{release}') < sys.path.index('{layer}') < sys.path.index('{tmp_path}/space')"
+        f" < sys.path.index('{runner}')"
     )
     subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True)
 

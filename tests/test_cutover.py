@@ -148,7 +148,7 @@ def test_a_rollback_does_not_ask_what_the_other_release_is_made_from(site: Site,
     """The app moved since, and the newer release is bad."""
     site.deploy(app_release=releases[0])
     site.deploy(app_release=releases[1])
-    played = site.play("rollback.yml", app_path="moved", app_module="moved")
+    played = site.play("rollback.yml", app_path="moved", app_serve="moved:app")
     assert played.status == 0, played.output
     assert site.health()["release"] == releases[0]
 
@@ -423,7 +423,7 @@ MOMENTS = {
     "the cutover begins": ".* deploys .*, in booty-cutover-.*scope",
     "proving": "proving ",
     "the candidate starts": "Starting booty-candidate.service",
-    "the candidate serves": "booty.server: serving release",
+    "the candidate serves": "booty_runner.server: serving release",
     "the candidate is proven": "Started booty-candidate.service",
     "pointing": "pointing to ",
     "the service stops": "Stopping booty.service",

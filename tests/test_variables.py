@@ -28,7 +28,7 @@ BAD: dict[str, list[Any]] = {
 }
 # A value of each variable that is neither its default nor what another row tries.
 GOOD: dict[str, Any] = {
-    "app_release": "v1.2", "app_repository": "/srv/shop", "app_path": "services/web", "app_module": "shop.web",
+    "app_release": "v1.2", "app_repository": "/srv/shop", "app_path": "services/web", "app_serve": "shop.web:app",
     "app_environment": "staging", "app_address": "fd00::1", "app_port": 8443, "app_user": "web", "app_workers": 4,
     "app_memory_max": "512M", "app_tasks_max": "10%", "app_keep_releases": 9, "app_waves": ["10%", "2"],
     "app_wave_check": "test -d /srv\ntrue", "app_artifact_url": "https://store.example.com", "app_cache": "/srv/cache",
@@ -91,6 +91,9 @@ def test_a_default_can_be(name: str) -> None:
         variables.convert(name, default)
 
 
+SERVES = ("shop", "a-b:app", "shop:1a", "shop:app(1)", "shop/web:app", "shop:app; id", "shop:app'")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "write"),
     [
@@ -115,7 +118,7 @@ def test_a_default_can_be(name: str) -> None:
             ("app_user", value, "a user's name (lower-case letters, digits, _ and -, at most 32), not root")
             for value in ("root", "0", "Web", "a b", "-x", "a" * 33, "web;id")
         ),
-        *(("app_module", value, "a Python module's name, such as shop.web") for value in ("a-b", "a:b", "1a", "a/b")),
+        *(("app_serve", value, "module:attribute or module:factory(), such as shop.web:app") for value in SERVES),
         *(
             ("app_memory_max", value, variables.RULES["app_memory_max"].write)
             for value in ("0", "0%", "101%", "512MB", "half", "1.5G")
@@ -156,7 +159,7 @@ def test_what_is_read_once_for_all_must_be_equal(name: str) -> None:
 
 
 def test_a_long_value_and_one_that_may_be_a_secret_are_not_shown_whole() -> None:
-    assert len(faults({"web1": {"app_module": "x-" * 999}})[0]) < 200
+    assert len(faults({"web1": {"app_serve": "x-" * 999}})[0]) < 200
     assert "hunter2" not in faults({"web1": {"app_artifact_url": "https://me:hunter2@store.example.com"}})[0]
     assert "hunter2" not in faults({"web1": {"app_wave_check": ["hunter2"]}})[0]
 

@@ -13,13 +13,11 @@ import sentry_sdk
 from fastapi import APIRouter, BackgroundTasks, HTTPException
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
+from runner.tests.conftest import ROOT, SRC
 from sentry_sdk.utils import get_default_release
 
-import booty
 from booty.config import Settings
 from booty.main import create_app
-
-SRC = Path(booty.__file__).parents[1]
 
 
 def make_app(**settings):
@@ -129,7 +127,7 @@ with TestClient(make_app(sentry_dsn={tracker.dsn!r})) as client:
     subprocess.run(
         [sys.executable, "-c", script],
         cwd=Path(__file__).parent,
-        env=os.environ | {"PYTHONPATH": str(SRC)},
+        env=os.environ | {"PYTHONPATH": f"{SRC}:{ROOT}"},
         check=True,
     )
     (event,) = tracker.events

@@ -12,9 +12,9 @@ import time
 from collections import Counter
 
 import pytest
-from app.tests.conftest import SRC
 from app.tests.postgres import Cluster
-from app.tests.test_server import Connection
+from runner.tests.clients import Connection
+from runner.tests.conftest import SRC
 
 from booty.queue import Job
 from booty.store import HOST_GONE_SECONDS, MAX_LOST, TABLE, SqliteStore, StoreError
@@ -66,12 +66,13 @@ class Place:
         return self.notes.read_text().splitlines() if self.notes.exists() else []
 
     def command(self, service, *arguments):
-        """Run `booty …` as on the host."""
+        """Run `serve …` as on the host."""
+        socket = self.addresses[service][1].getsockname()
         return subprocess.run(
-            [sys.executable, "-m", "booty", *arguments, "--socket", self.addresses[service][1].getsockname()],
+            [sys.executable, "-m", "booty_runner", "-", *arguments, "--socket", socket],
             capture_output=True,
             text=True,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(SRC)},
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": SRC},
             timeout=60,
             check=False,
         )
@@ -521,7 +522,7 @@ def test_waits_grow_and_end():
     assert [job.wait_after(failures) for failures in (1, 2, 3, 4)] == [10, 30, 90, None]
 
 
-CHECKS = ["settings", "tracker", "release", "state", "queue", "disk", "clock"]
+CHECKS = ["settings", "tracker", "release", "state", "disk", "clock", "queue"]
 
 
 def test_booty_verify(place, tracker):
@@ -541,7 +542,7 @@ def test_booty_verify(place, tracker):
 
 
 def test_booty_verify_without_a_service(tmp_path):
-    from booty import ask
+    from booty_runner import ask
 
     assert ask.main(["verify", "--socket", str(tmp_path / "none")]) == 2
 

@@ -137,11 +137,12 @@ def measure(on: list[hosts.Host], directory: Path, runs: int) -> Took:  # noqa: 
     unit.write_text(UNIT)
 
     def whole(release: Path) -> Path:
-        (layer,) = directory.glob("artifacts/layers/*.tar.gz")
+        layers = directory.glob("artifacts/layers/*.tar.gz")
+        below = f"lib/python{python}/site-packages/"
         archive = directory / f"whole-{release.name}"
         if not archive.exists():
             with tarfile.open(archive, "w:gz", compresslevel=6) as tar:
-                for part, prefix in ((release, ""), (layer, f"lib/python{python}/site-packages/")):
+                for part, prefix in ((release, ""), *((layer, below) for layer in layers)):
                     with tarfile.open(part) as source:
                         for member in source:
                             content = source.extractfile(member) if member.isfile() else None

@@ -35,7 +35,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 SERVICE = """
 import sys
 from booty import routes
-from booty.__main__ import main
+from booty_runner.__main__ import main
 
 @routes.router.get("/fail")
 async def fail() -> None:
@@ -82,9 +82,13 @@ class Service:
     def __init__(self, directory: Path, **settings: str) -> None:
         with closing(socket.create_server(("127.0.0.1", 0))) as sock:
             self.port = sock.getsockname()[1]
-        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "app/src"), **settings}
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": f"{ROOT}/runner/src:{ROOT}/app/src",
+            **settings,
+        }
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVICE, f"--port={self.port}"],
+            [sys.executable, "-c", SERVICE, "booty.main:create_app()", f"--port={self.port}"],
             env=environment,
             cwd=directory,
             stderr=subprocess.DEVNULL,

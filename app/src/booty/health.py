@@ -1,9 +1,9 @@
 """`GET /health`: whether this process can serve, proven rather than claimed."""
 
 import logging
-import tempfile
-from pathlib import Path
 
+from booty_runner.target import label_flaw
+from booty_runner.verify import directory_flaw
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 
@@ -22,7 +22,7 @@ def health(request: Request) -> JSONResponse:
     if settings is None:
         return JSONResponse({"status": "unavailable", "reason": "the startup is not complete"}, 503)
     identity = {"release": settings.sentry_release, "environment": settings.sentry_environment}
-    flaw = settings.label_flaw or directory_flaw(settings.state_directory)
+    flaw = label_flaw() or directory_flaw(settings.state_directory)
     _log_change(request.app, flaw)
     if flaw:
         return JSONResponse({"status": "unavailable", "reason": flaw, **identity}, 503)
@@ -38,15 +38,3 @@ def _log_change(app: FastAPI, flaw: str | None) -> None:
         log.warning("/health answers 503: %s", flaw)
     else:
         log.info("/health answers 200 again")
-
-
-def directory_flaw(directory: Path | None) -> str | None:
-    """Say why the state directory can't be written, or None: a byte in a file without a name proves it."""
-    if directory is None:
-        return None
-    try:
-        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
-            file.write(b".")
-    except OSError as error:
-        return f"{directory} is not writable: {error.strerror}"
-    return None

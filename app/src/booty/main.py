@@ -1,16 +1,25 @@
 """The app: `create_app` puts it together, its lifespan starts and ends what it needs."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager, closing
-from typing import TypedDict
+from functools import cache
+from re import Pattern
+from typing import Any, TypedDict
 
+import booty_runner
 import sentry_sdk
+from booty_runner import telemetry
 from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+from sentry_sdk.integrations.fastapi import FastApiIntegration
+from sentry_sdk.integrations.starlette import StarletteIntegration
+from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, compile_path
 
 import booty.jobs  # noqa: F401 - which declares them
-from booty import __version__, health, routes, telemetry
-from booty.config import Settings
+from booty import __version__, health, operate, routes
+from booty.config import Settings, from_environment
 from booty.queue import Queue
 
 log = logging.getLogger(__name__)
@@ -23,23 +32,30 @@ class State(TypedDict):
     queue: Queue
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings | None = None) -> FastAPI:
     """Make the app. Nothing happens until its lifespan starts.
 
+    Args:
+        settings: by default those of the environment.
+
     Raises:
-        SystemExit: from the lifespan, with status 1: production without a DSN.
+        SystemExit: with status 1, for a bad setting; from the lifespan, for production without a DSN.
     """
+    settings = settings or from_environment()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         _init_sentry(settings)
-        # Run by an ASGI server, the middleware was built just before this; only what is built after
-        # Sentry's start reports a raised HTTPException(5xx).
+        # The middleware was built for the lifespan itself; only what is built after Sentry's start reports a raised
+        # HTTPException(5xx).
         app.middleware_stack = None
+        booty_runner.name_requests(_route_of(app.routes), client_left=[ClientDisconnect])
         try:
             # What the service needs while it runs starts around this: here, or in a router's own lifespan.
-            # The server has its jobs begin once it is ready, and end while all of this still stands.
+            # The queue's jobs begin once the runner serves, and end while all of this still stands.
             with closing(Queue(settings)) as queue:
+                operate.register(queue)
+                booty_runner.on_ready(lambda _: setattr(app.state, "started", True))
                 yield State(settings=settings, queue=queue)
         except Exception as error:
             with sentry_sdk.new_scope() as scope:
@@ -47,8 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
                 sentry_sdk.capture_exception(error)
             raise
         finally:
-            # Blocks the loop, which has nothing else left to do, and needs no thread that may be stuck.
-            telemetry.stop(getattr(app.state, "stop_by", 0.0))
+            telemetry.stop()
 
     app = FastAPI(title="Booty", version=__version__, lifespan=lifespan)
     app.include_router(health.router)
@@ -64,4 +79,31 @@ def _init_sentry(settings: Settings) -> None:
             raise SystemExit(1)
         log.info("SENTRY_DSN is not set: errors are not reported in %s", settings.sentry_environment)
         return
-    telemetry.start(settings)
+    labels = (settings.sentry_release, settings.sentry_environment)
+    sentry_sdk.init(
+        **telemetry.options(settings.sentry_dsn.get_secret_value(), *labels, settings.sentry_sample_rate),
+        ignore_errors=[ClientDisconnect],
+        # No method begins a transaction: only with tracing would it be sent, and it costs a third of a request.
+        integrations=[
+            StarletteIntegration(http_methods_to_capture=()),
+            FastApiIntegration(http_methods_to_capture=()),
+        ],
+        in_app_include=[__package__],
+    )
+
+
+def _route_of(routes: Sequence[BaseRoute]) -> Callable[[MutableMapping[str, Any]], str | None]:
+    """Return what finds the route of a request, with the prefixes of its routers, also before the router has."""
+
+    def route_of(scope: MutableMapping[str, Any]) -> str | None:
+        for route in iter_route_contexts(routes):
+            if route.path and scope["method"] in (route.methods or ()) and _regex(route.path).match(scope["path"]):
+                return route.path
+        return None
+
+    return route_of
+
+
+@cache
+def _regex(path: str) -> Pattern[str]:
+    return compile_path(path)[0]

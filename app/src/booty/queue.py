@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import sentry_sdk
+from booty_runner import Drain, redact
+from booty_runner.deadline import end_in
 
-from booty import redact
 from booty.config import Settings
-from booty.deadline import end_in
 from booty.store import Claim, Store, StoreError, open_store
 
 log = logging.getLogger(__name__)
@@ -309,23 +309,18 @@ class Queue:
             log.warning("the job queue is back")
         self._away = False
 
-    async def end(self, seconds: float, cut: asyncio.Event) -> None:
-        """Take no more jobs, let those that run end, and give back what does not.
-
-        Args:
-            seconds: how long they may take.
-            cut: set to wait no longer.
-        """
+    async def end(self, drain: Drain) -> None:
+        """Take no more jobs, let those that run end within the drain, and give back what does not."""
         self._ending = True
         self._wake.set()
         if self._looping is None:
             return
-        cutting, began = asyncio.ensure_future(cut.wait()), time.monotonic()
+        cutting, began = asyncio.ensure_future(drain.cut.wait()), time.monotonic()
         while working := {
             task for task in (self._looping, *(run.task for run in self._runs.values())) if not task.done()
         }:
-            left = began + seconds - time.monotonic()
-            if cut.is_set() or left <= 0:
+            left = drain.by - time.monotonic()
+            if drain.cut.is_set() or left <= 0:
                 break
             await asyncio.wait({*working, cutting}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         cutting.cancel()

@@ -1,10 +1,10 @@
-"""Build the artifact of a release on the controller: two layers, from the commit and its lock alone.
+"""Build the artifact of a release on the controller: from the commit, its lock and the runner alone.
 
 Beside it lies its bill of materials, `.cdx.json` (CycloneDX), which the release brings along as `sbom.cdx.json`.
 
-The layer holds the locked dependencies for one Python and machine, and is keyed by what it is made from. The release
-holds the app and, as a virtual environment of three files does, names its Python and its layer. Both are archives whose
-bytes depend on nothing but the commit, so that the same SHA gives the same digest.
+Two layers hold locked dependencies for one Python and machine, and are keyed by what they are made from: the app's, and
+the runner's with the runner itself. The release holds the app and, as a virtual environment of three files does, names
+its Python and its layers. All are archives whose bytes depend on nothing but the commit and this collection.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+import shlex
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import distributions
@@ -21,14 +23,16 @@ from typing import Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 
-from .archive import described, key, made, once, pack, tidy, use, write
+from .archive import described, files, key, made, once, pack, tidy, use, write
 from .git import export, listing, normal, objects
 from .lock import bill, outdated, pins, project, text
 from .process import BuildError
 from .uv import build_environment, uv, workplace
 
 # Part of every key: raise it when this file makes other bytes from the same commit.
-RECIPE = "4"
+RECIPE = "5"
+# The runner's folder: that of this checkout, or of the installed collection.
+RUNNER = Path(__file__).resolve().parents[3] / "runner"
 # Debian 12, the oldest supported suite, has glibc 2.36: a wheel that needs a newer one must not be chosen.
 PLATFORM = "{machine}-manylinux_2_36"
 MACHINES = ("x86_64", "aarch64")
@@ -53,7 +57,7 @@ NEEDED = f"a release needs a pyproject.toml and a requirements.txt with hashes (
 def build(
     repository: Path,
     path: str,
-    module: str,
+    serve: str,
     sha: str,
     python: str,
     machine: str,
@@ -65,7 +69,7 @@ def build(
     Args:
         repository: the git repository.
         path: the app's folder in it.
-        module: what serves, as in `python -m`.
+        serve: what the runner serves: `module:attribute` or `module:factory()`.
         sha: the commit, all 40 characters.
         python: the host's Python, as `3.11`.
         machine: the host's architecture, as `uname -m` says it.
@@ -73,8 +77,8 @@ def build(
         python_full: the host's Python, as `3.11.2`; without it the first one of its series.
 
     Returns:
-        `release` and `layer`, each with `file`, `sha256`, `size` (bytes) and `dest` on the host; the layer's `name`;
-        `notices`, what a person should know of a release that was built now.
+        `release`, `layer` (the app's) and `runner` (its layer), each with `file`, `sha256`, `size` (bytes) and `dest`
+        on the host, the layers with their `name`; `notices`, what a person should know of a release that was built now.
 
     Raises:
         BuildError: the commit lacks what it needs, its lock is out of date, or a dependency has no wheel for that
@@ -101,13 +105,16 @@ def build(
             " host with such a Python (Debian 12 has 3.11, Debian 13 has 3.13), or widen requires-python if the app"
             " runs there, lock again, and commit."
         )
+    runner_lock = (RUNNER / "requirements.txt").read_text()
+    source = [part for file in files(RUNNER / "src") for part in (str(file.relative_to(RUNNER)), file.read_bytes())]
     layer_name = f"{key(RECIPE, lock, python, machine)}-py{python}-{machine}"
-    layer = cache / "layers" / f"{layer_name}.tar.gz"
+    runner_name = f"runner-{key(RECIPE, runner_lock, python, machine, *source)}-py{python}-{machine}"
+    layer, runner = (cache / "layers" / f"{name}.tar.gz" for name in (layer_name, runner_name))
     # Names are the same on every controller, so that a store can hold them: a SHA is one content in all repositories.
-    release = cache / "releases" / f"{sha}-{key(RECIPE, path, module, layer_name)}.tar.gz"
+    release = cache / "releases" / f"{sha}-{key(RECIPE, path, serve, layer_name, runner_name)}.tar.gz"
     notices: list[str] = []
-    use(cache, layer, release)
-    if not (made(layer) and made(release)):
+    use(cache, layer, runner, release)
+    if not all(map(made, (layer, runner, release))):
         locked_text = text(lock, f"{named_lock} {of}")
         try:
             locked = pins(locked_text, python, machine)
@@ -125,6 +132,7 @@ def build(
 
         check(named_project, table.get("dependencies", []))
         once(layer, lambda archive: build_layer(archive, locked_text, python, machine))
+        once(runner, lambda archive: build_layer(archive, runner_lock, python, machine, RUNNER / "src"))
 
         def finish(archive: Path) -> None:
             with built_app(repository, path, sha, runs) as (target, time):
@@ -138,15 +146,17 @@ def build(
                         f" {named_lock} locks all that it imports. They belong into {named_project}: [project]"
                         " dependencies."
                     )
-                pack_release(
-                    archive, target, path, module, sha, python, layer_name, bill(pyproject, locked, sha, time), time
-                )
+                # The app's version of a package goes before the runner's.
+                materials = bill(pyproject, {**pins(runner_lock, python, machine), **locked}, sha, time)
+                manifest = {"release": sha, "layer": layer_name, "runner": runner_name, "python": python, "path": path}
+                pack_release(archive, target, {**manifest, "serve": serve}, materials, time)
 
         once(release, finish)
         tidy(cache)
     return {
         "release": described(release, f"/opt/booty/releases/{sha}"),
         "layer": {**described(layer, f"/opt/booty/layers/{layer_name}"), "name": layer_name},
+        "runner": {**described(runner, f"/opt/booty/layers/{runner_name}"), "name": runner_name},
         "notices": notices,
     }
 
@@ -156,8 +166,16 @@ def requires_of(layer: Path) -> Path:
     return layer.with_name(layer.name.replace(".tar.gz", ".requires.json"))
 
 
-def build_layer(archive: Path, lock: str, python: str, machine: str) -> None:
-    """Install the locked dependencies, wheels only, for the host's Python and machine, and pack them."""
+def build_layer(archive: Path, lock: str, python: str, machine: str, package: Path | None = None) -> None:
+    """Install locked dependencies, wheels only, for the host's Python and machine, and pack them.
+
+    Args:
+        archive: what is made.
+        lock: the text of the lock.
+        python: the host's Python.
+        machine: the host's architecture.
+        package: a folder whose packages are put beside them.
+    """
     with workplace() as directory:
         requirements, target = directory / "requirements.txt", directory / "layer"
         requirements.write_text(lock)
@@ -185,6 +203,8 @@ def build_layer(archive: Path, lock: str, python: str, machine: str) -> None:
             raise BuildError(
                 f"The locked dependencies can't be had for Python {python} on {platform}: {error}"
             ) from None
+        if package:
+            shutil.copytree(package, target, dirs_exist_ok=True)
         requires = {canonicalize_name(each.name): each.requires or [] for each in distributions(path=[str(target)])}
         write(requires_of(archive), json.dumps(requires, sort_keys=True).encode())
         pack(target, archive, mtime=0)
@@ -235,28 +255,20 @@ def built_app(repository: Path, path: str, sha: str, python: str) -> Iterator[tu
         yield target, time
 
 
-def pack_release(
-    archive: Path,
-    target: Path,
-    path: str,
-    module: str,
-    sha: str,
-    python: str,
-    layer: str,
-    materials: bytes,
-    time: int,
-) -> None:
-    """Pack an installed app as a virtual environment over its layer."""
-    site = f"lib/python{python}/site-packages"
-    manifest = {"release": sha, "layer": layer, "python": python, "path": path, "module": module}
+def pack_release(archive: Path, target: Path, manifest: dict[str, str], materials: bytes, time: int) -> None:
+    """Pack an installed app as a virtual environment over its layers."""
+    site = f"lib/python{manifest['python']}/site-packages"
+    layers = (f"/opt/booty/layers/{manifest[layer]}" for layer in ("layer", "runner"))
     archive.with_name(archive.name.replace(".tar.gz", ".cdx.json")).write_bytes(materials)
+    serve = shlex.quote(manifest["serve"])
     extra: dict[str, bytes | Path] = {
         "bin/python": Path("/usr/bin/python3"),
         # The release itself knows what serves in it: a unit would be another release's before and after.
-        "bin/serve": f'#!/bin/sh\nexec "${{0%/*}}/python" -P -m {module} "$@"\n'.encode(),
+        "bin/serve": f'#!/bin/sh\nexec "${{0%/*}}/python" -P -m booty_runner {serve} "$@"\n'.encode(),
         "pyvenv.cfg": b"home = /usr/bin\ninclude-system-site-packages = false\n",
-        # Python reads the .pth files of a layer's packages only in a folder that `site` added.
-        f"{site}/layer.pth": f"import site; site.addsitedir('/opt/booty/layers/{layer}')\n".encode(),
+        # Python reads the .pth files of a layer's packages only in a folder that `site` added. The runner's layer is
+        # the last on the import path, so the app's own versions win.
+        f"{site}/layer.pth": "".join(f"import site; site.addsitedir('{layer}')\n" for layer in layers).encode(),
         "sbom.cdx.json": materials,
         "release.json": json.dumps(manifest, indent=1).encode() + b"\n",
     }

@@ -109,10 +109,10 @@ def made_otherwise(host: dict[str, Any], options: dict[str, Any], release: str, 
             step = f"Remove it there, and deploy again: rm -r {there}"
         yield f"{there} on {name} is damaged: it has no release.json that can be read. {step}"
     if staged:
-        path, module = normal(options["app_path"]), options["app_module"]
-        asked = f"Python {host['python']}, {path}, {module}"
+        path, serve = normal(options["app_path"]), options["app_serve"]
+        asked = f"Python {host['python']}, {path}, {serve}"
         # Older ones don't say all.
-        there = f"Python {staged['python']}, {staged.get('path', path)}, {staged.get('module', module)}"
+        there = f"Python {staged['python']}, {staged.get('path', path)}, {staged.get('serve', serve)}"
         if there != asked:
             yield (
                 f"{name} has {release} already, made from {there} and not from {asked}. A release is known by its SHA,"

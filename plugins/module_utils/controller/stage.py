@@ -33,7 +33,7 @@ class StageAction(HostProgramAction):
             built = build(
                 Path(options["app_repository"]).resolve(),
                 options["app_path"],
-                options["app_module"],
+                options["app_serve"],
                 given["release"],
                 host["python"],
                 host["machine"],
@@ -42,16 +42,16 @@ class StageAction(HostProgramAction):
             )
         except BuildError as error:
             raise AnsibleActionFail(str(error)) from None
-        release, layer = built["release"], built["layer"]
+        release = built["release"]
         if built["notices"]:
             result["warnings"] = built["notices"]
         store = options["app_artifact_url"]
-        # The layer first: a release that is there has its layer.
-        lacks_layer = layer["name"] not in host["layers"]
-        if lacks_layer:
+        # The layers first: a release that is there has its layers.
+        lacking = [layer for layer in (built["layer"], built["runner"]) if layer["name"] not in host["layers"]]
+        for layer in lacking:
             self._stage(layer, store, task_vars)
         if len((task_vars or {})["ansible_play_hosts_all"]) == 1 and not store and release["size"] <= SMALL:
-            return {**result, "changed": lacks_layer, "brought": release}
+            return {**result, "changed": bool(lacking), "brought": release}
         self._stage(release, store, task_vars)
         return {**result, "changed": True}
 

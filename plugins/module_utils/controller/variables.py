@@ -83,7 +83,10 @@ RULES = {
         "bytes, also with K, M, G or T (512M), a share of the host's memory (75%), or infinity",
         matches("[1-9][0-9]*[KMGT]?|([1-9][0-9]?|100)%|infinity"),
     ),
-    "app_module": Rule("a Python module's name, such as shop.web", matches(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")),
+    "app_serve": Rule(
+        "module:attribute or module:factory(), such as shop.web:app",
+        matches(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(\(\))?"),
+    ),
     "app_port": PORT,
     "app_registration_seconds": least(1, "seconds"),
     "app_start_seconds": least(1, "seconds"),

@@ -14,7 +14,7 @@ from typing import Any
 from booty_host import lease, secrets, sockets
 from booty_host.app import App
 from booty_host.files import directories, read
-from booty_host.release import Release, labels_on_disk, manifest, unsettled
+from booty_host.release import Release, labels_on_disk, layers_of, manifest, unsettled
 from booty_host.state import State
 from booty_host.systemd import Systemd
 
@@ -86,7 +86,7 @@ def info(
         "pointer": labels_on_disk(app),
         "manifests": staged,
         "releases": [
-            name for name, fields in staged.items() if fields.get("python") == python and fields["layer"] in layers
+            name for name, fields in staged.items() if fields.get("python") == python and layers_of(fields) <= {*layers}
         ],
         "layers": layers,
         "served": State.load(app).served,

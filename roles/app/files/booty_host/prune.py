@@ -13,7 +13,7 @@ from booty_host import journal
 from booty_host.app import App
 from booty_host.files import directories, remove
 from booty_host.processes import releases_in_use
-from booty_host.release import labels_on_disk, manifest
+from booty_host.release import labels_on_disk, layers_of, manifest
 from booty_host.state import State
 
 DAY = 86400
@@ -44,10 +44,11 @@ def prune(app: App, state: State, keep: int) -> tuple[list[str], list[str]]:
             removed.append(name)
     attempt(lambda _: state.forget(set(staged) - {*removed}), app.state)
     manifests = [manifest(path) for path in directories(app.releases)]
-    # A release with a damaged manifest does not say which layer it needs; then all layers stay.
+    needed = {layer for fields in manifests for layer in layers_of(fields)}
+    # A release with a damaged manifest does not say which layers it needs; then all layers stay.
     for path in directories(app.layers) if all(manifests) else []:
         # A layer that another deploy has just staged has no release yet.
-        if path.name not in {fields["layer"] for fields in manifests} and path.stat().st_mtime < now - DAY:
+        if path.name not in needed and path.stat().st_mtime < now - DAY:
             attempt(remove, path)
     for path in leftovers:
         if path.lstat().st_mtime < now - DAY:

@@ -26,6 +26,11 @@ def manifest(directory: Path) -> dict[str, str]:
     return {}
 
 
+def layers_of(fields: dict[str, str]) -> set[str]:
+    """Return the layers that a release needs. A manifest from before the runner was a layer names one layer alone."""
+    return {fields[layer] for layer in ("layer", "runner") if layer in fields}
+
+
 def labels_on_disk(app: App) -> dict[str, str]:
     """Return the assignments of release.env; none if the file is missing."""
     return parse_assignments(read(app.release_env))

@@ -12,23 +12,25 @@ import sys
 import time
 from pathlib import Path
 
+import booty
 import pytest
 import uvloop
-from app.tests.clients import Connection, Load, ask
-
-import booty
-from booty import __version__
-from booty.config import Settings
 from booty.main import create_app
-from booty.server import Server
+from runner.tests.clients import Connection, Load, ask
+from runner.tests.conftest import SRC
+
+from booty_runner import __version__
+from booty_runner.server import Server
+from booty_runner.settings import Settings
 
 CODE = Path(booty.__file__).parent
+APP = "booty.main:create_app()"
 
 
 def run(*args, **env):
     return subprocess.run(
-        [sys.executable, "-m", "booty", *args],
-        env={"PYTHONPATH": str(CODE.parent), **env},
+        [sys.executable, "-m", "booty_runner", *args],
+        env={"PYTHONPATH": SRC, **env},
         capture_output=True,
         text=True,
         timeout=20,
@@ -40,7 +42,7 @@ def run(*args, **env):
 
 
 def test_version_and_help_need_no_settings():
-    assert run("--version", SENTRY_DSN="bad").stdout == f"booty {__version__}\n"
+    assert run("--version", SENTRY_DSN="bad").stdout == f"booty_runner {__version__}\n"
     assert "SENTRY_DSN" in run("--help", SENTRY_DSN="bad").stdout
 
 
@@ -56,14 +58,14 @@ def test_version_and_help_need_no_settings():
     ],
 )
 def test_refusal_is_one_line_and_status_1(settings, line):
-    result = run("--port=0", **settings)
+    result = run(APP, "--port=0", **settings)
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
     assert line in result.stderr
 
 
 def test_unhealthy_from_the_start_is_never_ready():
-    result = run("--port=0", STATE_DIRECTORY="/nowhere")
+    result = run(APP, "--port=0", STATE_DIRECTORY="/nowhere")
     assert result.returncode == 1
     line = result.stderr.splitlines()[-1]
     assert "refusing to serve: /health answers 503" in line
@@ -73,7 +75,7 @@ def test_unhealthy_from_the_start_is_never_ready():
 
 def test_port_that_is_taken(tcp):
     port = tcp.getsockname()[1]
-    result = run(f"--port={port}")
+    result = run(APP, f"--port={port}")
     assert result.returncode == 1
     assert result.stderr.endswith(f"cannot listen on 127.0.0.1:{port}: Address already in use\n")
     assert len(result.stderr.splitlines()) == 1
@@ -163,7 +165,7 @@ def test_an_answer_that_breaks_off_ends_the_connection(start, tcp):
 
 def test_sockets_meant_for_another_process_are_left_alone(tcp):
     port = tcp.getsockname()[1]
-    result = run(f"--port={port}", LISTEN_PID="1", LISTEN_FDS="1")
+    result = run(APP, f"--port={port}", LISTEN_PID="1", LISTEN_FDS="1")
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
 
 
@@ -210,7 +212,7 @@ def test_lifespan_that_fails_is_reported_once_and_ends_with_status_3(start, tcp,
 
 def test_code_that_does_not_import_ends_with_status_3(tmp_path):
     (tmp_path / "uvloop.py").write_text("import no_such_module\n")
-    result = run("--port=0", PYTHONPATH=f"{tmp_path}:{CODE.parent}")
+    result = run(APP, "--port=0", PYTHONPATH=f"{tmp_path}:{SRC}")
     assert result.returncode == 3
     assert "ERROR   booty: the service failed\nTraceback" in result.stderr
     assert "No module named 'no_such_module'" in result.stderr

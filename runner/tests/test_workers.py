@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from app.tests.clients import Connection, Load, ask
+from runner.tests.clients import Connection, Load, ask
 
 
 def alive(pid):

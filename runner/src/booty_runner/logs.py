@@ -8,8 +8,8 @@ import threading
 from contextvars import ContextVar
 from typing import Literal
 
-from booty import redact
-from booty.redact import Redactor
+from booty_runner import redact
+from booty_runner.redact import Redactor
 
 # Of the request that is being answered; in each line that is logged meanwhile, and in its error.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -74,7 +74,7 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # not generic 
     def handleError(self, record: logging.LogRecord) -> None:
         """Name the place of a line that can't be written; logging's own way shows the arguments as they are."""
         error, place = sys.exc_info()[0], f"{record.pathname}:{record.lineno}"
-        print(f"booty.logs: no line from {place}: {error.__name__ if error else ''}", file=sys.stderr)
+        print(f"booty_runner.logs: no line from {place}: {error.__name__ if error else ''}", file=sys.stderr)
 
 
 def configure(log_format: Literal["text", "json"] = "text", level: str = "info") -> None:

@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-from app.tests.clients import Connection, ask
+from runner.tests.clients import Connection, ask
 
 HALF = b"GET / HTTP/1.1\r\nhost: te"
 

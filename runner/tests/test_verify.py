@@ -4,59 +4,65 @@ import asyncio
 
 import pytest
 
-from booty import verify
-from booty.config import Settings
-from booty.queue import Queue
+from booty_runner import hooks, target, verify
+from booty_runner.settings import current
 
 
-def flaws(settings):
-    queue = Queue(settings)
-    report = asyncio.run(verify.verify(settings, queue))
-    queue.close()
+def flaws(**settings):
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in settings.items():
+            environment.setenv(name.upper(), str(value))
+        current.cache_clear()
+        report = asyncio.run(verify.verify())
     assert report.json["ok"] == (report.flaw is None)
     return {check.name: check.detail for check in report.checks if not check.ok}
 
 
 def test_all_is_well(tmp_path):
-    assert flaws(Settings(state_directory=tmp_path)) == {}
+    assert flaws(state_directory=tmp_path) == {}
 
 
 def test_nothing_is_needed_in_development():
-    assert flaws(Settings()) == {}
+    assert flaws() == {}
 
 
 def test_a_state_directory_that_is_not_there(tmp_path):
     missing = tmp_path / "missing"
-    found = flaws(Settings(state_directory=missing))
+    found = flaws(state_directory=missing)
     assert found["state"] == f"{missing} is not writable: No such file or directory"
-    assert found["queue"].startswith("[Errno 2] No such file or directory")
     assert found["disk"] == f"{missing} can't be asked: No such file or directory"
-    assert len(found) == 3
+    assert len(found) == 2
+
+
+def test_the_checks_of_an_app_come_last(monkeypatch):
+    async def stock():
+        return "sold out", ""
+
+    monkeypatch.setitem(hooks.checks, "stock", stock)
+    assert flaws() == {"stock": "sold out"}
 
 
 def test_a_disk_that_is_nearly_full(tmp_path, monkeypatch):
     monkeypatch.setattr(verify, "LOW_DISK_BYTES", 2**60)
-    assert f"{tmp_path} has only " in flaws(Settings(state_directory=tmp_path))["disk"]
+    assert f"{tmp_path} has only " in flaws(state_directory=tmp_path)["disk"]
 
 
 def test_code_that_is_not_what_the_label_says(tmp_path, monkeypatch):
-    from booty import config
-
-    code = tmp_path / "abc" / "booty" / "config.py"
-    code.parent.mkdir(parents=True)
+    code = tmp_path / "abc" / "shop.py"
+    code.parent.mkdir()
     code.touch()
-    monkeypatch.setattr(config, "__file__", str(code))
+    monkeypatch.setattr(target, "code", code)
     pointer = tmp_path / "release.env"
     monkeypatch.setattr(verify, "POINTER", pointer)
-    settings = Settings(sentry_release="abc", booty_release_dir=tmp_path / "abc")
-    assert flaws(settings) == {}
+    settings = {"sentry_release": "abc", "booty_release_dir": tmp_path / "abc"}
+    assert flaws(**settings) == {}
     pointer.write_text("SENTRY_RELEASE=abc\n")
-    assert flaws(settings) == {}
+    assert flaws(**settings) == {}
     pointer.write_text("SENTRY_RELEASE=def\n")
-    assert flaws(settings) == {"release": f"abc runs, and {pointer} names def"}
-    assert flaws(settings.model_copy(update={"booty_candidate": True})) == {}  # what serves is another one
+    assert flaws(**settings) == {"release": f"abc runs, and {pointer} names def"}
+    assert flaws(**settings, booty_candidate="true") == {}  # what serves is another one
     code.unlink()
-    assert flaws(settings) == {"release": f"the running code is gone from {code.parent}"}
+    assert flaws(**settings) == {"release": f"the running code is gone from {code.parent}"}
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(-3600, "ahead of the tracker's"), (3600, "behind the tracker's")])

@@ -10,12 +10,11 @@ import ssl
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import mktime_tz, parsedate_tz
-from functools import cache
 from itertools import islice
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
@@ -23,27 +22,21 @@ from urllib.request import getproxies
 
 import sentry_sdk
 import urllib3
-from fastapi import FastAPI
-from fastapi.routing import iter_route_contexts
 from sentry_sdk.consts import EndpointType
 from sentry_sdk.envelope import Envelope, PayloadRef
 from sentry_sdk.integrations.argv import ArgvIntegration
-from sentry_sdk.integrations.fastapi import FastApiIntegration
 from sentry_sdk.integrations.logging import ignore_logger
-from sentry_sdk.integrations.starlette import StarletteIntegration
 from sentry_sdk.scrubber import EventScrubber
 from sentry_sdk.transport import HttpTransport
 from sentry_sdk.types import Breadcrumb, BreadcrumbHint, Event
 from sentry_sdk.utils import json_dumps
 from sentry_sdk.worker import BackgroundWorker
-from starlette.requests import ClientDisconnect
-from starlette.routing import BaseRoute, compile_path
-from starlette.types import Message, Receive, Scope, Send
 
-from booty import redact
-from booty.config import Settings
-from booty.logs import request_id
-from booty.redact import Redactor
+from booty_runner import hooks, redact
+from booty_runner.hooks import Scope
+from booty_runner.logs import request_id
+from booty_runner.redact import Redactor
+from booty_runner.settings import current
 
 log = logging.getLogger(__name__)
 _server_log = logging.getLogger("uvicorn.error")
@@ -88,8 +81,8 @@ _RATE_LIMITED = 429
 # OpenSSL's X509_V_ERR_… (x509_vfy.h) of a certificate whose issuer is not known to be trusted.
 _UNTRUSTED = frozenset((2, 18, 19, 20, 21))
 _ADD_CA = "; add its CA to the host's (update-ca-certificates), or set SSL_CERT_FILE to a file that has it"
-# The routes of the app that answers, the method and the path, for an error that happens on the way to the route.
-_request_line: ContextVar[tuple[Sequence[BaseRoute], str, str] | None] = ContextVar("_request_line", default=None)
+# How the app that answers names its routes, and the request's scope, for an error that happens on the way to the route.
+_request: ContextVar[tuple[Callable[[Scope], str | None], Scope] | None] = ContextVar("_request", default=None)
 _BACKLOG = 10
 
 
@@ -101,22 +94,24 @@ class RequestIds:
     a client that leaves within its request, and a response without an announced length that the stop cuts.
     """
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: Any, route: Callable[[Scope], str | None]) -> None:
         self._app = app
-        self._routes = app.routes
+        self._route = route
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(
+        self, scope: Scope, receive: Any, send: Callable[[MutableMapping[str, Any]], Awaitable[None]]
+    ) -> None:
         """Answer one request."""
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         this = given if _PLAIN_ID.fullmatch(given) else os.urandom(16).hex().encode()
         # Never taken back: the server runs each request in a context of its own, and logs its failure there.
         request_id.set(this.decode())
-        _request_line.set((self._routes, scope.get("method", ""), scope.get("path", "")))
+        _request.set((self._route, scope))
 
         headers: Sequence[tuple[bytes, bytes]] | None = None
         answered = False
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_id(message: MutableMapping[str, Any]) -> None:
             nonlocal answered, headers
             if message["type"] == "http.response.start":
                 message["headers"] = headers = [*message.get("headers", ()), (b"x-request-id", this)]
@@ -132,7 +127,7 @@ class RequestIds:
                 cut.set_transaction_name(_route() or "(no route)", "route")
                 sentry_sdk.capture_exception(error)
             raise
-        except ClientDisconnect:
+        except hooks.departures:
             log.info("the client left within its request to %s", _route() or "(no route)")
         except Exception as error:
             if not answered:
@@ -350,62 +345,59 @@ def describe(outcome: Outcome, place: str) -> str:
     return f"the tracker at {place} {meaning} ({outcome})"
 
 
-def start(settings: Settings) -> None:
-    """Start Sentry, for errors only, with the DSN that the settings must have."""
-    assert settings.sentry_dsn
-    dsn = settings.sentry_dsn.get_secret_value()
-    redactor = redact.of_environment(dsn)
-    headers = frozenset(name.strip().lower() for name in settings.booty_telemetry_headers.split(","))
-    # The server logs each unhandled error once more, which the SDK would work out in full and then drop.
-    ignore_logger(_server_log.name)
-    sentry_sdk.init(
-        dsn=dsn,
-        # None would let the SDK guess one from git or CI variables; before_send drops the empty one.
-        release=settings.sentry_release or "",
-        environment=settings.sentry_environment,
-        # The event that proves the release is always sent.
-        error_sampler=lambda event, _: 1.0 if event.get("fingerprint") == [_GATE] else settings.sentry_sample_rate,
-        before_send=lambda event, _: before_send(event, redactor, headers, request_id.get(), _route()),
-        before_breadcrumb=before_breadcrumb,
-        ignore_errors=[ClientDisconnect],
-        event_scrubber=EventScrubber(recursive=True),
-        transport=Transport,
-        # The host's CAs, or those that SSL_CERT_FILE names; the SDK's own choice is the list that certifi brings.
-        ca_certs=None if os.environ.get("REQUESTS_CA_BUNDLE") else ssl.get_default_verify_paths().cafile,
-        spotlight=False,
-        # No method begins a transaction: only with tracing would it be sent, and it costs a third of a request.
-        integrations=[
-            StarletteIntegration(http_methods_to_capture=()),
-            FastApiIntegration(http_methods_to_capture=()),
-        ],
-        auto_enabling_integrations=False,
-        auto_session_tracking=False,
-        in_app_include=[__package__],
-        # What should not leave: locals hold settings, argv and bodies anything, and the trace headers
-        # would carry the DSN's public key to every host that the service calls.
-        include_local_variables=False,
-        max_request_body_size="never",
-        disabled_integrations=[ArgvIntegration],
-        trace_propagation_targets=[],
-        # The SDK reads each frame's whole file anew, for milliseconds; before_send adds the lines from a cache.
-        include_source_context=False,
-        # The journal's traceback keeps the cause of an error.
-        # Compressing by level 9 costs ten times the CPU of level 3, for a tenth of the size.
-        _experiments={"suppress_asgi_chained_exceptions": False, "transport_compression_level": 3},
-    )
-
-
-def stop(by: float = 0.0) -> None:
-    """Send what is queued and unbind the client from the process.
+def options(dsn: str, release: str | None, environment: str, sample_rate: float = 1.0) -> dict[str, Any]:
+    """Return what `sentry_sdk.init` needs to report errors: with labels, without secrets, and known to the gate.
 
     Args:
-        by: until when, on the monotonic clock, a tracker is waited for that goes on taking events, 0 where there was
-            no drain; another one is waited for `FLUSH_SECONDS`, and none for longer than that after `by`.
+        dsn: of the tracker.
+        release: the label; None leaves it out of the events.
+        environment: the label.
+        sample_rate: the share of errors to send, from 0 to 1.
+    """
+    redactor = redact.of_environment(dsn)
+    headers = frozenset(name.strip().lower() for name in current().booty_telemetry_headers.split(","))
+    # The server logs each unhandled error once more, which the SDK would work out in full and then drop.
+    ignore_logger(_server_log.name)
+    return {
+        "dsn": dsn,
+        # None would let the SDK guess one from git or CI variables; before_send drops the empty one.
+        "release": release or "",
+        "environment": environment,
+        # The event that proves the release is always sent.
+        "error_sampler": lambda event, _: 1.0 if event.get("fingerprint") == [_GATE] else sample_rate,
+        "before_send": lambda event, _: before_send(event, redactor, headers, request_id.get(), _route()),
+        "before_breadcrumb": before_breadcrumb,
+        "event_scrubber": EventScrubber(recursive=True),
+        "transport": Transport,
+        # The host's CAs, or those that SSL_CERT_FILE names; the SDK's own choice is the list that certifi brings.
+        "ca_certs": None if os.environ.get("REQUESTS_CA_BUNDLE") else ssl.get_default_verify_paths().cafile,
+        "spotlight": False,
+        "auto_enabling_integrations": False,
+        "auto_session_tracking": False,
+        # What should not leave: locals hold settings, argv and bodies anything, and the trace headers
+        # would carry the DSN's public key to every host that the service calls.
+        "include_local_variables": False,
+        "max_request_body_size": "never",
+        "disabled_integrations": [ArgvIntegration],
+        "trace_propagation_targets": [],
+        # The SDK reads each frame's whole file anew, for milliseconds; before_send adds the lines from a cache.
+        "include_source_context": False,
+        # The journal's traceback keeps the cause of an error.
+        # Compressing by level 9 costs ten times the CPU of level 3, for a tenth of the size.
+        "_experiments": {"suppress_asgi_chained_exceptions": False, "transport_compression_level": 3},
+    }
+
+
+def stop() -> None:
+    """Send what is queued and unbind the client from the process; it blocks the event loop, and needs no thread.
+
+    A tracker that goes on taking events is waited for until the drain is over, another one for `FLUSH_SECONDS`, and
+    none for longer than that after the drain.
     """
     client = sentry_sdk.get_client()
-    if isinstance(client.transport, Transport):
-        client.transport.finish(by)
-    client.close(timeout=0)
+    if known := isinstance(client.transport, Transport):
+        client.transport.finish(hooks.drain_ends)
+    client.close(timeout=0 if known else FLUSH_SECONDS)
     sentry_sdk.get_global_scope().set_client(None)
 
 
@@ -447,7 +439,7 @@ def before_send(
             sent["transaction"] = redactor.known(source["transaction"])
     if "request" in sent:
         origin = redactor.known(_origin(source["request"].get("url")))
-        sent["request"] = _request(sent["request"], origin + sent.get("transaction", ""), headers)
+        sent["request"] = _request_of(sent["request"], origin + sent.get("transaction", ""), headers)
     if request:
         sent["tags"] = {**sent.get("tags", {}), "request_id": request}
         # Errors of one request are one trace, and the SDK, which begins none, would give all the same.
@@ -493,21 +485,13 @@ def _shortened(value: Any, length: int, many: int) -> Any:
 
 def _route() -> str | None:
     """Find the route of the request that is being answered, also before the router has."""
-    if (line := _request_line.get()) is None:
+    if (answering := _request.get()) is None:
         return None
-    routes, method, path = line
-    for route in iter_route_contexts(routes):
-        if route.path and method in (route.methods or ()) and _regex(route.path).match(path):
-            return route.path
-    return None
+    route, scope = answering
+    return route(scope)
 
 
-@cache
-def _regex(path: str) -> re.Pattern[str]:
-    return compile_path(path)[0]
-
-
-def _request(request: dict[str, Any], url: str, headers: Collection[str]) -> dict[str, Any]:
+def _request_of(request: dict[str, Any], url: str, headers: Collection[str]) -> dict[str, Any]:
     """Leave of a request its method, the route and allowed headers: no path, query, cookies, body or address."""
     allowed = {name: value for name, value in request.get("headers", {}).items() if name.lower() in headers}
     return {"method": request.get("method"), "url": url, "headers": allowed}

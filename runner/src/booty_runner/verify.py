@@ -1,18 +1,16 @@
 """The verifier: whether this process is the release it claims to be, and has what it needs."""
 
-import asyncio
 import os
 import shutil
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from booty import telemetry
-from booty.config import Settings
-from booty.health import directory_flaw
-from booty.queue import Queue, in_thread
-from booty.store import StoreError
+from booty_runner import hooks, telemetry
+from booty_runner.settings import Settings, current
+from booty_runner.target import label_flaw
 
 # The pointer to the release that serves.
 POINTER = Path("/etc/booty/release.env")
@@ -20,8 +18,6 @@ POINTER = Path("/etc/booty/release.env")
 LOW_DISK_BYTES = 100 * 2**20
 # A clock that is further off misdates events and fails TLS.
 CLOCK_SECONDS = 300
-# How long the queue's database may take.
-QUEUE_SECONDS = 6
 
 
 class VerifyError(RuntimeError):
@@ -57,24 +53,25 @@ class Report:
         return {"ok": self.flaw is None, **asdict(self)}
 
 
-async def verify(settings: Settings, queue: Queue, ask_tracker: bool = False) -> Report:
-    """Make every check, of the tracker only what is known already unless it is to be asked with an event."""
+async def verify(ask_tracker: bool = False) -> Report:
+    """Make every check, the app's own last; of the tracker what is known already, or else ask it with an event."""
+    settings = current()
     checks = [
         _check("settings", None, settings.sentry_environment),  # this process would not run with others
         _check("tracker", *await _tracker(settings, ask_tracker)),
         _check("release", _release_flaw(settings), settings.sentry_release or "(unknown)"),
         _check("state", directory_flaw(settings.state_directory), str(settings.state_directory or "none is set")),
-        _check("queue", *await _queue(queue)),
         _check("disk", *_disk(settings)),
         _check("clock", _clock_flaw(settings), time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())),
+        *[_check(name, *await function()) for name, function in hooks.checks.items()],
     ]
     return Report(settings.sentry_release, settings.sentry_environment, os.getpid(), checks)
 
 
-async def start_flaw(settings: Settings, queue: Queue) -> str | None:
+async def start_flaw(settings: Settings) -> str | None:
     """Say why a service must not start, or None: a release on trial makes every check."""
     if settings.booty_candidate:
-        return (await verify(settings, queue, settings.booty_telemetry_gate)).flaw
+        return (await verify(settings.booty_telemetry_gate)).flaw
     return await telemetry.gate_flaw() if settings.booty_telemetry_gate else None
 
 
@@ -95,8 +92,8 @@ async def _tracker(settings: Settings, ask: bool) -> tuple[str | None, str]:
 
 def _release_flaw(settings: Settings) -> str | None:
     """Compare the release in memory with the code on disk, with what is to run, and with what the tracker was told."""
-    if settings.label_flaw:
-        return settings.label_flaw
+    if flaw := label_flaw():
+        return flaw
     sent = telemetry.sent_release()
     if sent is not None and sent != (settings.sentry_release or ""):
         return f"{settings.sentry_release or '(unknown)'} runs, and events say {sent or '(unknown)'}"
@@ -112,18 +109,16 @@ def _release_flaw(settings: Settings) -> str | None:
     return None
 
 
-async def _queue(queue: Queue) -> tuple[str | None, str]:
+def directory_flaw(directory: Path | None) -> str | None:
+    """Say why a directory can't be written, or None: a byte in a file without a name proves it."""
+    if directory is None:
+        return None
     try:
-        store = queue.store
-    except StoreError as error:
-        return None, str(error)
-    try:
-        counts = await asyncio.wait_for(in_thread(store.counts), QUEUE_SECONDS)
-    except StoreError as error:
-        return str(error), ""
-    except TimeoutError:
-        return f"its database does not answer within {QUEUE_SECONDS} s", ""
-    return None, ", ".join(f"{count} {state}" for state, count in counts.items())
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            file.write(b".")
+    except OSError as error:
+        return f"{directory} is not writable: {error.strerror}"
+    return None
 
 
 def _disk(settings: Settings) -> tuple[str | None, str]:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from booty import logs
+from booty_runner import logs
 
 
 @pytest.fixture

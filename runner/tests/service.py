@@ -1,9 +1,7 @@
-"""Run the service with routes that only tests need, on descriptors put where systemd puts them."""
+"""The bundled app with routes and jobs that only tests need."""
 
 import asyncio
 import ctypes
-import fcntl
-import json
 import logging
 import os
 import signal
@@ -19,14 +17,14 @@ from pathlib import Path
 from typing import Annotated
 
 import pydantic
+from booty import main, queue, routes, store
+from booty.config import Settings
+from booty.queue import current, job
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from booty import main, protocol, queue, routes, server, store
-from booty.__main__ import main as run
-from booty.config import Settings
-from booty.queue import current, job
+from booty_runner import protocol, server
 
 CLIENTS = "-".join(["of", "the", "client"])  # not as it is sent, so that no source line holds it
 
@@ -299,8 +297,8 @@ class FailingMiddleware:
         await self.app(scope, receive, send)
 
 
-def create_app(settings: Settings) -> FastAPI:
-    app = main.create_app(settings)
+def create_app() -> FastAPI:
+    app = main.create_app()
     app.add_middleware(FailingMiddleware)
     deep = APIRouter()
     deep.get("/fail/{reason}")(fail)
@@ -323,13 +321,3 @@ async def broken(app: FastAPI) -> AsyncIterator[None]:
 FIRST = Path("first-start")
 moment = os.environ.pop("TEST_BROKEN", None)
 routes.router.include_router(APIRouter(lifespan=broken))
-
-if __name__ == "__main__":
-    fds = json.loads(os.environ.pop("TEST_FDS"))
-    for number, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in fds], start=3):
-        os.dup2(fd, number)
-    os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(fds))}
-    server.create_app = create_app
-    status = run()
-    logging.shutdown()
-    os._exit(status)  # as __main__ ends

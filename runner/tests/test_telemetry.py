@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from booty.redact import Redactor
-from booty.telemetry import EVENT_BYTES, Deliveries, before_breadcrumb, before_send, shorten
+from booty_runner.redact import Redactor
+from booty_runner.telemetry import EVENT_BYTES, Deliveries, before_breadcrumb, before_send, shorten
 
 KEY = "0123456789abcdef"
 PROXY = "; if only a proxy leads there, set HTTP_PROXY"
@@ -432,7 +432,9 @@ def test_an_event_that_is_refused_all_the_same_is_told_as_one(start, tcp, tracke
     tracker.limit = 2**20
     assert ask(tcp, "/fail/4")[0] == 500
     service.stop()
-    lines = [line.partition("booty.telemetry: ")[2] for line in service.wait()[1].splitlines() if " WARNING " in line]
+    lines = [
+        line.partition("booty_runner.telemetry: ")[2] for line in service.wait()[1].splitlines() if " WARNING " in line
+    ]
     assert lines == [f"an error was not reported: the tracker at {place(tracker.dsn)} finds the event too large (413)"]
     assert len(tracker.events) == 1
 
@@ -694,7 +696,7 @@ def test_a_bad_tracker_is_never_in_the_way(start, tcp, unix, tracker, place_of, 
     assert time.monotonic() - began < 2
     assert status == 0
     lines = [line for line in stderr.splitlines() if " WARNING " in line]
-    assert [line.partition("booty.telemetry: ")[2][: len(BEGIN)] for line in lines[:1]] == [BEGIN]
+    assert [line.partition("booty_runner.telemetry: ")[2][: len(BEGIN)] for line in lines[:1]] == [BEGIN]
     assert [OVER in line for line in lines[1:]] == ([True] if mended else [])
     if mended:
         assert "/fail/{reason}" in str(tracker.events[-1]["transaction"])

@@ -6,13 +6,11 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, get_args
+from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
-from pydantic import SecretStr
-
-from booty.config import Settings
-from booty.shape import SECRET_NAME, is_place, is_plain
+from booty_runner.settings import ACCEPTED
+from booty_runner.shape import SECRET_NAME, is_place, is_plain
 
 FILTERED = "[Filtered]"
 
@@ -34,11 +32,7 @@ _HARMLESS_NAME = re.compile(
     "|INVOCATION_ID|JOURNAL_STREAM|SYSTEMD_EXEC_PID|NOTIFY_SOCKET|LISTEN_.*|MAINPID|WATCHDOG_.*|MEMORY_PRESSURE_.*"
     "|(RUNTIME|STATE|CACHE|LOGS|CONFIGURATION|CREDENTIALS)_DIRECTORY|BOOTY_UNIT"
 )
-_SETTINGS = {
-    name.upper()
-    for name, field in Settings.model_fields.items()
-    if SecretStr not in (field.annotation, *get_args(field.annotation))
-}
+_SETTINGS = ACCEPTED.keys() - {"SENTRY_DSN"}
 _NAMED_IN_VALUE = re.compile(r"""(?i)(?:pass\w{0,30}|pwd|secret|token|key)["']?\s{0,9}[=:]\s{0,9}["']?([^\s;&'"]+)""")
 # With a scheme or without; a password may have unescaped signs of a URL in it.
 _CREDENTIALS = re.compile(r"(?s)(?:[\w+.-]*://)?([^\s:/@]*)(?::(?!//)(.*))?@[^@]*")

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from booty.redact import FILTERED, MANY, Redactor, of_environment, secrets_in
+from booty_runner.redact import FILTERED, MANY, Redactor, of_environment, secrets_in
 
 DSN = "https://0123456789abcdef@tracker.example/7"
 

@@ -11,8 +11,8 @@ import signal
 import time
 from dataclasses import dataclass
 
-from booty.deadline import end_in
-from booty.server import notify, ping
+from booty_runner.deadline import end_in
+from booty_runner.server import notify, ping
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import sys
 import time
 
 import pytest
-from app.tests.conftest import SRC
+from runner.tests.conftest import SRC
 
-from booty.deadline import end_in
+from booty_runner.deadline import end_in
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +35,8 @@ def test_the_earliest_deadline_counts():
 
 
 def test_the_kernel_ends_a_process_that_holds_the_interpreter():
-    program = "import ctypes; from booty.deadline import end_in; end_in('a', 0.2); ctypes.PyDLL(None).sleep(30)"
+    program = "import ctypes; from booty_runner.deadline import end_in; end_in('a', 0.2); ctypes.PyDLL(None).sleep(30)"
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": str(SRC)}, timeout=20, check=False)
+    done = subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": SRC}, timeout=20, check=False)
     assert done.returncode == -signal.SIGALRM
     assert time.monotonic() - began < 15

@@ -14,18 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from fastapi import FastAPI
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
-from booty import telemetry, verify
-from booty.config import Settings
-from booty.deadline import end_in
-from booty.internal import create_internal_app
-from booty.main import create_app
-from booty.protocol import Protocol
-from booty.queue import Queue
+from booty_runner import hooks, telemetry, verify
+from booty_runner.deadline import end_in
+from booty_runner.internal import InternalApp
+from booty_runner.lifespan import Lifespan
+from booty_runner.protocol import Protocol
+from booty_runner.settings import Refusal, Settings
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +34,8 @@ KEEP_ALIVE_SECONDS = 75
 # that systemd passes, so this overrides the unit's Backlog=.
 BACKLOG = 4096
 
+# Must answer 200 before the service is ready.
+HEALTH_PATH = "/health"
 # How long a request that is cut may take to end; with the flush of telemetry at most 2 s beyond the drain.
 CUT_SECONDS = 0.4
 
@@ -60,7 +60,7 @@ def open_sockets(host: str, port: int, internal: Path | None) -> list[socket.soc
     """Open a TCP socket and, if a path is given, the internal Unix socket, for its owner only.
 
     Raises:
-        OSError: an address can't be had; its message names the address.
+        Refusal: an address can't be had.
     """
     tcp = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not refused by what is left of an earlier run
@@ -81,7 +81,7 @@ def _listening(sock: socket.socket, address: tuple[str, int] | str) -> socket.so
         sock.bind(address)
         sock.listen(BACKLOG)
     except OSError as error:
-        raise OSError(f"cannot listen on {_name(address)}: {error.strerror}") from error
+        raise Refusal(f"cannot listen on {_name(address)}: {error.strerror}") from error
     return sock
 
 
@@ -112,45 +112,52 @@ def ready() -> None:
     notify("READY=1", "STATUS=serving")
 
 
-def run(settings: Settings, sockets: list[socket.socket], on_ready: Callable[[], None] = ready) -> None:
+def run(settings: Settings, app: Any, sockets: list[socket.socket], on_ready: Callable[[], None] = ready) -> None:
     """Serve until SIGTERM or SIGINT and return once stopped: the app over TCP, the internal app over Unix.
 
     Args:
-        settings: the service's.
+        settings: the runner's.
+        app: an ASGI app.
         sockets: listening ones; they are closed at the stop.
         on_ready: called once all of them are served.
 
     Raises:
-        SystemExit: with status 1, when the service refuses to start; it has logged why.
+        Refusal: the service does not start.
+        SystemExit: the app itself refuses to start; it has logged why.
         Exception: what the lifespan raises.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, sockets, on_ready))
+        runner.run(_serve(settings, app, sockets, on_ready))
 
 
-async def _serve(settings: Settings, sockets: list[socket.socket], on_ready: Callable[[], None]) -> None:
-    app, internal_app = create_app(settings), create_internal_app(settings)
-    # Entered here and not by uvicorn, which would log a traceback for a refusal and exit with status 3.
-    async with app.router.lifespan_context(app) as yielded:
-        state = dict(yielded or {})
-        if flaw := await _health_flaw(app, state) or await verify.start_flaw(settings, state["queue"]):
-            log.error("refusing to serve: %s", flaw)
-            raise SystemExit(1)
-        app.state.started = True
-        names = ", ".join(_name(sock.getsockname()) for sock in sockets)
-        log.info("serving release %s on %s", settings.sentry_release or "(unknown)", names)
-        # Told apart by family: which app answers depends on nothing that a client sends.
-        listeners = [(sock, internal_app if sock.family == socket.AF_UNIX else app) for sock in sockets]
-        server = Server(settings, on_ready)
-        finished = await server.run(listeners, state)
-        app.state.stop_by = server.stop_by
+async def _serve(settings: Settings, app: Any, sockets: list[socket.socket], on_ready: Callable[[], None]) -> None:
+    server, lifespan = Server(settings, on_ready), Lifespan(app)
+    try:
+        # Entered here and not by uvicorn, which takes a failed startup for an app without a lifespan.
+        async with lifespan as state:
+            if flaw := await _health_flaw(app, state) or await verify.start_flaw(settings):
+                raise Refusal(f"refusing to serve: {flaw}")
+            names = ", ".join(_name(sock.getsockname()) for sock in sockets)
+            log.info("serving release %s on %s", settings.sentry_release or "(unknown)", names)
+            lifespan.on_end(server.stop)
+            finished = await server.run(_listeners(settings, app, sockets), state)
+    finally:
+        # Blocks the loop, which has nothing else left to do, and needs no thread that may be stuck.
+        telemetry.stop()
     if not finished:
         # A thread can't be cut, and an ordinary end would wait for it beyond the bound.
         logging.shutdown()
         os._exit(0)
 
 
-async def _health_flaw(app: FastAPI, state: Mapping[str, Any]) -> str | None:
+def _listeners(settings: Settings, app: Any, sockets: list[socket.socket]) -> list[tuple[socket.socket, Any]]:
+    """Give each socket its app, by the socket's family: which app answers depends on nothing that a client sends."""
+    public = telemetry.RequestIds(app, hooks.route)
+    internal = telemetry.RequestIds(InternalApp(settings), InternalApp.route)
+    return [(sock, internal if sock.family == socket.AF_UNIX else public) for sock in sockets]
+
+
+async def _health_flaw(app: Any, state: Mapping[str, Any]) -> str | None:
     """Ask the app's own /health, without a connection, and return what it says when that is not 200."""
     status, body = 0, b""
 
@@ -162,9 +169,14 @@ async def _health_flaw(app: FastAPI, state: Mapping[str, Any]) -> str | None:
         status = message.get("status", status)
         body += message.get("body", b"")
 
-    scope = {"type": "http", "method": "GET", "path": "/health", "query_string": b"", "headers": []}
-    await app({**scope, "state": dict(state)}, receive, send)
-    return None if status == 200 else f"/health answers {status} {body.decode()}"
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": HEALTH_PATH, "query_string": b"", "headers": []}
+    protocol: dict[str, Any] = {
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "scheme": "http",
+    }
+    await app({**scope, **protocol, "state": dict(state)}, receive, send)
+    return None if status == 200 else f"{HEALTH_PATH} answers {status} {body.decode()}"
 
 
 class Server:
@@ -185,7 +197,6 @@ class Server:
 
     def __init__(self, settings: Settings, on_ready: Callable[[], None] = ready) -> None:
         self._on_ready = on_ready
-        self.stop_by = 0.0  # on the monotonic clock: when the drain is over, known once it has begun
         self._idle_seconds = settings.booty_idle_seconds
         self._stream_seconds = settings.booty_stream_seconds
         self._drain_seconds = settings.booty_drain_seconds
@@ -195,7 +206,7 @@ class Server:
         self._stop = asyncio.Event()
         self._cut = asyncio.Event()
 
-    async def run(self, listeners: Sequence[tuple[socket.socket, FastAPI]], state: dict[str, Any]) -> bool:
+    async def run(self, listeners: Sequence[tuple[socket.socket, Any]], state: dict[str, Any]) -> bool:
         """Serve each app on its socket, and on that only, until a signal; then drain.
 
         Args:
@@ -214,18 +225,19 @@ class Server:
         self._on_ready()
         # It goes on until the event loop ends, so a shutdown that hangs is seen as well.
         self._watch = loop.create_task(self._keep_watch())
-        queue: Queue = state["queue"]
-        queue.begin(state)
+        for function in hooks.ready:
+            function(state)
         await self._stop.wait()
-        jobs = loop.create_task(queue.end(self._drain_seconds, self._cut))
+        hooks.drain_ends = time.monotonic() + self._drain_seconds
+        others = asyncio.gather(*(function(hooks.Drain(hooks.drain_ends, self._cut)) for function in hooks.drain))
         finished = await self._drain()
-        await jobs
+        await others
         clock.cancel()
         return finished
 
-    async def _listen(self, sock: socket.socket, app: FastAPI, state: dict[str, Any]) -> None:
+    async def _listen(self, sock: socket.socket, app: Any, state: dict[str, Any]) -> None:
         config = Config(
-            telemetry.RequestIds(app),
+            app,
             http=Protocol,
             ws="none",
             lifespan="off",
@@ -248,9 +260,13 @@ class Server:
             server = await loop.create_server(protocol, sock=sock, backlog=BACKLOG)
         self._servers.append(server)
 
+    def stop(self) -> None:
+        """Begin the drain."""
+        self._stop.set()
+
     def _on_signal(self, number: int) -> None:
         if not self._stop.is_set():
-            self._stop.set()
+            self.stop()
         else:
             self._cut.set()
             # Should the cut hang as well, a third signal ends the process the kernel's way.
@@ -282,7 +298,6 @@ class Server:
     async def _drain(self) -> bool:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        self.stop_by = time.monotonic() + self._drain_seconds
         notify("STOPPING=1", f"STATUS=draining {len(self._state.connections)} connections")
         log.info("stopping: draining %d connections", len(self._state.connections))
         for server in self._servers:

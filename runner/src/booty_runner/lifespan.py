@@ -1,0 +1,74 @@
+"""ASGI's lifespan protocol: an app's startup and its shutdown, in one task, since what it opens may be bound to one."""
+
+import asyncio
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+# How long an app that answered that it failed may take to raise why.
+RAISE_SECONDS = 1
+
+
+class LifespanError(RuntimeError):
+    """An app's startup or shutdown failed without an exception."""
+
+
+class Lifespan:
+    """Starts an app on entry and shuts it down at the end; gives the state that each request gets a copy of.
+
+    An app that returns or raises before it takes the startup event has no lifespan. Whatever it raises later is raised
+    here.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._state: dict[str, Any] = {}
+        self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._answer: asyncio.Future[MutableMapping[str, Any]]
+        self._taken = False
+        self._error: BaseException | None = None
+
+    async def __aenter__(self) -> dict[str, Any]:
+        self._task = asyncio.create_task(self._run())
+        await self._ask("startup")
+        return self._state
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._taken:
+            await self._ask("shutdown")
+
+    def on_end(self, function: Callable[[], object]) -> None:
+        """Call a function when the app's lifespan ends by itself, as one that lost what it needs does."""
+        if self._taken:
+            self._task.add_done_callback(lambda _: function())
+
+    async def _run(self) -> None:
+        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self._state}
+        try:
+            await self._app(scope, self._receive, self._send)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # a SystemExit would end the event loop before its status is known
+            self._error = error
+
+    async def _receive(self) -> dict[str, Any]:
+        self._taken = True
+        return await self._events.get()
+
+    async def _send(self, message: MutableMapping[str, Any]) -> None:
+        if not self._answer.done():
+            self._answer.set_result(message)
+
+    async def _ask(self, event: str) -> None:
+        self._answer = asyncio.get_running_loop().create_future()
+        if event == "shutdown" and self._task.done():
+            self._answer.set_result({"type": "", "message": "it ended while the app served"})
+        self._events.put_nowait({"type": f"lifespan.{event}"})
+        either: set[asyncio.Future[Any]] = {self._answer, self._task}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        answer = self._answer.result() if self._answer.done() else {"message": "it ended without an answer"}
+        if answer.get("type") == f"lifespan.{event}.complete":
+            return
+        await asyncio.wait({self._task}, timeout=RAISE_SECONDS)
+        if not self._taken and (self._error is None or isinstance(self._error, Exception)):
+            return
+        raise self._error or LifespanError(f"the app's {event} failed: {answer.get('message') or 'it says not why'}")

@@ -1,0 +1,64 @@
+"""The app that runs: loaded from its name, and held to the label of its release."""
+
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from booty_runner.settings import Refusal, current, refusal
+
+# The file of the module that the app was loaded from.
+code: Path | None = None
+
+
+def load(target: str) -> Any:
+    """Import an app.
+
+    Args:
+        target: `module:attribute`, or `module:factory()` for a function that returns it.
+
+    Raises:
+        Refusal: it is no such name, the module or the attribute does not exist, or it is not in the release.
+        Exception: what the module raises when it is imported, or the function.
+    """
+    global code  # noqa: PLW0603 - one app runs in a process
+    parts = re.fullmatch(r"([\w.]+):([\w.]+)(\(\))?", target)
+    if not parts:
+        raise Refusal(f"{target} is no app: write module:attribute or module:factory()")
+    name, attributes, call = parts.groups()
+    try:
+        app: Any = import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{name}.".startswith(f"{error.name}."):
+            raise Refusal(f"there is no module {error.name}, where {target} is looked for") from None
+        raise
+    if file := sys.modules[name].__file__:
+        code = Path(file)
+    try:
+        for attribute in attributes.split("."):
+            app = getattr(app, attribute)
+    except AttributeError as error:
+        raise Refusal(f"{target} is not there: {error}") from None
+    if flaw := label_flaw():
+        raise Refusal(refusal("booty_release_dir", flaw))
+    return app() if call else app
+
+
+def label_flaw() -> str | None:
+    """Say why the running code is not the release that it is labelled as, or None; the disk is asked each time."""
+    release_dir, release = current().booty_release_dir, current().sentry_release
+    if release_dir is None or code is None:
+        return None
+    try:
+        directory, file = release_dir.resolve(), code.resolve()
+        if not file.is_relative_to(directory):
+            return f"the running code is not in {directory} but in {file.parent}"
+        if directory.name != release:
+            return f"the directory is named {directory.name}, SENTRY_RELEASE is {release or 'not set'}"
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return f"the running code is gone from {code.parent}"
+    except (OSError, RuntimeError) as error:  # the latter for links in a circle
+        return f"{release_dir} can't be read: {error.strerror if isinstance(error, OSError) else error}"
+    return None

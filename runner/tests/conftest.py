@@ -1,0 +1,199 @@
+"""What the tests of the runner and of the app share: a recording tracker, and the service as a process."""
+
+import gzip
+import http.server
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from booty.config import Settings
+from sentry_sdk.envelope import Envelope
+
+from booty_runner.settings import ACCEPTED, current
+
+ROOT = Path(__file__).parents[2]
+SRC = f"{ROOT / 'runner/src'}:{ROOT / 'app/src'}"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    """Keep the settings of whoever runs the tests out of them."""
+    systemd = ["LISTEN_PID", "LISTEN_FDS", "NOTIFY_SOCKET", "JOURNAL_STREAM"]
+    for name in [*ACCEPTED, *map(str.upper, Settings.model_fields), *systemd]:
+        monkeypatch.delenv(name, raising=False)
+    current.cache_clear()
+
+
+class Tracker:
+    """Records what the SDK sends: a stand-in for the protocol; the end-to-end tests use a real tracker."""
+
+    def __init__(self):
+        self.events = []
+        self.requests = []
+        self.status = 200  # answered to an event
+        self.headers = {}  # likewise
+        self.seconds = 0  # that an answer takes
+        self.limit = 2**20  # bytes of an event, as Bugsink and Sentry have it; a larger one is answered 413
+        self.clock = 0  # by how many seconds it is ahead
+        self.ready = threading.Event()  # while it is cleared, the tracker hangs
+        self.ready.set()
+        tracker = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["content-length"]))
+                status = tracker.status
+                if re.fullmatch(r"/api/\d+/envelope/", self.path):
+                    if self.headers["content-encoding"] == "gzip":
+                        body = gzip.decompress(body)
+                    for item in Envelope.deserialize(body).items:
+                        if item.type == "event" and len(item.get_bytes()) > tracker.limit:
+                            status = 413
+                        elif item.type == "event":
+                            tracker.events.append(item.payload.json)
+                time.sleep(tracker.seconds)
+                tracker.ready.wait()
+                self.answer(status, tracker.headers)
+
+            def do_GET(self):
+                tracker.requests.append(self)
+                self.answer(200, {})
+
+            def answer(self, status, headers):
+                self.send_response(status)
+                for name, value in {"content-length": "2", **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+            def date_time_string(self, timestamp=None):
+                return super().date_time_string(time.time() + tracker.clock)
+
+            def log_message(self, *args):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.handle_error = lambda *_: None  # a service that did not wait for its answer
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.dsn = self.url.replace("//", "//0123456789abcdef@") + "/1"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self):
+        self.ready.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def tracker():
+    tracker = Tracker()
+    yield tracker
+    tracker.close()
+
+
+@pytest.fixture
+def other_host():
+    """A host that the service calls, which is not the tracker."""
+    other_host = Tracker()
+    yield other_host
+    other_host.close()
+
+
+class Notifications:
+    """A real NOTIFY_SOCKET."""
+
+    def __init__(self, path):
+        self.path = path
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sock.bind(str(path))
+        self.sock.settimeout(20)
+
+    def expect(self, line):
+        while line not in self.sock.recv(4096).decode().splitlines():
+            pass
+
+
+class Service:
+    """The service as a process, on sockets passed the way systemd does, with the routes of service.py."""
+
+    def __init__(self, directory, sockets=(), args=(), app="service:create_app()", **settings):
+        self.notifications = Notifications(directory / f"n{time.monotonic_ns()}")
+        fds = [sock.fileno() for sock in sockets]
+        self.stderr_path = self.notifications.path.with_suffix(".err")
+        self.began = time.monotonic()
+        with self.stderr_path.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, Path(__file__).with_name("launch.py"), app, *args],
+                pass_fds=fds,
+                stderr=stderr,
+                cwd=directory,
+                env={
+                    "PATH": os.environ["PATH"],
+                    "PYTHONPATH": SRC,
+                    "NOTIFY_SOCKET": str(self.notifications.path),
+                    "TEST_FDS": json.dumps(fds),
+                    **settings,
+                },
+            )
+
+    def ready(self):
+        self.notifications.expect("READY=1")
+        return self
+
+    def stop(self, number=signal.SIGTERM):
+        """Send the signal and return once the drain has begun."""
+        self.process.send_signal(number)
+        self.notifications.expect("STOPPING=1")
+
+    def children(self):
+        """Return the PIDs of its child processes."""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def wait(self, timeout=20):
+        """Return the exit status and what the service wrote to stderr."""
+        status = self.process.wait(timeout)
+        return status, self.stderr_path.read_text()
+
+    def close(self):
+        self.notifications.sock.close()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def start(tmp_path):
+    services = []
+
+    def start(**kwargs):
+        services.append(Service(tmp_path, **kwargs))
+        return services[-1]
+
+    yield start
+    for service in services:
+        service.close()
+
+
+@pytest.fixture
+def tcp():
+    """The TCP socket as systemd holds it."""
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as sock:
+        yield sock
+
+
+@pytest.fixture
+def unix(tmp_path):
+    """The internal socket as systemd holds it."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "internal.sock"))
+        sock.listen()
+        yield sock

@@ -54,12 +54,16 @@ NOTHING = {"memory": None, "health": None, "tracker": None, "since": None}
 
 
 def answer(**changes: Any) -> dict[str, Any]:
-    return {"status": {**copy.deepcopy(GOOD), **changes}}
+    return {"apps": {"booty": {**copy.deepcopy(GOOD), **changes}}}
+
+
+def judge(host: str, answer: dict[str, Any]) -> dict[str, Any]:
+    (row,) = fleet.rows_of({host: answer})
+    return row
 
 
 def judged(**changes: Any) -> dict[str, Any]:
-    row: dict[str, Any] = fleet.judge("web1", answer(**changes))
-    return row
+    return judge("web1", answer(**changes))
 
 
 @pytest.mark.parametrize(
@@ -119,32 +123,42 @@ def judged(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_judge(given: dict[str, Any], level: str, notes: list[str]) -> None:
-    row = fleet.judge("web1", given)
+    row = judge("web1", given)
     assert row["level"] == level
     assert len(row["notes"]) == len(notes)
     for note, expected in zip(row["notes"], notes, strict=True):
         assert expected in note
 
 
+def test_rows_of_several_apps_have_both_names() -> None:
+    other = {**LABELS, "release": B}
+    shop = answer(memory=other, disk=other, health={"status": 200, **other}, drift=["x"])["apps"]["booty"]
+    rows = fleet.rows_of({"web1": {"apps": {**answer()["apps"], "shop": shop}}, "web2": {"unreachable": True}})
+    assert [row["name"] for row in rows] == ["web1 booty", "web1 shop", "web2"]
+    assert fleet.mixed(rows) == []  # each app has a release of its own
+    assert fleet.fault(rows, []) == "Broken: web2. A deploy would change: web1 shop."
+    assert fleet.summary(rows)["hosts"] == 2
+
+
 def test_a_host_that_is_broken_or_drifts_makes_the_exit_status() -> None:
     rows = [judged(), judged(candidate={"release": B}), judged(tracker=None)]
     assert fleet.fault(rows, []) is None
     assert fleet.fault([*rows, judged(drift=["x"])], []) == "A deploy would change: web1."
-    assert fleet.fault([*rows, fleet.judge("web2", {"unreachable": True})], []) == "Broken: web2."
+    assert fleet.fault([*rows, judge("web2", {"unreachable": True})], []) == "Broken: web2."
 
 
 def test_a_fleet_on_two_releases_is_not_in_order() -> None:
     other = {**LABELS, "release": B}
-    odd = fleet.judge("web3", answer(memory=other, disk=other, health={"status": 200, **other}))
-    rows = [judged(), fleet.judge("web2", answer()), odd]
+    odd = judge("web3", answer(memory=other, disk=other, health={"status": 200, **other}))
+    rows = [judged(), judge("web2", answer()), odd]
     (said,) = fleet.mixed(rows)
     assert said == f"production is on 2 releases: {A} on web1, web2; {B} on web3."
     assert [row["level"] for row in rows] == ["look"] * 3
     assert rows[2]["notes"] == ["serves one of 2 releases of production"]
     assert (fleet.fault(rows, [said]) or "").startswith(said)
     elsewhere = {**other, "environment": "staging"}
-    apart = fleet.judge("web4", answer(memory=elsewhere, disk=elsewhere, health={"status": 200, **elsewhere}))
-    assert fleet.mixed([judged(), apart, fleet.judge("web5", {"unreachable": True})]) == []
+    apart = judge("web4", answer(memory=elsewhere, disk=elsewhere, health={"status": 200, **elsewhere}))
+    assert fleet.mixed([judged(), apart, judge("web5", {"unreachable": True})]) == []
 
 
 @pytest.mark.parametrize(
@@ -162,18 +176,18 @@ def test_ago(at: str, expected: str) -> None:
 
 
 def test_the_table_shows_what_differs_and_fits() -> None:
-    rows = [judged(), judged(disk={**LABELS, "release": B}), fleet.judge("web3", {"unreachable": True, "msg": "gone"})]
+    rows = [judged(), judge("web2", answer(disk={**LABELS, "release": B})), judge("web3", {"unreachable": True, "msg": "gone"})]
     wide = fleet.table(rows, NOW, 150, colored=False)
     assert wide.splitlines()[0] == "3 hosts: 1 in order, 2 broken"
     assert "\033" not in wide
     for word in ("serves", "on disk", "in memory", "environment", "previous", "tracker", "free", "last result"):
         assert word in wide
-    assert f"web1 release in memory is {A[:9]}, on disk {B[:9]}" in wide
+    assert f"web2 release in memory is {A[:9]}, on disk {B[:9]}" in wide
     assert "switched, 2 d ago" in wide
     assert "…" not in wide
     for width in (60, 80, 100):
         narrow = fleet.table(rows, NOW, width, colored=False)
-        grid = narrow.partition("\nweb1 release")[0].splitlines()
+        grid = narrow.partition("\nweb2 release")[0].splitlines()
         assert max(map(len, grid)) <= width
         assert all(word in narrow for word in ("serves", "for", "on disk"))
         assert A[:9] in narrow
@@ -185,7 +199,7 @@ def test_the_table_shows_what_differs_and_fits() -> None:
 
 def test_the_page_is_self_contained_and_escapes() -> None:
     evil = "<script>alert(1)</script>"
-    rows = [judged(last={"result": evil, "message": evil, "at": GOOD["since"]}), fleet.judge(evil, answer())]
+    rows = [judged(last={"result": evil, "message": evil, "at": GOOD["since"]}), judge(evil, answer())]
     page = fleet.page(TEMPLATE, rows, NOW)
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 3
@@ -509,7 +523,7 @@ def test_the_page_in_a_browser(chromium: str, served: Any, tmp_path: Path, width
         "web4.internal": {"unreachable": True, "msg": "no route"},
         "web5.internal": answer(free={"bytes": 1, "share": 0.0}, drift=[f"release {A} → {B}"], tracker=None),
     }
-    page = fleet.page(TEMPLATE, [fleet.judge(name, each) for name, each in given.items()], NOW)
+    page = fleet.page(TEMPLATE, fleet.rows_of(given), NOW)
     (tmp_path / "status.html").write_text(page)
     (tmp_path / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
     quiet = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"

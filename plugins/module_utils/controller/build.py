@@ -30,7 +30,7 @@ from .process import BuildError
 from .uv import build_environment, uv, workplace
 
 # Part of every key: raise it when this file makes other bytes from the same commit.
-RECIPE = "5"
+RECIPE = "6"
 # The runner's folder: that of this checkout, or of the installed collection.
 RUNNER = Path(__file__).resolve().parents[3] / "runner"
 # Debian 12, the oldest supported suite, has glibc 2.36: a wheel that needs a newer one must not be chosen.
@@ -77,8 +77,9 @@ def build(
         python_full: the host's Python, as `3.11.2`; without it the first one of its series.
 
     Returns:
-        `release`, `layer` (the app's) and `runner` (its layer), each with `file`, `sha256`, `size` (bytes) and `dest`
-        on the host, the layers with their `name`; `notices`, what a person should know of a release that was built now.
+        `release`, `layer` (the app's) and `runner` (its layer), each with `file`, `sha256`, `size` (bytes) and `dest`,
+        which is relative to the app's directory on the host; the layers with their `name`; `notices`, what a person
+        should know of a release that was built now.
 
     Raises:
         BuildError: the commit lacks what it needs, its lock is out of date, or a dependency has no wheel for that
@@ -154,9 +155,9 @@ def build(
         once(release, finish)
         tidy(cache)
     return {
-        "release": described(release, f"/opt/booty/releases/{sha}"),
-        "layer": {**described(layer, f"/opt/booty/layers/{layer_name}"), "name": layer_name},
-        "runner": {**described(runner, f"/opt/booty/layers/{runner_name}"), "name": runner_name},
+        "release": described(release, f"releases/{sha}"),
+        "layer": {**described(layer, f"layers/{layer_name}"), "name": layer_name},
+        "runner": {**described(runner, f"layers/{runner_name}"), "name": runner_name},
         "notices": notices,
     }
 
@@ -258,7 +259,6 @@ def built_app(repository: Path, path: str, sha: str, python: str) -> Iterator[tu
 def pack_release(archive: Path, target: Path, manifest: dict[str, str], materials: bytes, time: int) -> None:
     """Pack an installed app as a virtual environment over its layers."""
     site = f"lib/python{manifest['python']}/site-packages"
-    layers = (f"/opt/booty/layers/{manifest[layer]}" for layer in ("layer", "runner"))
     archive.with_name(archive.name.replace(".tar.gz", ".cdx.json")).write_bytes(materials)
     serve = shlex.quote(manifest["serve"])
     extra: dict[str, bytes | Path] = {
@@ -268,7 +268,10 @@ def pack_release(archive: Path, target: Path, manifest: dict[str, str], material
         "pyvenv.cfg": b"home = /usr/bin\ninclude-system-site-packages = false\n",
         # Python reads the .pth files of a layer's packages only in a folder that `site` added. The runner's layer is
         # the last on the import path, so the app's own versions win.
-        f"{site}/layer.pth": "".join(f"import site; site.addsitedir('{layer}')\n" for layer in layers).encode(),
+        f"{site}/layer.pth": "".join(
+            f"import os, site, sys; site.addsitedir(os.path.normpath(sys.prefix + '/../../layers/{manifest[layer]}'))\n"
+            for layer in ("layer", "runner")
+        ).encode(),
         "sbom.cdx.json": materials,
         "release.json": json.dumps(manifest, indent=1).encode() + b"\n",
     }

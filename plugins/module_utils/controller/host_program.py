@@ -58,7 +58,7 @@ VERBS: dict[str, dict[str, Any]] = {
         "seen": {"type": "dict", "required": True},
         "goes_back": {"type": "bool", "default": False},
     },
-    "status": {"release": {"type": "str"}},
+    "status": {"release": {"type": "str"}, "every": {"type": "bool", "default": False}},
     "take_back": {
         "release": {"type": "str", "required": True},
         "by": {"type": "str", "required": True},
@@ -71,7 +71,6 @@ VERBS: dict[str, dict[str, Any]] = {
 # keeps its input, its output and its parents.
 DETACHED = ("cutover", "take_back")
 ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
-UNITS = ("system-booty.slice", "booty.socket", "booty.service", "booty-candidate.service")
 
 
 def program() -> bytes:
@@ -81,6 +80,16 @@ def program() -> bytes:
         for path in sorted((ROLE / "files" / "booty_host").glob("*.py")):
             archive.write(path, f"booty_host/{path.name}")
     return buffer.getvalue()
+
+
+def templates_of_units(app: str) -> dict[str, str]:
+    """Return the template of each unit of an app, by the unit's name; the host program's `App` has the same names."""
+    return {
+        "system-{}.slice".format(app.replace("-", r"\x2d")): "app.slice.j2",
+        f"{app}.socket": "app.socket.j2",
+        f"{app}.service": "app.service.j2",
+        f"{app}-candidate.service": "app-candidate.service.j2",
+    }
 
 
 def templates() -> Environment:
@@ -94,8 +103,8 @@ def templates() -> Environment:
     # Jinja's own win, since Ansible's know Ansible's kind of what is undefined.
     environment.filters = FilterModule().filters() | environment.filters
     environment.tests = TestModule().tests() | environment.tests
-    for name in ("release.env", *UNITS):
-        environment.get_template(f"{name}.j2")
+    for name in ("release.env.j2", *templates_of_units("booty").values()):
+        environment.get_template(name)
     return environment
 
 
@@ -120,9 +129,10 @@ def wanted(options: dict[str, Any], release: str) -> dict[str, Any]:
     """
 
     def render(name: str) -> str:
-        return TEMPLATES.get_template(f"{name}.j2").render(options, release=release, ansible_managed="Ansible managed")
+        return TEMPLATES.get_template(name).render(options, release=release, ansible_managed="Ansible managed")
 
-    return {"pointer": render("release.env") if release else "", "units": {name: render(name) for name in UNITS}}
+    units = {name: render(template) for name, template in templates_of_units(options["app_name"]).items()}
+    return {"pointer": render("release.env.j2") if release else "", "units": units}
 
 
 def who() -> str:
@@ -243,10 +253,8 @@ class HostProgramAction(ActionBase):
 
     def call(self, verb: str, arguments: dict[str, Any], attached: bytes = b"") -> dict[str, Any]:
         """Return a host's answer to a call, or `rc` and what was said when there is none."""
-        # Ansible resolves a template in a variable's value.
-        app = self._templar.template(self._templar.available_variables.get("app_name", "booty"))
         call = {
-            "app": app,
+            "app": self._templar.template(self._templar.available_variables["app_name"]),
             "verb": verb,
             "arguments": arguments,
             "check": self._task.check_mode,
@@ -256,7 +264,7 @@ class HostProgramAction(ActionBase):
             self._pin(verb)
         command = f"{PYTHON} -c {shlex.quote(START)}"
         if verb in DETACHED and not self._task.check_mode:
-            scope = f"booty-{verb.replace('_', '-')}-{uuid.uuid4().hex[:8]}.scope"
+            scope = f"{call['app']}-{verb.replace('_', '-')}-{uuid.uuid4().hex[:8]}.scope"
             command = f"systemd-run --scope --quiet --collect --unit={scope} {command}"
         done = self._low_level_execute_command(command, in_data=json.dumps(call).encode() + b"\n" + CODE + attached)
         try:

@@ -45,7 +45,7 @@ def obstacles(
         check: whether nothing is to be changed, be the host ready or not.
         secrets_command: returns the command that puts the secrets there.
     """
-    user, port = options["app_user"], options["app_port"]
+    app, user, port = options["app_name"], options["app_user"], options["app_port"]
     production = options["app_environment"].lower() in {"production", "prod"}
     if host["machine"] not in MACHINES:
         fit = " and ".join(MACHINES)
@@ -55,7 +55,7 @@ def obstacles(
     if host["user_id"] == 0:
         yield (
             f"app_user is {user}, which is root on {name}: the service would have root's rights. Name another user,"
-            " which bootstrap.yml makes: app_user: booty"
+            " which bootstrap.yml makes: app_user: {app}"
         )
     elif not host["ready"] and not check:
         yield (
@@ -71,7 +71,7 @@ def obstacles(
     room = host["free"] // 1_000_000
     if release and not staged and room < ROOM_MEGABYTES:
         yield (
-            f"{name} has {room} MB left for /opt/booty; a release may need {ROOM_MEGABYTES}. Make room there:"
+            f"{name} has {room} MB left for /opt/{app}; a release may need {ROOM_MEGABYTES}. Make room there:"
             " apt-get clean; journalctl --vacuum-size=100M. Or keep fewer releases: app_keep_releases"
         )
     if host["port_taken"]:
@@ -82,16 +82,16 @@ def obstacles(
     # systemd gives the directory to whom a unit names, at its start: the candidate's would take it from the service.
     if host["running"] and host["state_owner"] not in {"", user}:
         yield (
-            f"{name} serves as the user {host['state_owner']}, from whom /var/lib/booty would be taken for {user} while"
-            " it runs. Stop it first; requests are refused until the deploy is through: systemctl stop booty.socket"
-            " booty.service"
+            f"{name} serves as the user {host['state_owner']}, from whom /var/lib/{app} would be taken for {user} while"
+            " it runs. Stop it first; requests are refused until the deploy is through: systemctl stop {app}.socket"
+            f" {app}.service"
         )
     yield from made_otherwise(host, options, release, name)
     secrets = host["secrets"]
     if secrets["closed"]:
         yield (
-            f"{secrets['closed']}. On {name}, as root: chown root:root /etc/booty/secrets.env; chmod 0600"
-            " /etc/booty/secrets.env"
+            f"{secrets['closed']}. On {name}, as root: chown root:root /etc/{app}/secrets.env; chmod 0600"
+            f" /etc/{app}/secrets.env"
         )
     elif secrets["readable"] or (production and secrets["usable"] and (host["ready"] or not check)):
         why = secrets["readable"] or f"Production does not start without a usable SENTRY_DSN, and {secrets['usable']}"
@@ -102,7 +102,7 @@ def made_otherwise(host: dict[str, Any], options: dict[str, Any], release: str, 
     """Say that a host has a release which is damaged, or was made from something else than what is asked for."""
     staged = host["manifests"].get(release)
     if staged == {}:
-        there = f"/opt/booty/releases/{release}"
+        there = f"/opt/{options['app_name']}/releases/{release}"
         if serving(host) == release:
             step = "It serves, so deploy another commit: git commit --allow-empty -m 'Build anew'"
         else:

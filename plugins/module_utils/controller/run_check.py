@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -18,11 +19,13 @@ from typing import Any
 from ansible import constants as C
 from ansible import context
 from ansible.errors import AnsibleError
-from ansible.inventory.manager import InventoryManager
+from ansible.inventory import manager
 from ansible.parsing.dataloader import DataLoader
 from ansible.utils.display import Display
 from jinja2 import pass_context
 from jinja2.runtime import Context
+
+from . import apps
 
 ROOT = Path(__file__).resolve().parents[3]
 SANDBOX = ROOT / "inventory" / "sandbox"
@@ -118,13 +121,16 @@ def unparsed() -> Iterator[str]:
     """
     if C.INVENTORY_ANY_UNPARSED_IS_FAILED:
         return
+    ignored = manager.IGNORED
     C.INVENTORY_ANY_UNPARSED_IS_FAILED = True
+    manager.IGNORED = re.compile(ignored.pattern + b"|^apps$")
     try:
-        InventoryManager(DataLoader(), [*context.CLIARGS["inventory"]])
+        manager.InventoryManager(DataLoader(), [*context.CLIARGS["inventory"]])
     except AnsibleError as error:
         yield f"An inventory file can't be read, so the run would leave its hosts out. {error.message}"
     finally:
         C.INVENTORY_ANY_UNPARSED_IS_FAILED = False
+        manager.IGNORED = ignored
 
 
 def packages(roles: list[str]) -> Iterator[str]:
@@ -135,6 +141,12 @@ def packages(roles: list[str]) -> Iterator[str]:
             f"The Python of ansible-playbook lacks {', '.join(missing)}. Install what Booty needs: {sys.executable}"
             f" -m pip install --require-hashes -r {ROOT}/requirements/controller.txt"
         )
+
+
+def drift(variables: Context) -> Iterator[str]:
+    """Say that drift needs an app to be chosen: what a deploy would change is another thing for each app."""
+    if variables.get("app_drift") and apps.described() and apps.chosen(variables) is None:
+        yield "app_drift says what a deploy of one app would change: choose the app with -e app=NAME"
 
 
 @pass_context
@@ -154,7 +166,7 @@ def refuse(variables: Context, faults: list[str]) -> str:
     if any(arguments.get(name) for name in ("syntax", "listhosts", "listtasks", "listtags")):
         return NO_HOST
     run = [*options(arguments), *inventory(arguments, sys.argv[1:]), *settings(), *unparsed()]
-    run += packages(variables.get("__app_roles", []))
+    run += [*packages(variables.get("__app_roles", [])), *drift(variables)]
     if found := run or [*hosts(variables)] or faults:
         message = "\n".join([*found, "Nothing was changed."])
         Display().error(message, wrap_text=False)

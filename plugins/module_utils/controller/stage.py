@@ -63,7 +63,8 @@ class StageAction(HostProgramAction):
         elif part["size"] <= SMALL:
             attached = Path(part["file"]).read_bytes()
         else:
-            wanted["archive"] = f"/opt/booty/incoming/{part['sha256']}.tar.gz"
+            app = (task_vars or {})["app_name"]
+            wanted["archive"] = f"/opt/{app}/incoming/{part['sha256']}.tar.gz"
             self._copy(part["file"], wanted["archive"], task_vars)
         answer = self.call("stage", wanted, attached)
         if answer.get("failed"):

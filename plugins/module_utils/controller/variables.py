@@ -23,6 +23,8 @@ from ansible.template import Templar, trust_as_template
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
+from . import apps
+
 ROLES = Path(__file__).parents[3] / "roles"
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -87,6 +89,15 @@ RULES = {
         "module:attribute or module:factory(), such as shop.web:app",
         matches(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(\(\))?"),
     ),
+    "app_name": Rule(
+        "a name of at most 31 lower-case letters, digits and dashes that begins with a letter, such as shop; not one"
+        " that ends with -candidate, nor booty-deploy, booty-firewall or booty-undo",
+        lambda value: (
+            matches("[a-z][a-z0-9-]{0,30}")(value)
+            and not value.endswith("-candidate")
+            and value not in {"booty-deploy", "booty-firewall", "booty-undo"}
+        ),
+    ),
     "app_port": PORT,
     "app_registration_seconds": least(1, "seconds"),
     "app_start_seconds": least(1, "seconds"),
@@ -125,6 +136,7 @@ BY_LINES = {"host_deploy_keys"}
 NOT_EMPTY = {"app_waves": '["25%", "100%"]'}
 # `run_once` tasks and `serial:` read these from one host for all, so they must be equal on all hosts of a run.
 RUN_WIDE = (
+    "app_name",
     "app_release",
     "app_repository",
     "app_path",
@@ -353,6 +365,8 @@ def all_faults(context: Context, roles: list[str], complete: bool) -> list[str]:
     """
     known = {name: spec for role in roles for name, spec in specs(role).items()}
     hosts = hosts_of(context)
+    if problems := [*apps.load(context, hosts, {*specs("app"), *specs("host")})]:
+        return problems
     faults, values = Faults(hosts), {}
     for host in hosts:
         variables = context["hostvars"].raw_get(host)

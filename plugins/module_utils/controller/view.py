@@ -33,30 +33,48 @@ NOTHING = "–"  # noqa: RUF001
 WIDE = 150
 
 
-def judge(host: str, answer: dict[str, Any]) -> dict[str, Any]:
+def rows_of(answers: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Judge the answers of hosts, and return a row for each app of each host.
+
+    A row has a `name` for a person: the host, and the app as well where the rows are of several apps.
+    """
+    rows = [row for host, answer in answers.items() for row in judge(host, answer)]
+    several = len({row["app"] for row in rows if row["app"]}) > 1
+    for row in rows:
+        row["name"] = f"{row['host']} {row['app']}" if several and row["app"] else row["host"]
+    return rows
+
+
+def judge(host: str, answer: dict[str, Any]) -> list[dict[str, Any]]:
     """Judge what a host answered.
 
     Args:
         host: its name.
-        answer: the result of asking it: `status`, or what Ansible says of a host that gave none.
+        answer: the result of asking it: `apps`, or what Ansible says of a host that gave none.
 
     Returns:
-        the `status` itself with the `host`, its `level` and `notes`, which say in words what does not fit.
+        a row for each app of the host: its status with `host`, `app` (None for a host that gave no answer), `level`
+        and `notes`, which say in words what does not fit.
     """
-    status = answer.get("status")
-    found: list[tuple[str, str]] = []
     if answer.get("unreachable"):
-        found.append(("broken", f"can't be reached: {first_line(answer)}"))
+        note = f"can't be reached: {first_line(answer)}"
     elif answer.get("rc") == 127:  # the shell found no Python
-        found.append(("broken", "has no Python, and so no Booty: run bootstrap.yml"))
-    elif status is None:
-        found.append(("broken", f"gives no answer: {first_line(answer)}"))
-    elif not status["ready"]:
-        found.append(("broken", "has no Booty: run bootstrap.yml"))
+        note = "has no Python, and so no Booty: run bootstrap.yml"
+    elif "apps" not in answer:
+        note = f"gives no answer: {first_line(answer)}"
     else:
-        found += serving(status) + around(status)
-    level = max((level for level, _ in found), key=LEVELS.index, default="ok")
-    return {"host": host, "level": level, "notes": [note for _, note in found], **(status or {})}
+        return [judge_app(host, app, status) for app, status in answer["apps"].items()]
+    return [{"host": host, "app": None, "level": "broken", "notes": [note]}]
+
+
+def judge_app(host: str, app: str, status: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of one app of a host."""
+    if status["ready"]:
+        problems = serving(app, status) + around(app, status)
+    else:
+        problems = [("broken", "has no Booty: run bootstrap.yml")]
+    level = max((level for level, _ in problems), key=LEVELS.index, default="ok")
+    return {"host": host, "app": app, "level": level, "notes": [note for _, note in problems], **status}
 
 
 def first_line(answer: dict[str, Any]) -> str:
@@ -68,14 +86,14 @@ def first_line(answer: dict[str, Any]) -> str:
     return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
 
 
-def serving(status: dict[str, Any]) -> list[tuple[str, str]]:
+def serving(app: str, status: dict[str, Any]) -> list[tuple[str, str]]:
     """Say what does not fit in what a host serves."""
     memory, disk, health = status["memory"], status["disk"], status["health"]
     if not memory:
         if not disk:
             return [("broken", "has had no deploy yet")]
         again = f", started again {status['restarts']} times" if status.get("restarts") else ""
-        return [("broken", f"serves nothing: booty.service is {status['service']}{again}")]
+        return [("broken", f"serves nothing: {app}.service is {status['service']}{again}")]
     # In the middle of a deploy they may differ.
     worst = "look" if status["lease"] else "broken"
     found = [
@@ -96,7 +114,7 @@ def serving(status: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def around(status: dict[str, Any]) -> list[tuple[str, str]]:
+def around(app: str, status: dict[str, Any]) -> list[tuple[str, str]]:
     """Say what a person should look at around what a host serves."""
     found = []
     if status["lease"]:
@@ -106,7 +124,7 @@ def around(status: dict[str, Any]) -> list[tuple[str, str]]:
             ("look", f"has a candidate left over: {status['candidate']['release']}; the next deploy clears it")
         )
     if status["memory"] and " of " in status.get("says", ""):  # some of its workers are missing
-        found.append(("look", f"booty.service is {status['says']}"))
+        found.append(("look", f"{app}.service is {status['says']}"))
     if status["memory"] and (fault := tracker_fault(status["tracker"])):
         found.append(("look", fault))
     if status["free"]["share"] < LOW:
@@ -213,10 +231,10 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     releases = Counter(release for row in rows if (release := served(row)))
     levels = Counter(row["level"] for row in rows)
     return {
-        "hosts": len(rows),
+        "hosts": len({row["host"] for row in rows}),
         "levels": {level: levels[level] for level in LEVELS},
         "releases": dict(releases.most_common()),
-        "drifting": [row["host"] for row in rows if row.get("drift")],
+        "drifting": [row["name"] for row in rows if row.get("drift")],
     }
 
 
@@ -241,7 +259,7 @@ def table(rows: list[dict[str, Any]], now: datetime, width: int, colored: bool) 
         made = grid(rows, now, headings)
     counted = summary(rows)
     levels = [f"{count} {WORDS[level]}" for level, count in counted["levels"].items() if count]
-    console.print(Text(f"{counted['hosts']} host{'s' * (len(rows) != 1)}: {', '.join(levels)}", style="bold"))
+    console.print(Text(f"{counted['hosts']} host{'s' * (counted['hosts'] != 1)}: {', '.join(levels)}", style="bold"))
     console.print()
     console.print(made)
     noted = [row for row in rows if row["notes"]]
@@ -249,7 +267,7 @@ def table(rows: list[dict[str, Any]], now: datetime, width: int, colored: bool) 
         console.print()
     for row in noted:
         for note in row["notes"]:
-            console.print(Text(f"{row['host']} {brief(note)}", style=STYLES[row["level"]]), soft_wrap=True)
+            console.print(Text(f"{row['name']} {brief(note)}", style=STYLES[row["level"]]), soft_wrap=True)
     return file.getvalue().rstrip("\n")
 
 
@@ -260,7 +278,7 @@ def grid(rows: list[dict[str, Any]], now: datetime, headings: list[str]) -> Tabl
         made.add_column(heading, no_wrap=True)
     for row in rows:
         told = cells(row, now)
-        name = Text(row["host"], style=STYLES[row["level"]])
+        name = Text(row["name"], style=STYLES[row["level"]])
         made.add_row(name, *(Text(*styled(told[heading], row["level"])) for heading in headings))
     return made
 
@@ -287,16 +305,19 @@ def page(template: str, rows: list[dict[str, Any]], now: datetime) -> str:
 
 
 def mixed(rows: list[dict[str, Any]]) -> list[str]:
-    """Name the releases and their hosts, of each environment whose hosts serve several; their rows are to look at."""
-    environments: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    """Name the releases and their hosts, of each environment of an app whose hosts serve several releases.
+
+    The rows of these hosts are to look at.
+    """
+    environments: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
         if release := served(row):
-            releases = environments.setdefault(row["health"].get("environment") or "no environment", {})
+            releases = environments.setdefault((row["app"], row["health"].get("environment") or "no environment"), {})
             releases.setdefault(release, []).append(row)
     said = []
-    for environment, releases in environments.items():
+    for (_, environment), releases in environments.items():
         if len(releases) > 1:
-            names = {one: ", ".join(row["host"] for row in hosts) for one, hosts in releases.items()}
+            names = {one: ", ".join(row["name"] for row in hosts) for one, hosts in releases.items()}
             said.append(f"{environment} is on {len(names)} releases: {'; '.join(map(' on '.join, names.items()))}.")
             for row in (row for hosts in releases.values() for row in hosts):
                 row["level"] = max(row["level"], "look", key=LEVELS.index)
@@ -306,8 +327,8 @@ def mixed(rows: list[dict[str, Any]]) -> list[str]:
 
 def fault(rows: list[dict[str, Any]], mixture: list[str]) -> str | None:
     """Say why the exit status is not to be 0: a host is broken or drifts, or a fleet is on several releases."""
-    broken = [row["host"] for row in rows if row["level"] == "broken"]
-    drifting = [row["host"] for row in rows if row.get("drift")]
+    broken = [row["name"] for row in rows if row["level"] == "broken"]
+    drifting = [row["name"] for row in rows if row.get("drift")]
     said = [*mixture, "Deploy one: ansible-playbook deploy.yml -e app_release=<sha>"] if mixture else []
     if broken:
         said.append(f"Broken: {', '.join(broken)}.")
@@ -330,7 +351,7 @@ class StatusAction(ActionBase):
             }
         )
         now = datetime.now(UTC)
-        rows = [judge(host, answer) for host, answer in given["answers"].items()]
+        rows = rows_of(given["answers"])
         mixture = mixed(rows)
         said = fault(rows, mixture)
         if given["format"] == "json":

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-SOCKET = Path("/run/booty/internal.sock")
+# The release lies in /opt/NAME/releases.
+SOCKET = Path("/run", Path(sys.prefix).parents[1].name, "internal.sock")
 TIMEOUT_SECONDS = 30
 
 

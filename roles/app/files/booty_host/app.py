@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Final
 
 
+def installed(root: Path) -> list[str]:
+    """Return the names of the apps that bootstrap.yml has prepared on the host, in alphabetical order."""
+    return sorted(path.parent.name for path in root.glob("opt/*/incoming") if (path.parent / "releases").is_dir())
+
+
 class App:
     """Every path and unit name of an app, computed from the app's name; mypy refuses to assign one anew."""
 

@@ -28,7 +28,7 @@ def stage(app: App, dest: str, sha256: str, archive: str, url: str, check: bool)
 
     Args:
         app: the app.
-        dest: the directory that appears; under its own name it is complete.
+        dest: the directory that appears, relative to `App.opt`; under its own name it is complete.
         sha256: the digest that the controller computed, in hexadecimal.
         archive: a `.tar.gz` of files and links, on the host, which is removed afterwards; "" if it came with the call.
         url: the address that the host fetches it from instead, by HTTP or HTTPS.
@@ -37,7 +37,7 @@ def stage(app: App, dest: str, sha256: str, archive: str, url: str, check: bool)
     Raises:
         HostError: the archive is damaged or can't be fetched, or the disk is full or read-only.
     """
-    directory = Path(dest)
+    directory = app.opt / dest
     missing = not directory.is_dir()
     if not check:
         try:
@@ -47,7 +47,7 @@ def stage(app: App, dest: str, sha256: str, archive: str, url: str, check: bool)
                     file.seek(0)
                 unpack(file, sha256, directory, url)
         except (OSError, ValueError, tarfile.TarError) as error:
-            raise HostError(f"{dest} can't be made: {error}") from error
+            raise HostError(f"{directory} can't be made: {error}") from error
         if archive:
             Path(archive).unlink(missing_ok=True)
     return {"changed": missing}

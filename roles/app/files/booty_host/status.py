@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from booty_host import HostError, health, lease
-from booty_host.app import App
+from booty_host.app import App, installed
 from booty_host.files import directories, parse_assignments, read
 from booty_host.processes import labels, run
 from booty_host.release import Release, labels_on_disk, manifest, unsettled
@@ -29,15 +29,22 @@ FIELDS = {
 }
 
 
-def status(app: App, pointer: str, units: dict[str, str], check: bool) -> dict[str, Any]:
-    """Return everything as `status`.
+def status(app: App, pointer: str, units: dict[str, str], every: bool, check: bool) -> dict[str, Any]:
+    """Return everything as `apps`, by the app's name.
 
     Args:
         app: the app.
         pointer: the text of release.env that a deploy would write.
         units: the text of each unit that a deploy would write; without units, `drift` is not computed.
+        every: whether all apps of the host are shown, if there are any, instead of this one.
         check: makes no difference, since the call changes nothing.
     """
+    apps = [App(name, app.root) for name in installed(app.root)] if every else []
+    return {"apps": {one.name: status_of(one, pointer, units) for one in apps or [app]}}
+
+
+def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
+    """Return the status of one app; arguments as for `status`."""
     systemd = Systemd(app)
     service, candidate = show(systemd, app.service), show(systemd, app.candidate)
     running = labels(app, int(service.get("MainPID") or 0))
@@ -49,7 +56,7 @@ def status(app: App, pointer: str, units: dict[str, str], check: bool) -> dict[s
         served = State.load(app).served
     except HostError as error:
         served, damaged = [], [str(error), *damaged]
-    answer = {
+    return {
         "ready": app.releases.is_dir() and app.etc.is_dir(),
         "service": service.get("ActiveState", "unknown"),
         # The service's own status line, and how often in a row systemd had to start it again.
@@ -72,7 +79,6 @@ def status(app: App, pointer: str, units: dict[str, str], check: bool) -> dict[s
         "last": last(run(*JOURNAL, f"BOOTY_APP={app.name}").stdout),
         "drift": drift(app, systemd, Release(app, pointer, units)) if units else None,
     }
-    return {"status": answer}
 
 
 def show(systemd: Systemd, name: str) -> dict[str, str]:

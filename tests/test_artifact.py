@@ -74,7 +74,9 @@ def test_layers_are_apart(repository: Repository, cache: Path) -> None:
         assert pth
         # The runner's layer is the last on the import path.
         assert pth.read().decode() == "".join(
-            f"import site; site.addsitedir('/opt/booty/layers/{built[part]['name']}')\n" for part in ("layer", "runner")
+            "import os, site, sys; "
+            f"site.addsitedir(os.path.normpath(sys.prefix + '/../../layers/{built[part]['name']}'))\n"
+            for part in ("layer", "runner")
         )
         serve = tar.extractfile("bin/serve")
         assert serve

@@ -50,7 +50,8 @@ BEFORE = """table inet booty {
 )
 def test_the_ports_of_other_apps_are_kept(text: str, others: dict[str, Any]) -> None:
     seen = f"root 644 file {base64.b64encode(text.encode()).decode()}" if text else ""
-    assert host_access.app_ports(seen, [22], "shop", OWN) == {**others, "shop": OWN}
+    assert host_access.app_ports(seen, [22], ["blog", "booty", "my-shop"], "shop", OWN) == {**others, "shop": OWN}
+    assert host_access.app_ports(seen, [22], [], "shop", OWN) == {"shop": OWN}  # the others were removed
 
 
 @pytest.mark.parametrize(
@@ -148,6 +149,7 @@ def test_the_command_for_the_secrets_takes_ansibles_own_way(tmp_path: Path) -> N
     play = {
         "hosts": "booty",
         "gather_facts": False,
+        "vars": {"app_name": "booty"},
         "vars_files": [str(ROOT / "roles/app/vars/main.yml")],
         "tasks": [
             {

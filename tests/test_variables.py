@@ -28,7 +28,8 @@ BAD: dict[str, list[Any]] = {
 }
 # A value of each variable that is neither its default nor what another row tries.
 GOOD: dict[str, Any] = {
-    "app_release": "v1.2", "app_repository": "/srv/shop", "app_path": "services/web", "app_serve": "shop.web:app",
+    "app_name": "shop", "app_serve": "shop.web:app",
+    "app_release": "v1.2", "app_repository": "/srv/shop", "app_path": "services/web",
     "app_environment": "staging", "app_address": "fd00::1", "app_port": 8443, "app_user": "web", "app_workers": 4,
     "app_memory_max": "512M", "app_tasks_max": "10%", "app_keep_releases": 9, "app_waves": ["10%", "2"],
     "app_wave_check": "test -d /srv\ntrue", "app_artifact_url": "https://store.example.com", "app_cache": "/srv/cache",

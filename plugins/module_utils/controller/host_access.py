@@ -62,12 +62,15 @@ def listeners(sockets: str, tcp: Iterable[int], udp: Iterable[int]) -> list[dict
     ]
 
 
-def app_ports(seen: str, ssh: Iterable[int], app: str, own: dict[str, list[int]]) -> dict[str, dict[str, list[int]]]:
+def app_ports(
+    seen: str, ssh: Iterable[int], present: list[str], app: str, own: dict[str, list[int]]
+) -> dict[str, dict[str, list[int]]]:
     """Return the ports of every app on a host by the app's name: `tcp`, `udp` and `untracked`.
 
     Args:
         seen: what `look.sh` says of the firewall's file, which lists the ports of the apps in its comments.
         ssh: the ports of SSH, which belong to no app.
+        present: the apps that the host has; the ports of others are dropped.
         app: the app that is bootstrapped.
         own: its ports.
     """
@@ -89,7 +92,7 @@ def app_ports(seen: str, ssh: Iterable[int], app: str, own: dict[str, list[int]]
             "udp": numbers(r"\n\t\tudp dport { ([\d, ]+) } accept"),
             "untracked": numbers(r"tcp dport { ([\d, ]+) } notrack"),
         }
-    return {**apps, app: own}
+    return {**{name: ports for name, ports in apps.items() if name in present}, app: own}
 
 
 def keep_open(found: list[dict[str, Any]], tcp: Iterable[int], udp: Iterable[int]) -> str:

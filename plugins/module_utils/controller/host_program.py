@@ -59,6 +59,11 @@ VERBS: dict[str, dict[str, Any]] = {
         "goes_back": {"type": "bool", "default": False},
     },
     "status": {"release": {"type": "str"}, "every": {"type": "bool", "default": False}},
+    "remove": {
+        "by": {"type": "str", "required": True},
+        "wait": {"type": "int", "default": 0},
+        "confirmed": {"type": "bool", "required": True},
+    },
     "take_back": {
         "release": {"type": "str", "required": True},
         "by": {"type": "str", "required": True},
@@ -69,7 +74,7 @@ VERBS: dict[str, dict[str, Any]] = {
 # These verbs go on when the connection ends, so they run in a systemd scope of their own. In the login's scope, logind
 # would kill them with the login (`KillUserProcesses=yes`). --scope replaces systemd-run by the command, so the process
 # keeps its input, its output and its parents.
-DETACHED = ("cutover", "take_back")
+DETACHED = ("cutover", "remove", "take_back")
 ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 
 
@@ -205,7 +210,9 @@ class HostProgramAction(ActionBase):
             release = arguments.pop("release")
             arguments |= NOTHING if release is None else wanted(self.options(task_vars), release)
         else:
-            arguments |= {"by": f"{who()} {arguments['by']}", "run": RUN}
+            arguments["by"] = f"{who()} {arguments['by']}"
+        if verb in {"cutover", "take_back"}:
+            arguments["run"] = RUN
         if verb == "cutover":
             brought = arguments.pop("brought")
             attached = Path(brought["file"]).read_bytes() if brought else b""

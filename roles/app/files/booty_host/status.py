@@ -36,11 +36,14 @@ def status(app: App, pointer: str, units: dict[str, str], every: bool, check: bo
         app: the app.
         pointer: the text of release.env that a deploy would write.
         units: the text of each unit that a deploy would write; without units, `drift` is not computed.
-        every: whether all apps of the host are shown, if there are any, instead of this one.
+        every: whether all other apps of the host are shown as well; `booty`, the default name, is then left out if the
+            host has apps but not this one.
         check: makes no difference, since the call changes nothing.
     """
-    apps = [App(name, app.root) for name in installed(app.root)] if every else []
-    return {"apps": {one.name: status_of(one, pointer, units) for one in apps or [app]}}
+    names = {*installed(app.root)} if every else set()
+    if not names or app.name != "booty":
+        names.add(app.name)
+    return {"apps": {name: status_of(App(name, app.root), pointer, units) for name in sorted(names)}}
 
 
 def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:

@@ -1,0 +1,55 @@
+"""Take an app off the host."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from booty_host import journal, lease
+from booty_host.app import App
+from booty_host.files import read
+from booty_host.release import labels_on_disk
+from booty_host.systemd import Systemd
+
+
+def remove(app: App, by: str, wait: int, confirmed: bool, check: bool) -> dict[str, Any]:
+    """Stop an app's units, and delete its units, releases, layers and release.env.
+
+    The service drains its connections first. Its secrets, its state and its user stay.
+
+    Args:
+        app: the app.
+        by: who asks and for what, for the journal and for runs that meet the lock.
+        wait: how long to wait while another run holds the app's deploy lock, in seconds.
+        confirmed: whether to remove it; without that the call only says what it would delete and keep.
+        check: as without `confirmed`.
+    """
+    systemd = Systemd(app)
+    paths = (*(app.unit_files / unit for unit in app.units), app.opt, app.release_env)
+    present = [path for path in paths if path.exists()]
+    serves = labels_on_disk(app).get("SENTRY_RELEASE", "")
+    answer = {
+        "deletes": [str(path) for path in present],
+        "keeps": [str(path) for path in (app.secrets_env, app.var) if path.exists()],
+        "serves": serves,
+    }
+    if not present or check or not confirmed:
+        return {**answer, "changed": bool(present)}
+
+    def work() -> dict[str, Any]:
+        # The sockets first, so that no connection starts the service again.
+        units = [unit for unit in (app.socket, app.service, app.candidate) if read(app.unit_files / unit)]
+        if units:
+            systemd.systemctl("disable", "--now", *units)
+            systemd.systemctl("reset-failed", *units, check=False)
+            systemd.systemctl("stop", app.slice)
+        for unit in app.units:
+            (app.unit_files / unit).unlink(missing_ok=True)
+            shutil.rmtree(app.unit_files / f"{unit}.d", ignore_errors=True)
+        systemd.systemctl("daemon-reload")
+        app.release_env.unlink(missing_ok=True)
+        shutil.rmtree(app.opt)
+        journal.log(app, f"removed; {by}", result="removed", release=serves, by=by)
+        return {**answer, "changed": True}
+
+    return lease.detached(app, work, by, wait)

@@ -4,7 +4,6 @@ import ast
 import sys
 
 import pytest
-
 from runner.tests.conftest import ROOT
 
 RUNNER = {"booty_runner", "httptools", "sentry_sdk", "urllib3", "uvicorn", "uvloop"}

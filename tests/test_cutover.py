@@ -359,8 +359,9 @@ def disk_that_fills_up(site: Site, releases: tuple[str, str]) -> Iterator[None]:
     )
     yield
     site.run(
-        f"rm -r {dropin}; systemctl daemon-reload; rm /run/small/full; umount -l /opt/booty;"
-        " cp -a /run/small/. /opt/booty; umount -l /run/small"
+        f"rm -r {dropin}; systemctl daemon-reload; rm /run/small/full; cp -a /run/small /opt/small;"
+        " umount -l /opt/booty; mv /opt/booty /opt/large; mv /opt/small /opt/booty; chmod 0755 /opt/booty;"
+        " rm -r /opt/large; umount -l /run/small"
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,6 +16,41 @@ from ansible_collections.booty.deploy.plugins.module_utils.controller import hos
 from tests.conftest import ROOT
 
 ANY4, ANY6 = "00000000", "0" * 32
+
+
+OWN = {"tcp": [8001, 9100], "udp": [], "untracked": [8001]}
+BEFORE = """table inet booty {
+	comment "x"
+
+	chain arriving {
+		fib daddr type local tcp dport { 8000 } notrack
+	}
+	chain input {
+		tcp dport { 22, 443, 8000 } accept
+		udp dport { 53 } accept
+		ct state vmap { established : accept, related : accept, invalid : drop }
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "others"),
+    [
+        ("", {}),
+        # Written before Booty knew several apps.
+        (BEFORE, {"booty": {"tcp": [443, 8000], "udp": [53], "untracked": [8000]}}),
+        (
+            "# blog: tcp 8002 9000; udp 53; untracked 8002\n# my-shop: tcp ; udp ; untracked \n" + BEFORE,
+            {
+                "blog": {"tcp": [8002, 9000], "udp": [53], "untracked": [8002]},
+                "my-shop": {"tcp": [], "udp": [], "untracked": []},
+            },
+        ),
+        ("# shop: tcp 1 2; udp 3; untracked 1\n" + BEFORE, {}),
+    ],
+)
+def test_the_ports_of_other_apps_are_kept(text: str, others: dict[str, Any]) -> None:
+    seen = f"root 644 file {base64.b64encode(text.encode()).decode()}" if text else ""
+    assert host_access.app_ports(seen, [22], "shop", OWN) == {**others, "shop": OWN}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.booty.deploy.plugins.module_utils.controller import host_files
-from booty_host import cutover, host
+from booty_host import HostError
+from booty_host.app import App
+from booty_host.prune import login_home, prune
+from booty_host.state import State
 
 from tests.conftest import Play, Site
 
@@ -29,15 +32,12 @@ def words(played: Play) -> str:
 
 
 @pytest.fixture
-def opt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a directory in place of /opt/booty."""
-    for name, path in (("RELEASES", "releases"), ("LAYERS", "layers"), ("INCOMING", "incoming")):
-        monkeypatch.setattr(host, name, tmp_path / path)
-        (tmp_path / path).mkdir()
-    monkeypatch.setattr(host, "STATE", tmp_path / "state.json")
-    monkeypatch.setattr(host, "POINTER", tmp_path / "release.env")
-    monkeypatch.setattr(host, "login_home", lambda: tmp_path)
-    return tmp_path
+def app(tmp_path: Path) -> App:
+    """Return an app whose paths start at a temporary directory."""
+    app = App("shop", tmp_path)
+    for directory in (app.releases, app.layers, app.incoming):
+        directory.mkdir(parents=True)
+    return app
 
 
 @pytest.mark.parametrize(
@@ -55,16 +55,16 @@ def opt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         '{"previous": []}',
     ],
 )
-def test_a_damaged_state_is_named(opt: Path, text: str) -> None:
-    host.STATE.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(host.HostError, match=r"state\.json is damaged; it says what this host can go back to"):
-        host.State.load()
+def test_a_damaged_state_is_named(app: App, text: str) -> None:
+    app.state.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(HostError, match=r"state\.json is damaged; it says what this host can go back to"):
+        State.load(app)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"served": ["a"]}', '{"served": [], "abandoned": {}, "more": 1}'])
-def test_a_state_that_lacks_something_is_read(opt: Path, text: str) -> None:
-    host.STATE.write_text(text)
-    assert host.State.load().abandoned == {}
+def test_a_state_that_lacks_something_is_read(app: App, text: str) -> None:
+    app.state.write_text(text)
+    assert State.load(app).abandoned == {}
 
 
 def stage(directory: Path, days: int = 2, **manifest: str) -> None:
@@ -74,45 +74,59 @@ def stage(directory: Path, days: int = 2, **manifest: str) -> None:
     os.utime(directory, (time.time() - days * DAY,) * 2)
 
 
-def test_pruning_passes_over_what_is_not_booty_s(opt: Path) -> None:
+def test_pruning_passes_over_what_is_not_booty_s(app: App) -> None:
     """Neither a stray file nor a link nor a directory without a manifest stops a deploy."""
     for release in ("aa", "bb", "cc"):
-        stage(host.RELEASES / release, layer=f"layer-{release}", python="3.11")
-        stage(host.LAYERS / f"layer-{release}")
-    for directory in (host.RELEASES, host.LAYERS):
+        stage(app.releases / release, layer=f"layer-{release}", python="3.11")
+        stage(app.layers / f"layer-{release}")
+    for directory in (app.releases, app.layers):
         (directory / "notes.txt").write_text("mine")
         (directory / "current").symlink_to("aa")
         (directory / ".notes").write_text("mine")
         stage(directory / ".half")
         os.utime(directory / ".notes", (0, 0))
-    state = host.State(["cc", "bb", "aa"], {}, {})
-    assert cutover.prune(state, 2) == (["aa"], [])
-    assert {path.name for path in host.RELEASES.iterdir()} == {"bb", "cc", "notes.txt", "current", ".notes"}
-    assert {path.name for path in host.LAYERS.iterdir()} == {"layer-bb", "layer-cc", "notes.txt", "current", ".notes"}
-    (host.RELEASES / "bb" / "release.json").write_text("{")
-    assert cutover.prune(state, 2) == ([], [])
-    assert (host.LAYERS / "layer-bb").is_dir()
+    state = State(app, ["cc", "bb", "aa"], {}, {})
+    assert prune(app, state, 2) == (["aa"], [])
+    assert {path.name for path in app.releases.iterdir()} == {"bb", "cc", "notes.txt", "current", ".notes"}
+    assert {path.name for path in app.layers.iterdir()} == {"layer-bb", "layer-cc", "notes.txt", "current", ".notes"}
+    (app.releases / "bb" / "release.json").write_text("{")
+    assert prune(app, state, 2) == ([], [])
+    assert (app.layers / "layer-bb").is_dir()
 
 
-def test_what_a_host_remembers_does_not_grow(opt: Path) -> None:
+def test_a_release_that_cannot_be_removed_keeps_no_other(app: App) -> None:
     for release in ("aa", "bb", "cc", "dd"):
-        stage(host.RELEASES / release, layer="layer", python="3.11")
+        stage(app.releases / release, layer="layer", python="3.11")
+    # The name that its removal would rename it to is taken.
+    stage(app.releases / ".aa.removed")
+    (app.releases / ".aa.removed" / "file").touch()
+    os.utime(app.releases / ".aa.removed")
+    assert prune(app, State(app, ["dd", "cc", "bb", "aa"], {}, {}), 2) == (
+        ["bb"],
+        [f"{app.releases}/aa: Directory not empty"],
+    )
+
+
+def test_what_a_host_remembers_does_not_grow(app: App) -> None:
+    for release in ("aa", "bb", "cc", "dd"):
+        stage(app.releases / release, layer="layer", python="3.11")
     gone = [f"{number:040}" for number in range(1000)]
-    state = host.State(["cc", "bb", "aa", *gone], {"dd": "it failed", **dict.fromkeys(gone, "it failed")}, {})
-    cutover.prune(state, 2)
-    assert vars(host.State.load()) == {"served": ["cc", "bb"], "abandoned": {}, "previous": {}}
+    state = State(app, ["cc", "bb", "aa", *gone], {"dd": "it failed", **dict.fromkeys(gone, "it failed")}, {})
+    prune(app, state, 2)
+    assert json.loads(app.state.read_text()) == {"served": ["cc", "bb"], "abandoned": {}, "previous": {}}
 
 
-def test_archives_that_did_not_arrive_are_removed_after_a_day(opt: Path) -> None:
-    (opt / ".ansible/tmp").mkdir(parents=True)
-    stage(opt / ".ansible/tmp/ansible-tmp-1", days=2)
-    stage(opt / ".ansible/tmp/ansible-tmp-2", days=0)
+def test_archives_that_did_not_arrive_are_removed_after_a_day(app: App) -> None:
+    copies = login_home(app) / ".ansible/tmp"
+    copies.mkdir(parents=True)
+    stage(copies / "ansible-tmp-1", days=2)
+    stage(copies / "ansible-tmp-2", days=0)
     for name, days in (("old.tar.gz", 2), (".ansible_tmpold", 2), ("arriving.tar.gz", 0)):
-        (host.INCOMING / name).write_text("half")
-        os.utime(host.INCOMING / name, (time.time() - days * DAY,) * 2)
-    cutover.prune(host.State([], {}, {}), 2)
-    assert [path.name for path in host.INCOMING.iterdir()] == ["arriving.tar.gz"]
-    assert [path.name for path in (opt / ".ansible/tmp").iterdir()] == ["ansible-tmp-2"]
+        (app.incoming / name).write_text("half")
+        os.utime(app.incoming / name, (time.time() - days * DAY,) * 2)
+    prune(app, State(app, [], {}, {}), 2)
+    assert [path.name for path in app.incoming.iterdir()] == ["arriving.tar.gz"]
+    assert [path.name for path in copies.iterdir()] == ["ansible-tmp-2"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.booty.deploy.plugins.module_utils.controller import view as fleet
-from booty_host import host, status
+from booty_host import lease, status
+from booty_host.app import App
 
 from sandbox import hosts as sandbox
 from sandbox.demo import RAISE
@@ -201,16 +202,17 @@ def test_since(told: str, expected: str | None) -> None:
     assert status.since(told) == expected
 
 
-def test_a_lease_is_seen_without_taking_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "LOCK", tmp_path / "lock")
-    assert host.lease("") is None
-    host.LOCK.write_text("anna@ops deploys a1, since 12:00\n")
-    file = host.LOCK.stat()
+def test_a_lease_is_seen_without_taking_the_lock(tmp_path: Path) -> None:
+    app = App("shop", tmp_path)
+    assert lease.holder(app, "") is None
+    app.lock.parent.mkdir()
+    app.lock.write_text("anna@ops deploys a1, since 12:00\n")
+    file = app.lock.stat()
     place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}"
     other = f"1: FLOCK  ADVISORY  WRITE 12 {place}:{file.st_ino}1 0 EOF\n"
-    assert host.lease(other) is None
+    assert lease.holder(app, other) is None
     held = f"{other}2: FLOCK  ADVISORY  WRITE 13 {place}:{file.st_ino} 0 EOF\n"
-    assert host.lease(held) == "anna@ops deploys a1, since 12:00"
+    assert lease.holder(app, held) == "anna@ops deploys a1, since 12:00"
 
 
 def record(at: int, **fields: Any) -> str:
@@ -284,6 +286,14 @@ def test_the_screen_is_all_there_is(site: Site) -> None:
     assert played.status == 0, played.output
     assert played.output.startswith("1 host: 1 in order\n")
     assert f"{site.health()['release']}"[:9] in played.output
+
+
+def test_another_app_of_the_host_is_not_this_one(site: Site, rows: Ask) -> None:
+    """The call names the app, so the answer is about that app's units, paths and records alone."""
+    site.deploy()
+    row = rows(app_name="shop")[1][site.host.name]
+    assert (row["service"], row["memory"], row["disk"], row["previous"], row["last"]) == ("inactive", *(None,) * 4)
+    assert rows()[1][site.host.name]["last"]["result"] == "switched"
 
 
 def test_json_is_json_also_when_something_fails(site: Site, tmp_path: Path) -> None:

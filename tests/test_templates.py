@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.booty.deploy.plugins.module_utils.controller import host_program
-from booty_host import host
+from booty_host import secrets
 
 from tests.conftest import ROLE
 
@@ -75,7 +75,7 @@ def test_no_line_of_the_secrets_overrides_what_the_unit_sets(name: str) -> None:
     variables = re.findall(r"(BOOTY_\w+)\b(?!})", command)
     assert "BOOTY_DRAIN_SECONDS" in variables
     for variable in variables:
-        fault, _ = host.judge_secrets(f"{variable}=1\n".encode())
+        fault, _ = secrets.judge_content(f"{variable}=1\n".encode())
         assert fault == f"line 1 sets {variable}, which the unit sets: remove it" or (
             set(re.findall(r"app_\w+", str(fault))) <= set(defaults) and "and set app_" in str(fault)
         )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible_collections.booty.deploy.plugins.module_utils.controller import (
+    fleet,
     host_access,
     host_files,
     run_check,
@@ -11,7 +12,9 @@ from ansible_collections.booty.deploy.plugins.module_utils.controller import (
 )
 
 FILTERS: dict[str, Callable[..., Any]] = {
+    "app_ports": host_access.app_ports,
     "faults": variables.all_faults,
+    "fleet": fleet.fleet,
     "keep_open": host_access.keep_open,
     "listeners": host_access.listeners,
     "misplaced": host_files.misplaced,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import fnmatch
 import ipaddress
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -58,6 +60,36 @@ def listeners(sockets: str, tcp: Iterable[int], udp: Iterable[int]) -> list[dict
         }
         for (protocol, port, process), addresses in sorted(found.items())
     ]
+
+
+def app_ports(seen: str, ssh: Iterable[int], app: str, own: dict[str, list[int]]) -> dict[str, dict[str, list[int]]]:
+    """Return the ports of every app on a host by the app's name: `tcp`, `udp` and `untracked`.
+
+    Args:
+        seen: what `look.sh` says of the firewall's file, which lists the ports of the apps in its comments.
+        ssh: the ports of SSH, which belong to no app.
+        app: the app that is bootstrapped.
+        own: its ports.
+    """
+    text = base64.b64decode(seen.split(" ")[3]).decode(errors="replace") if seen.count(" ") == 3 else ""
+
+    def numbers(pattern: str) -> list[int]:
+        match = re.search(pattern, text)
+        return [int(port) for port in re.findall(r"\d+", match[1])] if match else []
+
+    lines = re.findall(r"^# ([a-z0-9-]+): tcp ([\d ]*); udp ([\d ]*); untracked ([\d ]*)$", text, re.MULTILINE)
+    apps = {
+        name: {kind: [int(port) for port in ports.split()] for kind, ports in zip(own, each, strict=True)}
+        for name, *each in lines
+    }
+    if text and not lines:  # written by a Booty that knew one app
+        accepted = numbers(r"tcp dport { ([\d, ]+) } accept")
+        apps["booty"] = {
+            "tcp": [port for port in accepted if port not in {*ssh}],
+            "udp": numbers(r"\n\t\tudp dport { ([\d, ]+) } accept"),
+            "untracked": numbers(r"tcp dport { ([\d, ]+) } notrack"),
+        }
+    return {**apps, app: own}
 
 
 def keep_open(found: list[dict[str, Any]], tcp: Iterable[int], udp: Iterable[int]) -> str:

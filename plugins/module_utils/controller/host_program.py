@@ -243,7 +243,10 @@ class HostProgramAction(ActionBase):
 
     def call(self, verb: str, arguments: dict[str, Any], attached: bytes = b"") -> dict[str, Any]:
         """Return a host's answer to a call, or `rc` and what was said when there is none."""
+        # Ansible resolves a template in a variable's value.
+        app = self._templar.template(self._templar.available_variables.get("app_name", "booty"))
         call = {
+            "app": app,
             "verb": verb,
             "arguments": arguments,
             "check": self._task.check_mode,

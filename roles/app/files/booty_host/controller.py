@@ -1,4 +1,4 @@
-"""Tell whether the controller is still there: a host that it can't reach any more, it can't take back with its wave."""
+"""Detect a dead controller before the switch: nobody could take this host back with its wave afterwards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import time
 from pathlib import Path
 
-from booty_host import host
+from booty_host.processes import run
 
 
 class Controller:
@@ -15,16 +15,16 @@ class Controller:
 
     def __init__(self, over_ssh: bool) -> None:
         """Find the connection, while the process is a descendant of sshd's."""
-        found = ports() if over_ssh else None
-        # A connection that `ss` does not show at the start can't be told from one that has ended.
-        self.ports = found if found and acknowledged(*found) is not None else None
-        # A process of its own has none of the caller's.
+        connection = ports() if over_ssh else None
+        # Later, a connection that `ss` never shows would look like one that has ended.
+        self.ports = connection if connection and acknowledged(*connection) is not None else None
+        # `lease.detached` replaces the caller's standard output by /dev/null.
         self.output = os.dup(1)
 
     def gone(self, patience: float = 10) -> bool:
-        """Send it some empty lines; tell whether they can't be, or are not acknowledged within so many seconds.
+        """Send empty lines; tell whether sending fails, or TCP gets no acknowledgement within `patience` seconds.
 
-        ssh itself gives up a little later. Nobody can tell where there is no SSH, or no `ss`: then it counts as there.
+        ssh itself gives up a little later. Without SSH or `ss`, the controller counts as alive.
         """
         with os.fdopen(self.output, "wb", buffering=0) as output:
             if self.ports is None:
@@ -33,7 +33,7 @@ class Controller:
                 return True
             deadline = time.monotonic() + patience
             try:
-                # More than a packet, which TCP acknowledges at once; less may take it 40 ms.
+                # TCP acknowledges more than one packet at once; it may delay the acknowledgement of less by 40 ms.
                 output.write(b"\n" * 4096)
             except OSError:
                 return True
@@ -45,25 +45,26 @@ class Controller:
 
 
 def ports() -> tuple[int, int] | None:
-    """Return the controller's port and the host's, of the SSH connection; None when nobody knows."""
+    """Return the controller's port and the host's, of the SSH connection; None if no process above has one."""
     pid = os.getppid()
     try:
         while pid > 1:
             process = Path(f"/proc/{pid}")
-            # sudo does not hand it on.
-            if found := re.search(rb"(?:^|\0)SSH_CONNECTION=\S+ (\d+) \S+ (\d+)", (process / "environ").read_bytes()):
-                return int(found[1]), int(found[2])
+            # sudo removes SSH_CONNECTION from the environment, so the processes above it are read.
+            environ = (process / "environ").read_bytes()
+            if connection := re.search(rb"(?:^|\0)SSH_CONNECTION=\S+ (\d+) \S+ (\d+)", environ):
+                return int(connection[1]), int(connection[2])
             pid = int((process / "stat").read_bytes().rpartition(b")")[2].split()[1])
-    except OSError:  # one of them has just ended
+    except OSError:  # one of these processes has just ended
         pass
     return None
 
 
-def acknowledged(there: int, here: int) -> int | None:
-    """Return how many bytes of a TCP connection between two ports the other end has; None when nobody knows."""
+def acknowledged(remote: int, local: int) -> int | None:
+    """Return how many bytes the other end of a TCP connection has acknowledged; None if `ss` does not show it."""
     try:
-        told = host.run("ss", "-tinHO", f"dport = :{there} and sport = :{here}").stdout
+        table = run("ss", "-tinHO", f"dport = :{remote} and sport = :{local}").stdout
     except FileNotFoundError:
         return None
-    found = re.findall(r"\bbytes_acked:(\d+)", told)
-    return int(found[0]) if len(found) == 1 else None
+    counts = re.findall(r"\bbytes_acked:(\d+)", table)
+    return int(counts[0]) if len(counts) == 1 else None

@@ -1,23 +1,28 @@
-"""Make a staged release the one that serves: proven first, without losing a request, and back again if it fails."""
+"""Switch an app on a host to a staged release: prove the release first, lose no request, go back if a step fails."""
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
-from booty_host import host, stage
+from booty_host import HostError, health, journal, lease, sockets, stage
+from booty_host.app import App
 from booty_host.controller import Controller
+from booty_host.files import parse_assignments, read, write_atomically
+from booty_host.processes import labels
+from booty_host.prune import prune
+from booty_host.release import Release, differs, fault, labels_on_disk, unsettled
+from booty_host.state import State
+from booty_host.systemd import Systemd
 
-
-class CutoverError(Exception):
-    """A step failed; the message says which and why."""
+# A line of the candidate's unit: the candidate is ready once its tracker has accepted an event.
+GATED = "BOOTY_TELEMETRY_GATE=true"
 
 
 def cutover(
+    app: App,
     pointer: str,
     units: dict[str, str],
     keep: int,
@@ -31,477 +36,416 @@ def cutover(
     goes_back: bool,
     check: bool,
 ) -> dict[str, Any]:
-    """Make a release the one that serves.
+    """Switch to a release.
 
-    It starts as a candidate beside the one that serves, on the same sockets. Only when it is ready are the units and
-    release.env replaced and the service restarted, while the candidate answers; then the candidate retires. A failure
-    before release.env is replaced leaves what serves untouched; a failure after it goes back. The steps run in a
-    process of their own, which holds the host's deploy lock. When the controller is gone it ends what it has begun, but
-    it does not begin what nobody could take back.
+    The release starts as a candidate beside the service, on the same sockets. Once it is ready, the units and
+    release.env are replaced and the service restarts, while the candidate answers; then the candidate retires. A
+    failure before release.env is replaced leaves the service untouched; a later failure goes back. The steps run in a
+    process of their own, which holds the app's deploy lock. If the controller is gone, that process ends what it has
+    begun, but it begins no switch: nobody could take the switch back.
 
     Args:
+        app: the app.
         pointer: the text of release.env.
         units: the text of each unit by its name.
         keep: how many releases that served are kept.
-        by: who asks and for what; shown to others while the lock is held.
-        run: the run of the playbook that asks; it alone can take back what it did.
-        wait: how long to wait for somebody else's lock, in seconds.
+        by: who asks and for what; other runs show it while the lock is held.
+        run: the run of the playbook that asks; only the same run can take the cutover back.
+        wait: how long to wait for another run's lock, in seconds.
         over_ssh: whether the call came over SSH.
-        dest: where the release that came along is staged first; none when it is there.
+        dest: where the release that came with the call is staged first; "" if it is on the host.
         sha256: the digest of its archive.
-        seen: what `info` answered as `seen` when the release was judged; a host that changed since then is left alone.
-        goes_back: whether this is a rollback, which a tracker that accepts no event does not stop.
-        check: only say what would change.
+        seen: `seen` in the answer of `info` when the release was judged; if the host has changed since, the cutover is
+            refused.
+        goes_back: whether this is a rollback, which goes on if the tracker accepts no event.
+        check: only return what would change.
 
     Returns:
-        `notices`, what was found that a person should know; `unpruned`, why old releases can't be removed; or `failed`
-        and `msg`, with `seen` anew when the host has changed.
+        `notices` for a person to read; `unpruned`, why old releases can't be removed; or `failed` and `msg`, with
+        `seen` anew if the host has changed.
 
     Raises:
-        host.HostError: the release that came along can't be staged, or somebody else holds the lock.
+        HostError: the release that came with the call can't be staged, or another run holds the lock.
     """
-    wanted = host.Release(pointer, units)
-    result = {"changed": True, "diff": difference(wanted)}
+    release = Release(app, pointer, units)
+    result = {"changed": True, "diff": difference(release)}
     if check:
         return result
     if dest:
-        stage.stage(dest, sha256, archive="", url="", check=False)
-    controller = Controller(over_ssh)
+        stage.stage(app, dest, sha256, archive="", url="", check=False)
+    controller, steps = Controller(over_ssh), Cutover(app, Systemd(app))
 
     def work() -> dict[str, Any]:
-        return changed_since(seen, wanted.sha, by) or cut_over(wanted, keep, by, run, controller, goes_back)
+        return changed_since(app, seen, release.sha, by) or steps.cut_over(
+            release, keep, by, run, controller, goes_back
+        )
 
-    return {**result, **host.detached(work, by, wait)}
+    return {**result, **lease.detached(app, work, by, wait)}
 
 
-def difference(wanted: host.Release) -> list[dict[str, str]]:
+def take_back(app: App, release: str, by: str, run: str, wait: int, check: bool) -> dict[str, Any]:
+    """Undo the last cutover, to `release`, if the same run made it; the other arguments are those of `cutover`.
+
+    Returns:
+        `notices`, which name the release that the host went back to.
+    """
+    if check:
+        return {"changed": False}
+    steps = Cutover(app, Systemd(app))
+    return {"changed": True, **lease.detached(app, lambda: steps.undo(release, by, run), by, wait)}
+
+
+def difference(release: Release) -> list[dict[str, str]]:
     """Return what changes on disk, as Ansible shows it."""
-    pairs = [(host.UNITS / name, text) for name, text in wanted.units.items()] + [(host.POINTER, wanted.pointer)]
+    app = release.app
+    pairs = [(app.unit_files / name, text) for name, text in release.units.items()] + [(app.release_env, release.env)]
     return [
         {"before": before, "after": after, "before_header": str(path), "after_header": str(path)}
         for path, after in pairs
-        if (before := host.read(path)) != after
+        if (before := read(path)) != after
     ]
 
 
-def changed_since(seen: dict[str, str], release: str, by: str) -> dict[str, Any]:
-    """Refuse the cutover if the host changed since the release was judged; return nothing if it did not.
+def changed_since(app: App, seen: dict[str, str], release: str, by: str) -> dict[str, Any]:
+    """Refuse the cutover if the host changed since the release was judged; return {} if it did not.
 
     Args:
-        seen: what `info` answered.
-        release: the one that was to serve.
+        app: the app.
+        seen: `seen` in the answer of `info`.
+        release: the release to serve.
         by: who asks and for what.
     """
-    now = host.seen()
+    now = lease.seen(app)
     # A reboot clears the note.
     if now["pointer"] == seen["pointer"] and now["last"] in {"", seen["last"]}:
         return {}
     serving = now["release"] or "Nothing"
     last = f"the last one: {now['last']}" if now["last"] != seen["last"] else "release.env was changed by hand"
-    why = (
+    reason = (
         f"{release} does not serve: another run was here since this one asked ({last}). {serving} serves, and was not"
         " touched. Deploy the one that all hosts are to serve: ansible-playbook deploy.yml -e app_release=<sha>"
     )
-    host.log(why, result="refused", release=release, **{"from": serving}, by=by)
-    return {"failed": True, "changed": False, "state": "not switched", "msg": why, "seen": now}
-
-
-def cut_over(
-    wanted: host.Release, keep: int, by: str, run: str, controller: Controller, goes_back: bool
-) -> dict[str, Any]:
-    """Prove, point, restart, retire; go back when that fails, and stop before the point when the controller is gone.
-
-    Returns:
-        what `cutover` answers, with `failed` and `msg` when the release does not serve.
-    """
-    began = time.monotonic()
-    state = host.State.load()
-    socket, service, candidate = host.units(host.SOCKET, host.SERVICE, host.CANDIDATE)
-    labels = host.labels(int(service["MainPID"]))
-    notices = settle(state, labels, candidate["ActiveState"])
-    before = what_serves(wanted, labels)
-
-    def record(message: str, result: str) -> None:
-        seconds = f"{time.monotonic() - began:.2f}"
-        host.log(message, result=result, release=wanted.sha, **{"from": before.sha}, by=by, seconds=seconds)
-
-    touched = False
-    try:
-        state.previous = {"run": run, "pointer": before.pointer, "units": before.units, "served": state.served}
-        state.save()
-        verify(wanted)
-        try:
-            prove(wanted, socket, candidate)
-        except CutoverError as error:
-            if not goes_back or GATED not in wanted.units[host.CANDIDATE]:
-                raise
-            prove_without_tracker(wanted)
-            notices.append(without_tracker(wanted.sha, str(error)))
-        # After a rollback no host goes the other way, so it needs no controller.
-        if not goes_back and controller.gone():
-            raise CutoverError("it is proven, but the controller is gone: nobody could take it back with its wave")
-        touched = True
-        host.note(by)
-        if closed := switch(wanted):
-            notices.append(closed)
-    except Exception as error:  # whatever it was, what served before comes first
-        why = str(error) or repr(error)
-        host.log(f"failed: {why}")
-        outcome = go_back(before) if touched else leave(before, socket["ActiveState"] == "active")
-        with suppress(OSError):
-            state.abandon(wanted.sha, why.splitlines()[0])
-        ended = "went back" if touched else "not switched"
-        record(f"{wanted.sha} does not serve. {outcome}", ended)
-        return {
-            "failed": True,
-            "state": ended,
-            "msg": f"{wanted.sha} does not serve: {why}\n{outcome}",
-            "notices": notices,
-        }
-    # The release serves. From here on nothing is a reason to fail, or to take back others.
-    with unsaved(notices):
-        state.serve(wanted.sha)
-    record(f"serving {wanted.sha}", "switched")
-    result: dict[str, Any] = {"state": "switched", "notices": notices}
-    try:
-        result["pruned"], failures = prune(state, keep)
-    except Exception as error:
-        failures = [repr(error)]
-    if failures:
-        result["unpruned"] = f"But old releases can't be removed: {'; '.join(failures)}. Remove them by hand."
-        notices.append(result["unpruned"])
-        host.log(notices[-1])
-    return result
+    journal.log(app, reason, result="refused", release=release, **{"from": serving}, by=by)
+    return {"failed": True, "changed": False, "state": "not switched", "msg": reason, "seen": now}
 
 
 @contextmanager
-def unsaved(notices: list[str]) -> Iterator[None]:
+def unsaved(app: App, notices: list[str]) -> Iterator[None]:
     """Turn a failure to write state.json into a notice: the next deploy of the host writes it."""
     try:
         yield
     except OSError as error:
-        notices.append(f"But {host.STATE} can't be written: {error}. Make room there; the next deploy writes it.")
-        host.log(notices[-1])
+        notices.append(f"But {app.state} can't be written: {error}. Make room there; the next deploy writes it.")
+        journal.log(app, notices[-1])
 
 
-# In the candidate's unit: it is ready once its tracker has accepted an event.
-GATED = "BOOTY_TELEMETRY_GATE=true"
+def without_tracker(sha: str, reason: str) -> str:
+    """Return the notice that a release serves although its tracker accepted no event, with the journal's line on it."""
+    lines = [line.strip() for line in reason.splitlines() if "tracker" in line]
+    return f"{sha} goes back all the same, although its tracker did not accept an event: {(lines or [reason])[0]}"
 
 
-def prove_without_tracker(release: host.Release) -> None:
-    """Prove a release once more, without an event that its tracker has to accept."""
-    unit = release.units[host.CANDIDATE].replace(GATED, GATED.replace("true", "false"))
-    prove(
-        host.Release(release.pointer, {**release.units, host.CANDIDATE: unit}), *host.units(host.SOCKET, host.CANDIDATE)
-    )
+class Cutover:
+    """The steps of an app's cutover, and of the way back."""
 
+    def __init__(self, app: App, systemd: Systemd) -> None:
+        self.app, self.systemd = app, systemd
 
-def without_tracker(sha: str, why: str) -> str:
-    """Return the notice that a release serves without an event that was accepted, with the journal's line of why."""
-    lines = [line.strip() for line in why.splitlines() if "tracker" in line]
-    return f"{sha} goes back all the same, although its tracker did not accept an event: {(lines or [why])[0]}"
+    def cut_over(
+        self, release: Release, keep: int, by: str, run: str, controller: Controller, goes_back: bool
+    ) -> dict[str, Any]:
+        """Prove and switch; go back if the switch fails, and do not begin it if the controller is gone.
 
-
-def settle(state: host.State, labels: dict[str, str], candidate: str) -> list[str]:
-    """Clear what an interrupted cutover left, and return what was found, for a person to read.
-
-    Args:
-        state: what the host remembers.
-        labels: those of the service's process.
-        candidate: the state of the candidate's unit.
-    """
-    notices = []
-    if candidate not in {"inactive", "failed"}:
-        notices.append(f"An interrupted deploy had left {host.CANDIDATE} running; it is stopped.")
-        retire()
-    pointer = host.pointer()
-    if labels and labels.get("SENTRY_RELEASE") != pointer.get("SENTRY_RELEASE"):
-        notices.append(
-            f"An interrupted deploy had left release.env at {pointer.get('SENTRY_RELEASE')},"
-            f" while {labels.get('SENTRY_RELEASE')} runs."
-        )
-    elif labels and host.installed_health()["status"] == 200:
-        with suppress(OSError):  # the cutover writes it next, and fails in words if it can't
-            state.serve(labels["SENTRY_RELEASE"])
-    for notice in notices:
-        host.log(notice)
-    return notices
-
-
-def what_serves(like: host.Release, labels: dict[str, str]) -> host.Release:
-    """Return the release that serves now, as its process's labels say, or that release.env names; none at first."""
-    labels = {name: value for name, value in labels.items() if name in like.labels} or host.pointer()
-    units = {path.name: host.read(path) for path in map(host.UNITS.joinpath, host.ALL_UNITS) if path.exists()}
-    text = host.read(host.POINTER)
-    if labels and host.parse_assignments(text) != labels:
-        header = [line for line in like.pointer.splitlines() if line.startswith("#")]
-        text = "\n".join([*header, *(f"{name}={value}" for name, value in labels.items()), ""])
-    return host.Release(text, units)
-
-
-def verify(release: host.Release) -> None:
-    """Find what can be known before anything is started."""
-    # The units name each other, so they are verified as one set; what is installed was verified before.
-    changed = any(host.read(host.UNITS / name) != text for name, text in release.units.items())
-    if changed and (faults := host.verify_units(release.units)):
-        raise CutoverError(f"systemd finds fault with the units:\n{faults}")
-    address, port = release.address
-    if taken := host.takers(address, port):
-        raise CutoverError(f"{address}:{port} is taken: {taken}. Stop that, or choose another app_port.")
-
-
-def prove(release: host.Release, socket: dict[str, str], candidate: dict[str, str]) -> None:
-    """Start a release as a candidate beside what serves; it is ready when it has checked itself.
-
-    Args:
-        release: the one on trial.
-        socket: what systemd says of the sockets' unit.
-        candidate: likewise, of the candidate's.
-    """
-    if socket["ActiveState"] != "active":
-        # Nothing is served, so there is nothing to lose: the candidate needs the sockets.
-        install(release.units)
-        systemctl("reset-failed", host.SERVICE, host.SOCKET, check=False)
-        systemctl("start", host.SOCKET)
-    host.write_atomically(host.CANDIDATE_POINTER, release.pointer)
-    install({name: text for name, text in release.units.items() if name == host.CANDIDATE})
-    host.log(f"proving {release.sha}")
-    if candidate["ActiveState"] == "failed":
-        systemctl("reset-failed", host.CANDIDATE)
-    try:
-        systemctl("start", host.CANDIDATE)
-        labels = host.labels(int(host.unit(host.CANDIDATE)["MainPID"]))
-        if fault := host.differs(release.labels, labels) if labels else "process is gone":
-            raise CutoverError(f"the candidate's {fault}\n{host.journal_of(host.CANDIDATE)}")
-    except CutoverError:
-        retire()
-        raise
-
-
-def switch(release: host.Release) -> str:
-    """Point to a proven release and restart the service while the candidate answers; then let that one go.
-
-    Returns:
-        what a person should know of sockets that had to be opened anew; nothing when they stayed open.
-    """
-    install(release.units)
-    point(release)
-    socket, service = told = host.units(*host.ENABLED)
-    if "yes" in {socket["NeedDaemonReload"], service["NeedDaemonReload"]}:
-        systemctl("daemon-reload")  # somebody else's change: a drop-in, usually
-    # A crash loop leaves both of them failed, and a failed socket refuses to start; the count of starts goes as well.
-    systemctl("reset-failed", *host.ENABLED, check=False)
-    closed = ""
-    changed = host.socket_options(host.opened(socket)) ^ host.socket_options(release.units[host.SOCKET])
-    if socket["ActiveState"] != "active" or changed:
-        # Another address, port or option: systemd can't change a socket that is open.
+        Returns:
+            the answer of `cutover`, with `failed` and `msg` if the release does not serve.
+        """
+        app = self.app
         began = time.monotonic()
-        systemctl("stop", host.CANDIDATE, host.SERVICE, host.SOCKET)
-        systemctl("start", host.SOCKET)
-        if changed:
-            closed = (
-                f"{host.SOCKET} changed in {', '.join(sorted(changed))}: its sockets were opened anew, and for"
-                f" {time.monotonic() - began:.1f} s connections waited or were refused."
+        state = State.load(app)
+        socket, service, candidate = self.systemd.units(app.socket, app.service, app.candidate)
+        running = labels(app, int(service["MainPID"]))
+        notices = self.settle(state, running, candidate["ActiveState"])
+        before = self.serving(release, running)
+
+        def record(message: str, result: str) -> None:
+            seconds = f"{time.monotonic() - began:.2f}"
+            journal.log(
+                app, message, result=result, release=release.sha, **{"from": before.sha}, by=by, seconds=seconds
             )
-            host.log(closed)
-    if {unit["UnitFileState"] for unit in told} != {"enabled"}:
-        systemctl("enable", *host.ENABLED)
-    systemctl("restart", host.SERVICE)
-    confirm(release)
-    retire()
-    # Once more: until then, it may have been the candidate that answered.
-    confirm(release, settled=True)
-    return closed
 
-
-def point(release: host.Release) -> None:
-    """Have release.env name a release. A file that is right is not written, so that a full disk stops no way back."""
-    if host.read(host.POINTER) != release.pointer:
-        host.write_atomically(host.POINTER, release.pointer)
-    host.log(f"pointing to {release.sha}")
-
-
-def go_back(before: host.Release) -> str:
-    """Restore what served before, without losing a request, and say how that went."""
-    try:
-        if not before.sha:
-            host.POINTER.unlink(missing_ok=True)
-            systemctl("disable", *host.ENABLED, check=False)
-            retire()
-            close()
-            return "Nothing served before, so nothing does now."
-        host.log(f"going back to {before.sha}")
-        # The pointer first: whatever happens from here on, it names a release that served.
-        install(before.units)
-        point(before)
-        systemctl("reset-failed", host.SERVICE, host.SOCKET, check=False)
-        socket, candidate = host.units(host.SOCKET, host.CANDIDATE)
-        if candidate["ActiveState"] != "active":
-            try:
-                prove(before, socket, candidate)
-            except (CutoverError, OSError) as error:
-                # Its proof may fail for what is not its fault, such as a tracker that is down: it served before.
-                host.log(f"{before.sha} as a candidate: {error}")
-        # Else the release that failed as the service still answers as the candidate, while the service restarts.
-        switch(before)
-    except Exception as error:
-        return f"And {before.sha}, which served before, does not come back: {error or repr(error)}"
-    return f"Went back to {before.sha}, which serves."
-
-
-def leave(before: host.Release, listened: bool) -> str:
-    """Undo what a failed proof needed, and say what serves."""
-    retire()
-    if not listened:
-        close()
-        install(before.units)
-    return f"{before.sha or 'What served'} was not touched." if running() else "Nothing was served before."
-
-
-def close() -> None:
-    """Stop serving, and clear what failed."""
-    systemctl("stop", host.SERVICE, host.SOCKET, check=False)
-    systemctl("reset-failed", host.SERVICE, host.SOCKET, check=False)
-
-
-def take_back(release: str, by: str, run: str, wait: int, check: bool) -> dict[str, Any]:
-    """Undo this host's last cutover, if that was this run's, to `release`; the other arguments are those of `cutover`.
-
-    Returns:
-        `notices`, which say where the host went back to.
-    """
-    return {"changed": not check, **({} if check else host.detached(lambda: undo(release, by, run), by, wait))}
-
-
-def undo(release: str, by: str, run: str) -> dict[str, Any]:
-    """Go back to what the last cutover replaced, if that was this run's, to `release`."""
-    began = time.monotonic()
-    state = host.State.load()
-    serving = host.pointer().get("SENTRY_RELEASE", "")
-    if serving != release or state.previous.get("run") != run:
-        return {"notices": [f"{serving or 'Nothing'} serves, and not by this run: it stays."]}
-    before = host.Release(state.previous.get("pointer", ""), state.previous.get("units", {}))
-    host.note(by)
-    notices = [go_back(before)]
-    state.served = state.previous.get("served", [])
-    with unsaved(notices):
-        state.abandon(release, "taken back, since it failed on another host")
-    seconds = f"{time.monotonic() - began:.2f}"
-    host.log(notices[0], result="taken back", release=before.sha, **{"from": release}, by=by, seconds=seconds)
-    return {"state": "taken back", "notices": notices}
-
-
-def confirm(release: host.Release, settled: bool = False, timeout: float = 15) -> None:
-    """See the release that was asked for answer on the real socket; raise CutoverError when it does not.
-
-    Args:
-        release: the one that was asked for.
-        settled: whether nothing may be left to do by now.
-        timeout: seconds.
-    """
-    deadline = time.monotonic() + timeout
-    while found := (
-        host.unsettled(release) if settled else host.fault(release, running(), host.health(*release.address))
-    ):
-        service = host.unit(host.SERVICE)
-        # A first restart is enough: a crash loop would end in a failed socket as well.
-        if time.monotonic() > deadline or service["ActiveState"] == "failed" or service["NRestarts"] != "0":
-            raise CutoverError(f"{found}\n{host.journal_of(host.SERVICE)}")
-        time.sleep(0.05)
-
-
-def running() -> dict[str, str]:
-    """Return the labels of the service's main process; none when it does not run."""
-    found: dict[str, str] = host.labels(int(host.unit(host.SERVICE).get("MainPID") or 0))
-    return found
-
-
-def install(units: dict[str, str]) -> None:
-    """Write the units that differ, and have systemd read them."""
-    changed = [name for name, text in units.items() if host.read(host.UNITS / name) != text]
-    if host.SOCKET in changed:
-        host.keep_opened()
-    for name in changed:
-        host.write_atomically(host.UNITS / name, units[name])
-    if changed:
-        systemctl("daemon-reload")
-
-
-def retire() -> None:
-    """Let the candidate drain and end, whatever state it is in."""
-    systemctl("stop", host.CANDIDATE, check=False)
-    systemctl("reset-failed", host.CANDIDATE, check=False)
-    host.CANDIDATE_POINTER.unlink(missing_ok=True)
-
-
-def systemctl(verb: str, *names: str, check: bool = True) -> None:
-    """Have systemd do something; raise CutoverError with the journal's last lines when it fails."""
-    done = host.run("systemctl", verb, *names)
-    if done.returncode and check:
-        said = next(iter(done.stderr.strip().splitlines()), "no reason given")
-        raise CutoverError(f"systemctl {verb} {' '.join(names)}: {said}\n{host.journal_of(names[0]) if names else ''}")
-
-
-def prune(state: host.State, keep: int) -> tuple[list[str], list[str]]:
-    """Remove releases and layers that nobody needs any more; return the releases' names, and why some are left."""
-    now, removed, failures = time.time(), [], []
-
-    def attempt(remove: Callable[[Path], Any], path: Path) -> bool:
+        touched = False
         try:
-            remove(path)
-        except OSError as error:  # the others can go all the same
-            failures.append(f"{path}: {error.strerror or error}")
-            return False
-        return True
+            state.previous = {"run": run, "pointer": before.env, "units": before.units, "served": state.served}
+            state.save()
+            self.verify(release)
+            try:
+                self.prove(release, socket, candidate)
+            except HostError as error:
+                if not goes_back or GATED not in release.units[app.candidate]:
+                    raise
+                self.prove_without_tracker(release)
+                notices.append(without_tracker(release.sha, str(error)))
+            # If a rollback fails, the other hosts do not return to the newer release; so it needs no controller.
+            if not goes_back and controller.gone():
+                raise HostError("it is proven, but the controller is gone: nobody could take it back with its wave")
+            touched = True
+            lease.note(app, by)
+            if reopened := self.switch(release):
+                notices.append(reopened)
+        except Exception as error:  # whatever failed, the release that served before must go on
+            reason = str(error) or repr(error)
+            journal.log(app, f"failed: {reason}")
+            outcome = self.go_back(before) if touched else self.leave(before, socket["ActiveState"] == "active")
+            with suppress(OSError):
+                state.abandon(release.sha, reason.splitlines()[0])
+            end = "went back" if touched else "not switched"
+            record(f"{release.sha} does not serve. {outcome}", end)
+            return {
+                "failed": True,
+                "state": end,
+                "msg": f"{release.sha} does not serve: {reason}\n{outcome}",
+                "notices": notices,
+            }
+        # The release serves. A failure after this point must not fail the run, which would take back other hosts.
+        with unsaved(app, notices):
+            state.serve(release.sha)
+        record(f"serving {release.sha}", "switched")
+        result: dict[str, Any] = {"state": "switched", "notices": notices}
+        try:
+            result["pruned"], failures = prune(app, state, keep)
+        except Exception as error:
+            failures = [repr(error)]
+        if failures:
+            result["unpruned"] = f"But old releases can't be removed: {'; '.join(failures)}. Remove them by hand."
+            notices.append(result["unpruned"])
+            journal.log(app, notices[-1])
+        return result
 
-    # What a killed run left: directories that are half-made or half-removed, and archives that did not arrive whole,
-    # some of them in the directory that Ansible's copy makes in the login's home. Read first: a release whose removal
-    # fails below gets such a name too.
-    arriving = (*host.INCOMING.glob("*"), *host.login_home().glob(".ansible/tmp/ansible-tmp-*"))
-    leftovers = (*host.RELEASES.glob(".*"), *host.LAYERS.glob(".*"), *arriving)
-    staged = {path.name: path.stat().st_mtime for path in host.directories(host.RELEASES)}
-    inuse = {host.pointer().get("SENTRY_RELEASE", ""), *host.releases_in_use()}
-    for name in removable(staged, state.served, {*state.abandoned}, inuse, keep, now):
-        host.log(f"removing {name}")
-        if attempt(host.remove, host.RELEASES / name):
-            removed.append(name)
-    attempt(lambda _: state.forget(set(staged) - {*removed}), host.STATE)
-    manifests = [host.manifest(path) for path in host.directories(host.RELEASES)]
-    needed = {layer for manifest in manifests for layer in host.layers_of(manifest)}
-    # A release whose manifest is damaged does not say which layers it needs: then all of them stay.
-    for path in host.directories(host.LAYERS) if all(manifests) else []:
-        # A layer that another deploy has just staged has no release yet.
-        if path.name not in needed and path.stat().st_mtime < now - DAY:
-            attempt(host.remove, path)
-    for path in leftovers:
-        if path.lstat().st_mtime < now - DAY:
-            if path.is_dir() and not path.is_symlink():
-                attempt(shutil.rmtree, path)
-            elif path in arriving:
-                attempt(Path.unlink, path)
-    return removed, failures
+    def settle(self, state: State, running: dict[str, str], candidate: str) -> list[str]:
+        """Clear what an interrupted cutover left, and return notices of it.
 
+        Args:
+            state: the host's record of releases.
+            running: the labels of the service's process.
+            candidate: the state of the candidate's unit.
+        """
+        notices = []
+        if candidate not in {"inactive", "failed"}:
+            notices.append(f"An interrupted deploy had left {self.app.candidate} running; it is stopped.")
+            self.retire()
+        on_disk = labels_on_disk(self.app).get("SENTRY_RELEASE")
+        if running and running.get("SENTRY_RELEASE") != on_disk:
+            notices.append(
+                f"An interrupted deploy had left release.env at {on_disk}, while {running.get('SENTRY_RELEASE')} runs."
+            )
+        elif running and health.ask_installed(self.app)["status"] == 200:
+            with suppress(OSError):  # the cutover writes the file next, and reports the failure
+                state.serve(running["SENTRY_RELEASE"])
+        for notice in notices:
+            journal.log(self.app, notice)
+        return notices
 
-DAY = 86400
+    def serving(self, like: Release, running: dict[str, str]) -> Release:
+        """Return the release that serves: by its process's labels, or else by release.env; an empty one at first.
 
+        Args:
+            like: the release to deploy, which has the same labels and the same header of release.env.
+            running: the labels of the service's process.
+        """
+        app = self.app
+        named = {name: value for name, value in running.items() if name in like.labels} or labels_on_disk(app)
+        units = {path.name: read(path) for path in map(app.unit_files.joinpath, app.units) if path.exists()}
+        env = read(app.release_env)
+        if named and parse_assignments(env) != named:
+            header = [line for line in like.env.splitlines() if line.startswith("#")]
+            env = "\n".join([*header, *(f"{name}={value}" for name, value in named.items()), ""])
+        return Release(app, env, units)
 
-def removable(
-    staged: dict[str, float], served: list[str], abandoned: set[str], inuse: set[str], keep: int, now: float
-) -> list[str]:
-    """Choose the releases to remove.
+    def verify(self, release: Release) -> None:
+        """Find faults before anything starts."""
+        # The units name each other, so they are verified as one set. Installed units were verified before.
+        changed = any(read(self.app.unit_files / name) != text for name, text in release.units.items())
+        if changed and (faults := self.systemd.verify(release.units)):
+            raise HostError(f"systemd finds fault with the units:\n{faults}")
+        address, port = release.address
+        if takers := sockets.takers(self.app, address, port):
+            raise HostError(f"{address}:{port} is taken: {takers}. Stop that, or choose another app_port.")
 
-    Args:
-        staged: when each release was staged, in seconds since 1970.
-        served: the releases that were proven, the newest first.
-        abandoned: the releases that failed.
-        inuse: releases that release.env names or a process runs.
-        keep: how many of those that were proven stay.
-        now: the time.
+    def prove(self, release: Release, socket: dict[str, str], candidate: dict[str, str]) -> None:
+        """Start a release as a candidate beside the service. systemd reports it started when it has checked itself.
 
-    Returns:
-        names; never one in use, nor the one to roll back to, nor one that may be on its way to its first proof.
-    """
-    there = [name for name in served if name in staged]
-    kept = {*there[: max(keep, 2)], *inuse}
-    fresh = {name for name, at in staged.items() if name not in {*served, *abandoned} and at > now - DAY}
-    return sorted(set(staged) - kept - fresh)
+        Args:
+            release: the release to prove.
+            socket: the state of the socket unit.
+            candidate: the state of the candidate's unit.
+        """
+        app, systemctl = self.app, self.systemd.systemctl
+        if socket["ActiveState"] != "active":
+            # The candidate needs the sockets, and nothing serves that their units could disturb.
+            self.install(release.units)
+            systemctl("reset-failed", app.service, app.socket, check=False)
+            systemctl("start", app.socket)
+        write_atomically(app.candidate_env, release.env)
+        self.install({name: text for name, text in release.units.items() if name == app.candidate})
+        journal.log(app, f"proving {release.sha}")
+        if candidate["ActiveState"] == "failed":
+            systemctl("reset-failed", app.candidate)
+        try:
+            systemctl("start", app.candidate)
+            running = self.systemd.labels(app.candidate)
+            if difference := differs(release.labels, running) if running else "process is gone":
+                raise HostError(f"the candidate's {difference}\n{self.systemd.journal(app.candidate)}")
+        except HostError:
+            self.retire()
+            raise
+
+    def prove_without_tracker(self, release: Release) -> None:
+        """Prove a release once more, with a candidate whose tracker need not accept an event."""
+        unit = release.units[self.app.candidate].replace(GATED, GATED.replace("true", "false"))
+        ungated = Release(self.app, release.env, {**release.units, self.app.candidate: unit})
+        self.prove(ungated, *self.systemd.units(self.app.socket, self.app.candidate))
+
+    def switch(self, release: Release) -> str:
+        """Replace release.env and restart the service while the candidate answers; then retire the candidate.
+
+        Returns:
+            a notice if the sockets had to be opened anew; "" if they stayed open.
+        """
+        app, systemctl = self.app, self.systemd.systemctl
+        self.install(release.units)
+        self.point(release)
+        socket, service = states = self.systemd.units(*app.enabled)
+        if "yes" in {socket["NeedDaemonReload"], service["NeedDaemonReload"]}:
+            systemctl("daemon-reload")  # a person or a program has changed a unit, usually by a drop-in
+        # A crash loop fails both units, and a failed socket unit refuses to start. This resets the restarts' count too.
+        systemctl("reset-failed", *app.enabled, check=False)
+        notice = ""
+        changed = sockets.options(sockets.opened(app, socket)) ^ sockets.options(release.units[app.socket])
+        if socket["ActiveState"] != "active" or changed:
+            # systemd can't change the address, the port or an option of a socket that is open.
+            began = time.monotonic()
+            systemctl("stop", app.candidate, app.service, app.socket)
+            systemctl("start", app.socket)
+            if changed:
+                notice = (
+                    f"{app.socket} changed in {', '.join(sorted(changed))}: its sockets were opened anew, and for"
+                    f" {time.monotonic() - began:.1f} s connections waited or were refused."
+                )
+                journal.log(app, notice)
+        if {state["UnitFileState"] for state in states} != {"enabled"}:
+            systemctl("enable", *app.enabled)
+        systemctl("restart", app.service)
+        self.confirm(release)
+        self.retire()
+        # Once more: the candidate may have answered the first time.
+        self.confirm(release, settled=True)
+        return notice
+
+    def point(self, release: Release) -> None:
+        """Have release.env name a release. An equal file is not written, so that a full disk stops no way back."""
+        if read(self.app.release_env) != release.env:
+            write_atomically(self.app.release_env, release.env)
+        journal.log(self.app, f"pointing to {release.sha}")
+
+    def confirm(self, release: Release, settled: bool = False, timeout: float = 15) -> None:
+        """Wait until a release answers on the real socket; raise HostError if it does not.
+
+        Args:
+            release: the one that should answer.
+            settled: whether nothing may be left to change either.
+            timeout: in seconds.
+        """
+        app, deadline = self.app, time.monotonic() + timeout
+        while problem := (
+            unsettled(app, self.systemd, release)
+            if settled
+            else fault(release, self.systemd.labels(app.service), health.ask(*release.address))
+        ):
+            service = self.systemd.unit(app.service)
+            # The first restart is enough to give up: a crash loop would end in a failed socket unit as well.
+            if time.monotonic() > deadline or service["ActiveState"] == "failed" or service["NRestarts"] != "0":
+                raise HostError(f"{problem}\n{self.systemd.journal(app.service)}")
+            time.sleep(0.05)
+
+    def go_back(self, before: Release) -> str:
+        """Restore the release that served before, without losing a request, and return how that went."""
+        app, systemctl = self.app, self.systemd.systemctl
+        try:
+            if not before.sha:
+                app.release_env.unlink(missing_ok=True)
+                systemctl("disable", *app.enabled, check=False)
+                self.retire()
+                self.close()
+                return "Nothing served before, so nothing does now."
+            journal.log(app, f"going back to {before.sha}")
+            # release.env is first: if a later step is interrupted, the file names a release that served.
+            self.install(before.units)
+            self.point(before)
+            systemctl("reset-failed", app.service, app.socket, check=False)
+            socket, candidate = self.systemd.units(app.socket, app.candidate)
+            if candidate["ActiveState"] != "active":
+                try:
+                    self.prove(before, socket, candidate)
+                except (HostError, OSError) as error:
+                    # The proof may fail for another reason, such as a tracker that is down: the release served before.
+                    journal.log(app, f"{before.sha} as a candidate: {error}")
+            # Else the release that failed as the service still answers as the candidate, while the service restarts.
+            self.switch(before)
+        except Exception as error:
+            return f"And {before.sha}, which served before, does not come back: {error or repr(error)}"
+        return f"Went back to {before.sha}, which serves."
+
+    def leave(self, before: Release, listened: bool) -> str:
+        """Undo the changes of a failed proof, and return what serves.
+
+        Args:
+            before: the release that served before.
+            listened: whether the sockets were open before the proof.
+        """
+        self.retire()
+        if not listened:
+            self.close()
+            self.install(before.units)
+        untouched = f"{before.sha or 'What served'} was not touched."
+        return untouched if self.systemd.labels(self.app.service) else "Nothing was served before."
+
+    def undo(self, release: str, by: str, run: str) -> dict[str, Any]:
+        """Go back to what the last cutover replaced, if the same run made that cutover, to `release`."""
+        app = self.app
+        began = time.monotonic()
+        state = State.load(app)
+        serving = labels_on_disk(app).get("SENTRY_RELEASE", "")
+        if serving != release or state.previous.get("run") != run:
+            return {"notices": [f"{serving or 'Nothing'} serves, and not by this run: it stays."]}
+        before = Release(app, state.previous.get("pointer", ""), state.previous.get("units", {}))
+        lease.note(app, by)
+        notices = [self.go_back(before)]
+        state.served = state.previous.get("served", [])
+        with unsaved(app, notices):
+            state.abandon(release, "taken back, since it failed on another host")
+        seconds = f"{time.monotonic() - began:.2f}"
+        fields = {"result": "taken back", "release": before.sha, "from": release, "by": by, "seconds": seconds}
+        journal.log(app, notices[0], **fields)
+        return {"state": "taken back", "notices": notices}
+
+    def install(self, units: dict[str, str]) -> None:
+        """Write the units that differ, and have systemd read them."""
+        app = self.app
+        changed = [name for name, text in units.items() if read(app.unit_files / name) != text]
+        if app.socket in changed:
+            sockets.keep_opened(app, self.systemd)
+        for name in changed:
+            write_atomically(app.unit_files / name, units[name])
+        if changed:
+            self.systemd.systemctl("daemon-reload")
+
+    def retire(self) -> None:
+        """Stop the candidate, which drains its connections first, whatever state it is in."""
+        self.systemd.systemctl("stop", self.app.candidate, check=False)
+        self.systemd.systemctl("reset-failed", self.app.candidate, check=False)
+        self.app.candidate_env.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Stop the service and its sockets, and clear their failures."""
+        self.systemd.systemctl("stop", self.app.service, self.app.socket, check=False)
+        self.systemd.systemctl("reset-failed", self.app.service, self.app.socket, check=False)

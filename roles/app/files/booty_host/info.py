@@ -1,4 +1,4 @@
-"""Tell in one answer all that a deploy asks of a host. Changes nothing of what serves."""
+"""Answer everything that a deploy asks of a host in one call. It does not change what serves."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-from booty_host import host
+from booty_host import lease, secrets, sockets
+from booty_host.app import App
+from booty_host.files import directories, read
+from booty_host.release import Release, labels_on_disk, layers_of, manifest, unsettled
+from booty_host.state import State
+from booty_host.systemd import Systemd
 
-STATE_DIRECTORY = Path("/var/lib/booty")
+# The host's own firewall, one for all apps.
+FIREWALL = Path("/etc/booty/firewall.nft")
 
 
 def lets_in() -> list[int]:
-    """Return the TCP ports that Booty's own firewall lets in; none when there is no such firewall."""
-    found = re.search(r"dport { ([\d, ]+) } accept", host.read(host.ETC / "firewall.nft"))
-    return [int(port) for port in found[1].split(",")] if found else []
+    """Return the TCP ports that Booty's firewall accepts; none without that firewall."""
+    rule = re.search(r"dport { ([\d, ]+) } accept", read(FIREWALL))
+    return [int(port) for port in rule[1].split(",")] if rule else []
 
 
 def owner(path: Path) -> str:
-    """Return who owns a path; nobody when it is not there, or is a user's who is gone."""
+    """Return the name of a path's owner; "" if the path is missing, or its owner was removed."""
     try:
         return path.owner()
     except (FileNotFoundError, KeyError):
@@ -31,64 +37,66 @@ def owner(path: Path) -> str:
 
 
 def user_id(name: str) -> int | None:
-    """Return a user's number; None when the host does not know the user."""
+    """Return a user's ID; None if the host has no such user."""
     try:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
         return None
 
 
-def info(user: str, pointer: str, units: dict[str, str], check: bool, by: str = "", wait: int = 0) -> dict[str, Any]:
+def info(
+    app: App, user: str, pointer: str, units: dict[str, str], check: bool, by: str = "", wait: int = 0
+) -> dict[str, Any]:
     """Return everything as `host`, each part under the name that the tasks use.
 
     Args:
+        app: the app.
         user: the service's user.
-        pointer: the text of the release.env that is wanted.
-        units: the text of each unit that is wanted.
-        check: whether no run follows: then nobody is waited for, and no note is left.
-        by: who asks and for what; a host that is in order keeps it as a note for other runs.
-        wait: how long to wait while another run holds the host's deploy lock, in seconds.
+        pointer: the text of release.env for the release to deploy.
+        units: the text of each unit for it; none if the call has no release in mind.
+        check: whether no run follows; then the call waits for no other run, and leaves no note.
+        by: who asks and for what; the note for other runs if the host is in order.
+        wait: how long to wait while another run holds the app's deploy lock, in seconds.
 
     Raises:
-        host.HostError: another run still holds the lock.
+        HostError: another run still holds the lock.
     """
+    systemd, release = Systemd(app), Release(app, pointer, units)
     run_follows = bool(units) and not check
     if run_follows:
-        host.wait_for_lease(wait)
-    # Read first: should another run switch the host from here on, the cutover finds something else than this.
-    seen = host.seen()
+        lease.wait_until_free(app, wait)
+    # This is read first: the cutover refuses a host that another run changed after this line.
+    seen = lease.seen(app)
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    staged = {path.name: host.manifest(path) for path in host.directories(host.RELEASES)}
-    layers = [path.name for path in host.directories(host.LAYERS)]
+    staged = {path.name: manifest(path) for path in directories(app.releases)}
+    layers = [path.name for path in directories(app.layers)]
     uid = user_id(user)
-    found = {
+    answer = {
         "seen": seen,
         "python": python,
         "python_full": ".".join(map(str, sys.version_info[:3])),
         "machine": platform.machine() if sys.maxsize > 2**32 else f"32-bit {platform.machine()}",
         "clock": time.time(),
-        "free": shutil.disk_usage(host.OPT if host.OPT.is_dir() else "/").free,
+        "free": shutil.disk_usage(app.opt if app.opt.is_dir() else "/").free,
         "lets_in": lets_in(),
-        "state_owner": owner(STATE_DIRECTORY),
-        "port_taken": host.takers(*host.Release(pointer, units).address) if units else "",
+        "state_owner": owner(app.var),
+        "port_taken": sockets.takers(app, *release.address) if units else "",
         "user_id": uid,
-        "ready": uid is not None and host.RELEASES.is_dir() and host.ETC.is_dir(),
-        "pointer": host.pointer(),
+        "ready": uid is not None and app.releases.is_dir() and app.etc.is_dir(),
+        "pointer": labels_on_disk(app),
         "manifests": staged,
         "releases": [
-            release
-            for release, manifest in staged.items()
-            if manifest.get("python") == python and host.layers_of(manifest) <= {*layers}
+            name for name, fields in staged.items() if fields.get("python") == python and layers_of(fields) <= {*layers}
         ],
         "layers": layers,
-        "served": host.State.load().served,
-        "running": host.labels(int(host.unit(host.SERVICE)["MainPID"])),
-        "unsettled": host.unsettled(host.Release(pointer, units)) if units else "",
-        "secrets": host.secrets(),
+        "served": State.load(app).served,
+        "running": systemd.labels(app.service),
+        "unsettled": unsettled(app, systemd, release) if units else "",
+        "secrets": secrets.judge(app),
     }
-    if run_follows and not found["unsettled"]:
-        host.note(f"{by}, and found it in order")
-        seen["last"] = host.read(host.LAST)
-        # A run that took the lock before the note was there does not see it.
-        host.wait_for_lease(0)
-    return {"host": found}
+    if run_follows and not answer["unsettled"]:
+        lease.note(app, f"{by}, and found it in order")
+        seen["last"] = read(app.last)
+        # A run that took the lock before the note was written does not see the note.
+        lease.wait_until_free(app, 0)
+    return {"host": answer}

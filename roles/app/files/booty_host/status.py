@@ -1,4 +1,4 @@
-"""Tell in one answer what a person wants to know of a host. Changes nothing, and starts nothing."""
+"""Answer everything that `status.yml` shows of an app on a host. It changes nothing and starts nothing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from booty_host import host
+from booty_host import HostError, health, lease
+from booty_host.app import App
+from booty_host.files import directories, parse_assignments, read
+from booty_host.processes import labels, run
+from booty_host.release import Release, labels_on_disk, manifest, unsettled
+from booty_host.state import State
+from booty_host.systemd import Systemd
 
-INTERNAL = Path("/run/booty/internal.sock")
-# What a record of booty-deploy says, by the name that it has in the answer.
+# The journal's fields of a booty-deploy record, by their names in the answer.
 FIELDS = {
     "result": "BOOTY_RESULT",
     "release": "BOOTY_RELEASE",
@@ -24,61 +29,60 @@ FIELDS = {
 }
 
 
-def status(pointer: str, units: dict[str, str], check: bool) -> dict[str, Any]:
+def status(app: App, pointer: str, units: dict[str, str], check: bool) -> dict[str, Any]:
     """Return everything as `status`.
 
     Args:
-        pointer: the text of the release.env that is wanted.
-        units: the text of each unit that is wanted; without any, `drift` is not looked for.
-        check: makes no difference, since nothing is changed.
+        app: the app.
+        pointer: the text of release.env that a deploy would write.
+        units: the text of each unit that a deploy would write; without units, `drift` is not computed.
+        check: makes no difference, since the call changes nothing.
     """
-    service, candidate = shown(host.SERVICE), shown(host.CANDIDATE)
-    running = host.labels(int(service.get("MainPID") or 0))
-    told = host.pointer()
+    systemd = Systemd(app)
+    service, candidate = show(systemd, app.service), show(systemd, app.candidate)
+    running = labels(app, int(service.get("MainPID") or 0))
     serving = running.get("SENTRY_RELEASE")
     damaged = [
-        f"{path} has no release.json that can be read"
-        for path in host.directories(host.RELEASES)
-        if not host.manifest(path)
+        f"{path} has no release.json that can be read" for path in directories(app.releases) if not manifest(path)
     ]
     try:
-        served = host.State.load().served
-    except host.HostError as error:
+        served = State.load(app).served
+    except HostError as error:
         served, damaged = [], [str(error), *damaged]
-    found = {
-        "ready": host.RELEASES.is_dir() and host.ETC.is_dir(),
+    answer = {
+        "ready": app.releases.is_dir() and app.etc.is_dir(),
         "service": service.get("ActiveState", "unknown"),
-        # What it says of itself, and how often in a row systemd had to start it again.
+        # The service's own status line, and how often in a row systemd had to start it again.
         "says": service.get("StatusText", ""),
         "restarts": int(service.get("NRestarts") or 0),
         "since": since(service.get("ActiveEnterTimestamp", "")) if running else None,
         "memory": identity(running),
-        "disk": identity(told),
-        # Asking what does not run would start it: the sockets are systemd's.
-        "health": answered() if running else None,
+        "disk": identity(labels_on_disk(app)),
+        # systemd holds the sockets, so a request to a stopped service would start it.
+        "health": answered(app) if running else None,
         "damaged": damaged,
-        "tracker": tracker() if running else None,
-        "previous": next((one for one in served if one != serving and (host.RELEASES / one).is_dir()), None),
+        "tracker": tracker(app) if running else None,
+        "previous": next((name for name in served if name != serving and (app.releases / name).is_dir()), None),
         "candidate": None
         if candidate.get("ActiveState") in {"inactive", "failed"}
-        else identity(host.labels(int(candidate.get("MainPID") or 0)))
-        or {"release": host.parse_assignments(host.read(host.CANDIDATE_POINTER)).get("SENTRY_RELEASE")},
-        "lease": host.lease(host.read(Path("/proc/locks"))),
-        "free": free(host.OPT if host.OPT.is_dir() else Path("/")),
-        "last": last(host.run(*JOURNAL).stdout),
-        "drift": drift(host.Release(pointer, units)) if units else None,
+        else identity(labels(app, int(candidate.get("MainPID") or 0)))
+        or {"release": parse_assignments(read(app.candidate_env)).get("SENTRY_RELEASE")},
+        "lease": lease.holder(app, read(Path("/proc/locks"))),
+        "free": free(app.opt if app.opt.is_dir() else Path("/")),
+        "last": last(run(*JOURNAL, f"BOOTY_APP={app.name}").stdout),
+        "drift": drift(app, systemd, Release(app, pointer, units)) if units else None,
     }
-    return {"status": found}
+    return {"status": answer}
 
 
-def shown(name: str) -> dict[str, str]:
-    """Return what systemd says of a unit, with its times as seconds since 1970."""
+def show(systemd: Systemd, name: str) -> dict[str, str]:
+    """Return the state of a unit, with its times as seconds since 1970."""
     properties = "ActiveState,MainPID,ActiveEnterTimestamp,StatusText,NRestarts"
-    return host.parse_assignments(host.shown(name, "--timestamp=unix", f"--property={properties}"))
+    return parse_assignments(systemd.show(name, "--timestamp=unix", f"--property={properties}"))
 
 
 def since(timestamp: str) -> str | None:
-    """Return systemd's `@seconds` as a time in UTC; None when there is none."""
+    """Return systemd's `@seconds` as a time in UTC; None if it holds no seconds."""
     return moment(int(timestamp[1:])) if timestamp[1:].isdecimal() else None
 
 
@@ -88,31 +92,31 @@ def moment(seconds: float) -> str:
 
 
 def identity(labels: dict[str, str]) -> dict[str, str | None] | None:
-    """Return the release and the environment that labels name; None when there are no labels."""
+    """Return the release and the environment that labels name; None without labels."""
     if not labels:
         return None
     return {"release": labels.get("SENTRY_RELEASE"), "environment": labels.get("SENTRY_ENVIRONMENT")}
 
 
-def answered() -> dict[str, Any]:
-    """Return what the real socket answers: its `status`, `release`, `environment`, and the `reason` of a refusal."""
-    told = host.installed_health()
-    return {name: told[name] for name in ("status", "release", "environment", "reason") if name in told}
+def answered(app: App) -> dict[str, Any]:
+    """Return the answer of the real socket: its `status`, `release`, `environment`, and the `reason` of a refusal."""
+    answer = health.ask_installed(app)
+    return {name: answer[name] for name in ("status", "release", "environment", "reason") if name in answer}
 
 
-def tracker() -> dict[str, Any] | None:
-    """Return what became of the last error, as the service tells root: `status`, `since` and `dropped`.
+def tracker(app: App) -> dict[str, Any] | None:
+    """Ask the service on its internal socket how sending the last error went: `status`, `since` and `dropped`.
 
-    None when no errors are reported at all; a `status` in words says why there is no answer.
+    None if the service reports no errors at all; a `status` in words is the reason why it gives no answer.
     """
     connection = http.client.HTTPConnection("localhost", timeout=5)
     try:
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.settimeout(5)
-        connection.sock.connect(str(INTERNAL))
+        connection.sock.connect(str(app.internal_socket))
         connection.request("GET", "/status")
-        told = json.loads(connection.getresponse().read())["telemetry"]
-        return told and {name: told.get(name) for name in ("status", "since", "dropped")}
+        telemetry = json.loads(connection.getresponse().read())["telemetry"]
+        return telemetry and {name: telemetry.get(name) for name in ("status", "since", "dropped")}
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
         return {"status": f"the service does not say: {error or type(error).__name__}", "since": None, "dropped": None}
     finally:
@@ -120,7 +124,7 @@ def tracker() -> dict[str, Any] | None:
 
 
 def free(path: Path) -> dict[str, float]:
-    """Return how much of the disk that holds the releases is free: `bytes`, and the `share` of all of it."""
+    """Return how much of the releases' disk is free: `bytes`, and the `share` of its size."""
     usage = shutil.disk_usage(path)
     return {"bytes": usage.free, "share": round(usage.free / usage.total, 3)}
 
@@ -132,31 +136,31 @@ JOURNAL = (
 
 
 def last(journal: str) -> dict[str, Any] | None:
-    """Return the last record of how a deploy, a rollback or a refusal ended, and `at` what time; None without one.
+    """Return the last record of the end of a deploy, a rollback or a refusal, and its time as `at`; None without one.
 
     Args:
-        journal: what booty-deploy left, the newest first, as lines of JSON.
+        journal: the records of booty-deploy, the newest first, as lines of JSON.
     """
     records = [json.loads(line) for line in journal.splitlines()]
     ends = (record for record in records if isinstance(record.get("BOOTY_RESULT"), str))
     record = next(ends, records[0] if records else None)
     if record is None:
         return None
-    # The journal writes what is no text as a list of bytes.
-    told = {name: record[field] for name, field in FIELDS.items() if isinstance(record.get(field), str)}
-    return {**told, "at": moment(int(record["__REALTIME_TIMESTAMP"]) / 1_000_000)}
+    # The journal writes a value that is not text as a list of bytes.
+    fields = {name: record[field] for name, field in FIELDS.items() if isinstance(record.get(field), str)}
+    return {**fields, "at": moment(int(record["__REALTIME_TIMESTAMP"]) / 1_000_000)}
 
 
-def drift(wanted: host.Release) -> list[str]:
-    """Name what a deploy of a release would change on the host; nothing when it would do nothing."""
-    now = host.pointer()
-    names = {"SENTRY_RELEASE": "release", "SENTRY_ENVIRONMENT": "environment"}
-    found = [
-        f"{word} {now.get(name, 'none')} → {wanted.labels[name]}"
-        for name, word in names.items()
-        if now.get(name) != wanted.labels[name]
+def drift(app: App, systemd: Systemd, release: Release) -> list[str]:
+    """Name everything that a deploy of a release would change on the host."""
+    on_disk = labels_on_disk(app)
+    words = {"SENTRY_RELEASE": "release", "SENTRY_ENVIRONMENT": "environment"}
+    changes = [
+        f"{word} {on_disk.get(name, 'none')} → {release.labels[name]}"
+        for name, word in words.items()
+        if on_disk.get(name) != release.labels[name]
     ]
-    for name, text in wanted.units.items():
-        if (installed := host.read(host.UNITS / name)) != text and name != host.CANDIDATE:
-            found.append(f"{name} {'differs' if installed else 'is not there'}")
-    return found or [left for left in [host.unsettled(wanted)] if left]
+    for name, text in release.units.items():
+        if (installed := read(app.unit_files / name)) != text and name != app.candidate:
+            changes.append(f"{name} {'differs' if installed else 'is not there'}")
+    return changes or [change for change in [unsettled(app, systemd, release)] if change]

@@ -1,0 +1,60 @@
+"""The state of a run: what this run has learned about each host, from the results that tasks registered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypedDict
+
+from jinja2 import pass_context
+from jinja2.runtime import Context
+
+
+class Fleet(TypedDict):
+    """The results of all hosts; lists of hosts and environments are sorted.
+
+    Attributes:
+        answers: what booty.deploy.preflight returned, by host.
+        cutovers: what the cutover returned, by host.
+        statuses: what the verb status returned, by host; where no host was asked, why not.
+        unreachable: the hosts that preflight could not reach.
+        switched_before: the hosts that this run switched and has not taken back.
+        failed: the hosts whose cutover failed.
+        releases: the releases that hosts serve after this run.
+        environments: the environments of the hosts.
+        changed_environments: the environments in which this run changed a host.
+    """
+
+    answers: dict[str, dict[str, Any]]
+    cutovers: dict[str, dict[str, Any]]
+    statuses: dict[str, dict[str, Any]]
+    unreachable: list[str]
+    switched_before: list[str]
+    failed: list[str]
+    releases: list[str]
+    environments: list[str]
+    changed_environments: list[str]
+
+
+@pass_context
+def fleet(context: Context, hosts: Iterable[str]) -> Fleet:
+    """Return the state of a run for these hosts, from the variables that tasks of the role app registered."""
+    everything = context["hostvars"]
+    variables = {host: everything.raw_get(host) for host in hosts}
+
+    def results(name: str) -> dict[str, dict[str, Any]]:
+        return {host: values[name] for host, values in variables.items() if name in values}
+
+    answers, cutovers, backs = results("__app_info"), results("__app_cutover"), results("__app_back")
+    unasked = context.get("__app_resolved")
+    changed = [host for host, result in cutovers.items() if result.get("changed")]
+    return {
+        "answers": answers,
+        "cutovers": cutovers,
+        "statuses": {host: values.get("__app_status", unasked) for host, values in variables.items()},
+        "unreachable": sorted(host for host, answer in answers.items() if "unreachable" in answer),
+        "switched_before": sorted(host for host, one in cutovers.items() if "state" in one and host not in backs),
+        "failed": sorted(host for host, result in cutovers.items() if result.get("failed")),
+        "releases": sorted({answer["release"] for answer in answers.values() if answer.get("release")}),
+        "environments": sorted({everything[host]["app_environment"] for host in answers}),
+        "changed_environments": sorted({everything[host]["app_environment"] for host in changed}),
+    }

@@ -1,0 +1,32 @@
+"""Leave records in the host's journal, under the identifier booty-deploy."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from typing import Any
+
+from booty_host.app import App
+
+
+def log(app: App, message: str, **fields: str) -> None:
+    """Leave a record in the journal, with each of `fields` as a field of its own: BOOTY_RESULT=…, and BOOTY_APP=NAME.
+
+    The form is the journal's own, which keeps a message of many lines whole: JOURNAL_NATIVE_PROTOCOL in systemd's docs.
+    """
+    named = {f"BOOTY_{name.upper()}": value for name, value in {"app": app.name, **fields}.items()}
+    record = {"SYSLOG_IDENTIFIER": "booty-deploy", "PRIORITY": "6", "MESSAGE": message, **named}
+    data = b"".join(
+        name.encode() + b"\n" + len(text := value.encode()).to_bytes(8, "little") + text + b"\n"
+        for name, value in record.items()
+    )
+    # The journal may be restarting; a cutover must not stop half-way for that.
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
+        journald.sendto(data, str(app.root / "run/systemd/journal/socket"))
+
+
+def record(app: App, message: str, fields: dict[str, str], check: bool) -> dict[str, Any]:
+    """Leave a record of the controller's decision, unless this is a check."""
+    if not check:
+        log(app, message, **fields)
+    return {"changed": False}

@@ -1,0 +1,39 @@
+"""Run commands, and read which release a process runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from booty_host.app import App
+
+# The host program reads only these variables of a process; any other may be a secret.
+LABELS = ("SENTRY_RELEASE", "SENTRY_ENVIRONMENT", "BOOTY_RELEASE_DIR", "BOOTY_UNIT")
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and return its status, output and errors as text."""
+    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
+
+
+def parse_environ(environ: bytes) -> dict[str, str]:
+    """Return only the labels of a process's `/proc/<pid>/environ`."""
+    pairs = (entry.partition("=") for entry in environ.decode(errors="replace").split("\0"))
+    return {name: value for name, _, value in pairs if name in LABELS}
+
+
+def labels(app: App, pid: int) -> dict[str, str]:
+    """Return the labels that a running process was started with; none if the process has ended."""
+    try:
+        return parse_environ((app.root / f"proc/{pid}/environ").read_bytes())
+    except OSError:
+        return {}
+
+
+def releases_in_use(app: App) -> set[str]:
+    """Return the app's releases that any process on the host runs."""
+    pids = (int(path.name) for path in (app.root / "proc").glob("[0-9]*"))
+    paths = (Path(labels(app, pid).get("BOOTY_RELEASE_DIR", "")) for pid in pids)
+    return {path.name for path in paths if path.parent == app.releases}

@@ -1,0 +1,75 @@
+"""Ask systemd for the states of units, and have systemd change them."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+from booty_host import HostError
+from booty_host.app import App
+from booty_host.files import parse_assignments, read
+from booty_host.processes import labels, run
+
+
+class Systemd:
+    """The host's systemd, by its own commands. A test of the cutover's order overrides the methods that run one."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    def show(self, *arguments: str) -> str:
+        """Return what `systemctl show` prints; raise HostError if systemd does not run the host."""
+        # sd_booted(3), in Python.
+        if not (self.app.root / "run/systemd/system").is_dir():
+            first = read(self.app.root / "proc/1/comm").strip() or "another program"
+            raise HostError(
+                f"systemd does not run this host (its first process is {first}). Booty needs a host that systemd"
+                " started."
+            )
+        done = run("systemctl", "show", *arguments)
+        if done.returncode or not done.stdout:
+            raise HostError(f"systemd does not answer: {done.stderr.strip()}. See what it says: systemctl status")
+        return done.stdout
+
+    def units(self, *names: str) -> list[dict[str, str]]:
+        """Return the states of units by systemd's own property names, in the order of the arguments."""
+        properties = "ActiveState,SubState,Result,MainPID,NeedDaemonReload,UnitFileState,NRestarts,InvocationID"
+        return [parse_assignments(block) for block in self.show(*names, f"--property={properties}").split("\n\n")]
+
+    def unit(self, name: str) -> dict[str, str]:
+        """Return the state of one unit."""
+        return self.units(name)[0]
+
+    def labels(self, name: str) -> dict[str, str]:
+        """Return the labels of a service's main process; none if the service does not run."""
+        return labels(self.app, int(self.unit(name).get("MainPID") or 0))
+
+    def systemctl(self, verb: str, *names: str, check: bool = True) -> None:
+        """Run `systemctl`; with `check`, raise HostError with the journal's last lines when it fails."""
+        done = run("systemctl", verb, *names)
+        if done.returncode and check:
+            reason = next(iter(done.stderr.strip().splitlines()), "no reason given")
+            raise HostError(f"systemctl {verb} {' '.join(names)}: {reason}\n{self.journal(names[0]) if names else ''}")
+
+    def journal(self, name: str) -> str:
+        """Return the last 20 lines of a unit's last start, as a message shows them."""
+        invocation = self.unit(name).get("InvocationID")
+        match = [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"INVOCATION_ID={invocation}"]
+        options = ("--no-pager", "--quiet", "--output=cat", "--lines=20")
+        lines = run("journalctl", *options, *(match if invocation else ["-u", name])).stdout.splitlines()
+        if not lines:
+            return f"{name} left nothing in the journal."
+        return "\n  ".join([f"The journal of {name} ends with:", *lines])
+
+    def verify(self, units: dict[str, str]) -> str:
+        """Return the faults that `systemd-analyze verify` finds in a set of units, by name and text; "" for none."""
+        with tempfile.TemporaryDirectory() as directory:
+            paths = [Path(directory, name) for name in units]
+            for path in paths:
+                path.write_text(units[path.name])
+            # systemd-analyze exits 0 on an unknown key, so its output counts. It also verifies the units that these
+            # need, and a fault of another package is not the app's: only lines that name one of these units count.
+            output = run("systemd-analyze", "verify", "--man=no", *map(str, paths)).stderr.replace(f"{directory}/", "")
+        own = re.compile(rf"(?<![\w@.\\-])({'|'.join(map(re.escape, units))})")
+        return "\n".join(line for line in output.splitlines() if own.search(line))

@@ -1,0 +1,48 @@
+"""Every path and unit of an app follows from its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from booty_host.app import App
+
+
+def test_the_default_app_keeps_its_names() -> None:
+    """Hosts in service have these paths and units; a changed name would orphan them."""
+    names = {name: str(value) for name, value in vars(App()).items() if isinstance(value, (Path, str))}
+    assert names == {
+        "name": "booty",
+        "root": "/",
+        "etc": "/etc/booty",
+        "release_env": "/etc/booty/release.env",
+        "secrets_env": "/etc/booty/secrets.env",
+        "opt": "/opt/booty",
+        "releases": "/opt/booty/releases",
+        "layers": "/opt/booty/layers",
+        "incoming": "/opt/booty/incoming",
+        "state": "/opt/booty/state.json",
+        "var": "/var/lib/booty",
+        "candidate_env": "/run/booty/candidate.env",
+        "opened": "/run/booty/opened",
+        "internal_socket": "/run/booty/internal.sock",
+        "lock": "/run/booty-deploy.lock",
+        "last": "/run/booty-deploy.last",
+        "unit_files": "/etc/systemd/system",
+        "service": "booty.service",
+        "socket": "booty.socket",
+        "candidate": "booty-candidate.service",
+        "slice": "system-booty.slice",
+    }
+    assert App().units == ("system-booty.slice", "booty.socket", "booty.service", "booty-candidate.service")
+
+
+def test_two_apps_share_no_name() -> None:
+    one, other = vars(App("shop")), vars(App("shop-api"))
+    shared = {name for name in one if one[name] == other[name]}
+    assert shared == {"root", "unit_files"}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("shop", "system-shop.slice"), ("a-b-c", r"system-a\x2db\x2dc.slice")])
+def test_the_slice_of_one_app_is_not_inside_of_another_s(name: str, expected: str) -> None:
+    assert App(name).slice == expected

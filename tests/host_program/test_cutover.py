@@ -1,0 +1,354 @@
+"""The order of a cutover's steps, with an in-memory systemd; the real hosts' tests kill a cutover between its steps."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from booty_host import HostError, cutover, lease
+from booty_host.app import App
+from booty_host.controller import Controller
+from booty_host.cutover import Cutover
+from booty_host.files import parse_assignments, read
+from booty_host.processes import labels
+from booty_host.release import Release
+from booty_host.state import State
+from booty_host.systemd import Systemd
+
+
+class MemorySystemd(Systemd):
+    """Unit states in memory, and the labels of a process in a file below the app's root.
+
+    Attributes:
+        steps: the calls of systemctl, the requests of /health, the records in the journal, and the changes of
+            release.env and state.json that each of these finds; in their order.
+        broken: the units that fail to start, each with the release that it fails with.
+        ill: the releases whose /health answers 503, and whose service systemd had to start again.
+    """
+
+    def __init__(self, app: App, journald: socket.socket) -> None:
+        super().__init__(app)
+        self.journald, self.port = journald, 0
+        self.steps: list[str] = []
+        self.named, self.served, self.undoable = "", "", ""
+        self.active = dict.fromkeys((app.socket, app.service, app.candidate), "inactive")
+        self.enabled: set[str] = set()
+        self.broken: set[tuple[str, str]] = set()
+        self.ill: set[str] = set()
+
+    def observe(self) -> list[str]:
+        """Append what changed since the last call, and return all steps."""
+        with suppress(BlockingIOError):
+            while record := self.journald.recv(1 << 16):
+                message = record.partition(b"\nMESSAGE\n")[2]
+                text = message[8 : 8 + int.from_bytes(message[:8], "little")].decode()
+                self.steps.append(f"journal: {text.splitlines()[0]}")
+        named = parse_assignments(read(self.app.release_env)).get("SENTRY_RELEASE", "")
+        state = State.load(self.app)
+        served, undoable = " ".join(state.served), state.previous.get("run", "")
+        if named != self.named:
+            self.steps.append(f"release.env names {named}")
+        if served != self.served:
+            self.steps.append(f"state.json: {served} served")
+        if undoable != self.undoable:
+            self.steps.append(f"state.json: {undoable} can be taken back")
+        self.named, self.served, self.undoable = named, served, undoable
+        return self.steps
+
+    def units(self, *names: str) -> list[dict[str, str]]:
+        return [
+            {
+                "ActiveState": self.active[name],
+                "MainPID": self.process(name).name if self.process(name).is_dir() else "0",
+                "NeedDaemonReload": "no",
+                "UnitFileState": "enabled" if name in self.enabled else "disabled",
+                "NRestarts": "1" if name == self.app.service and self.release(name) in self.ill else "0",
+                "InvocationID": "1",
+            }
+            for name in names
+        ]
+
+    def systemctl(self, verb: str, *names: str, check: bool = True) -> None:
+        self.observe().append(" ".join((verb, *names)))
+        for name in names:
+            if verb in {"stop", "restart"}:
+                self.active[name] = "inactive"
+                shutil.rmtree(self.process(name), ignore_errors=True)
+            if verb in {"start", "restart"}:
+                self.start(name)
+            if verb == "reset-failed" and self.active[name] == "failed":
+                self.active[name] = "inactive"
+        if verb == "enable":
+            self.enabled.update(names)
+        if verb == "disable":
+            self.enabled.difference_update(names)
+
+    def start(self, name: str) -> None:
+        env = read(self.app.candidate_env if name == self.app.candidate else self.app.release_env)
+        if (name, parse_assignments(env).get("SENTRY_RELEASE")) in self.broken:
+            self.active[name] = "failed"
+            raise HostError(f"systemctl start {name}: it failed")
+        self.active[name] = "active"
+        if name != self.app.socket:
+            self.process(name).mkdir(parents=True)
+            environ = [*env.split(), read(self.app.unit_files / name).strip()]
+            (self.process(name) / "environ").write_text("\0".join(environ))
+
+    def process(self, name: str) -> Path:
+        return self.app.root / f"proc/{10 + list(self.active).index(name)}"
+
+    def release(self, name: str) -> str:
+        return labels(self.app, int(self.process(name).name)).get("SENTRY_RELEASE", "")
+
+    def journal(self, name: str) -> str:
+        return f"The journal of {name}"
+
+    def verify(self, units: dict[str, str]) -> str:
+        return ""
+
+
+class Health(http.server.BaseHTTPRequestHandler):
+    """Answers /health as the service would, or as the candidate would while the service does not run."""
+
+    def do_GET(self) -> None:
+        systemd: MemorySystemd = self.server.systemd  # type: ignore[attr-defined]
+        release = systemd.release(systemd.app.service) or systemd.release(systemd.app.candidate)
+        systemd.observe().append(f"health: {release} answers")
+        self.send_response(503 if release in systemd.ill else 200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"release": release, "environment": "test", "reason": "no disk"}).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> App:
+    """Return an app whose paths start at a temporary directory."""
+    app = App("shop", tmp_path)
+    for directory in (app.etc, app.releases, app.layers, app.unit_files, app.candidate_env.parent):
+        directory.mkdir(parents=True)
+    return app
+
+
+@pytest.fixture
+def systemd(app: App) -> Iterator[MemorySystemd]:
+    """Return a systemd whose service, once it runs, answers on a real socket."""
+    journald = app.root / "run/systemd/journal"
+    journald.mkdir(parents=True)
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as records,
+        http.server.HTTPServer(("127.0.0.1", 0), Health) as server,
+    ):
+        records.bind(str(journald / "socket"))
+        records.setblocking(False)
+        server.systemd = systemd = MemorySystemd(app, records)  # type: ignore[attr-defined]
+        systemd.port = server.server_address[1]
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield systemd
+        server.shutdown()
+        thread.join()
+
+
+def release(systemd: MemorySystemd, sha: str) -> Release:
+    app = systemd.app
+    env = f"SENTRY_RELEASE={sha}\nSENTRY_ENVIRONMENT=test\nBOOTY_RELEASE_DIR={app.releases / sha}\n"
+    unit = f"BOOTY_UNIT={sha}{sha}\n"
+    sockets = f"[Socket]\nListenStream=127.0.0.1:{systemd.port}\n"
+    return Release(app, env, {app.slice: "", app.socket: sockets, app.service: unit, app.candidate: unit})
+
+
+def cut_over(systemd: MemorySystemd, sha: str, controller: Controller | None = None) -> dict[str, Any]:
+    (systemd.app.releases / sha).mkdir()
+    steps = Cutover(systemd.app, systemd)
+    return steps.cut_over(
+        release(systemd, sha), 5, "anna deploys", f"run {sha}", controller or Controller(False), False
+    )
+
+
+@pytest.fixture
+def serving(systemd: MemorySystemd) -> MemorySystemd:
+    """Return a systemd whose service runs the release `a`, with no steps yet."""
+    assert cut_over(systemd, "a")["state"] == "switched"
+    systemd.observe().clear()
+    systemd.app.last.unlink()
+    return systemd
+
+
+def installed(app: App) -> str:
+    """Return the hash in the service's installed unit."""
+    return read(app.unit_files / app.service).strip()
+
+
+FIRST = """\
+state.json: run a can be taken back
+daemon-reload
+reset-failed shop.service shop.socket
+start shop.socket
+journal: proving a
+start shop-candidate.service
+journal: pointing to a
+release.env names a
+reset-failed shop.socket shop.service
+enable shop.socket shop.service
+restart shop.service
+health: a answers
+stop shop-candidate.service
+reset-failed shop-candidate.service
+health: a answers
+journal: serving a
+state.json: a served
+"""
+PROVE = """\
+health: a answers
+state.json: run b can be taken back
+daemon-reload
+journal: proving b
+start shop-candidate.service
+"""
+SWITCH = f"""\
+{PROVE}\
+daemon-reload
+journal: pointing to b
+release.env names b
+reset-failed shop.socket shop.service
+restart shop.service
+health: b answers
+"""
+RETIRE = """\
+stop shop-candidate.service
+reset-failed shop-candidate.service
+"""
+
+
+def test_the_first_release_opens_the_sockets(systemd: MemorySystemd) -> None:
+    cut_over(systemd, "a")
+    assert systemd.observe() == FIRST.splitlines()
+
+
+def test_a_proven_release_switches_while_the_candidate_answers(serving: MemorySystemd) -> None:
+    answer = cut_over(serving, "b")
+    after = f"{RETIRE}health: b answers\njournal: serving b\nstate.json: b a served\n"
+    assert serving.observe() == (SWITCH + after).splitlines()
+    assert answer == {"state": "switched", "notices": [], "pruned": []}
+    assert serving.app.last.read_text().startswith("anna deploys, at ")
+    assert not serving.app.candidate_env.exists()
+
+
+def test_a_candidate_that_fails_switches_nothing(serving: MemorySystemd) -> None:
+    app = serving.app
+    serving.broken = {(app.candidate, "b")}
+    answer = cut_over(serving, "b")
+    failed = "journal: failed: systemctl start shop-candidate.service: it failed\n"
+    after = f"{RETIRE}{failed}{RETIRE}journal: b does not serve. a was not touched.\n"
+    assert serving.observe() == (PROVE + after).splitlines()
+    assert (answer["failed"], answer["state"], installed(app)) == (True, "not switched", "BOOTY_UNIT=aa")
+    assert not app.last.exists()
+    assert State.load(app).abandoned == {"b": "systemctl start shop-candidate.service: it failed"}
+
+
+def test_a_controller_that_is_gone_stops_the_cutover_before_the_switch(serving: MemorySystemd) -> None:
+    class Gone(Controller):
+        def gone(self, patience: float = 10) -> bool:
+            serving.observe().append("controller asked")
+            return True
+
+    answer = cut_over(serving, "b", Gone(False))
+    reason = "it is proven, but the controller is gone: nobody could take it back with its wave"
+    after = f"controller asked\njournal: failed: {reason}\n{RETIRE}journal: b does not serve. a was not touched.\n"
+    assert serving.observe() == (PROVE + after).splitlines()
+    assert (answer["state"], installed(serving.app)) == ("not switched", "BOOTY_UNIT=aa")
+
+
+BACK = """\
+journal: going back to a
+daemon-reload
+journal: pointing to a
+release.env names a
+reset-failed shop.service shop.socket
+"""
+RESTART = f"""\
+journal: pointing to a
+reset-failed shop.socket shop.service
+restart shop.service
+health: a answers
+{RETIRE}\
+health: a answers
+"""
+
+
+def test_a_release_that_is_not_confirmed_goes_back(serving: MemorySystemd) -> None:
+    """The candidate, which is proven, answers until the old release does."""
+    app = serving.app
+    serving.ill = {"b"}
+    answer = cut_over(serving, "b")
+    after = "journal: failed: /health says 503: no disk\n" + BACK + RESTART
+    after += "journal: b does not serve. Went back to a, which serves.\n"
+    assert serving.observe() == (SWITCH + after).splitlines()
+    assert (answer["failed"], answer["state"], installed(app)) == (True, "went back", "BOOTY_UNIT=aa")
+    assert serving.release(app.service) == "a"
+    assert (State.load(app).served, [*State.load(app).abandoned]) == (["a"], ["b"])
+
+
+def test_a_service_that_does_not_restart_goes_back(serving: MemorySystemd) -> None:
+    serving.broken = {(serving.app.service, "b")}
+    answer = cut_over(serving, "b")
+    after = "journal: failed: systemctl start shop.service: it failed\n" + BACK + RESTART
+    after += "journal: b does not serve. Went back to a, which serves.\n"
+    assert serving.observe() == (SWITCH.replace("health: b answers\n", "") + after).splitlines()
+    assert (answer["state"], serving.release(serving.app.service)) == ("went back", "a")
+
+
+def test_a_cutover_is_taken_back_by_its_own_run(serving: MemorySystemd) -> None:
+    cut_over(serving, "b")
+    serving.observe().clear()
+    steps = Cutover(serving.app, serving)
+    assert steps.undo("b", "bob takes back", run="run a") == {"notices": ["b serves, and not by this run: it stays."]}
+    assert serving.observe() == []
+    assert steps.undo("b", "bob takes back", run="run b")["state"] == "taken back"
+    after = "journal: proving a\nstart shop-candidate.service\n" + RESTART
+    after += "journal: Went back to a, which serves.\nstate.json: a served\n"
+    assert serving.observe() == (BACK + after).splitlines()
+    assert (serving.release(serving.app.service), installed(serving.app)) == ("a", "BOOTY_UNIT=aa")
+
+
+@pytest.mark.parametrize(
+    ("text", "last", "why"),
+    [
+        ("SENTRY_RELEASE=a\n", "anna deploys a, at 12:00", None),
+        ("SENTRY_RELEASE=a\n", "", None),
+        ("SENTRY_RELEASE=b\n", "bob deploys b, at 12:01", "(the last one: bob deploys b, at 12:01). b serves"),
+        # Another run went away and back, or found it in order.
+        ("SENTRY_RELEASE=a\n", "bob takes back b, at 12:02", "bob takes back b"),
+        ("SENTRY_RELEASE=b\n", "", "bob"),
+        ("SENTRY_RELEASE=b\n", "anna deploys a, at 12:00", "release.env was changed by hand"),
+    ],
+)
+def test_a_host_that_changed_since_it_was_asked_is_left_alone(app: App, text: str, last: str, why: str | None) -> None:
+    app.release_env.write_text(text)
+    app.last.write_text(last)
+    seen = {"pointer": "SENTRY_RELEASE=a\n", "release": "a", "last": "anna deploys a, at 12:00"}
+    answer = cutover.changed_since(app, seen, "c", "anna deploys c")
+    if why is None:
+        assert answer == {}
+    else:
+        assert answer["state"] == "not switched"
+        assert answer["seen"] == lease.seen(app)
+        assert why in answer["msg"] or not last
+
+
+def test_a_record_that_cannot_be_written_is_a_notice(app: App) -> None:
+    notices: list[str] = []
+    with cutover.unsaved(app, notices):
+        raise OSError(28, "No space left on device")
+    (notice,) = notices
+    assert notice.startswith(f"But {app.state} can't be written: [Errno 28] No space left on device.")

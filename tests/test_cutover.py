@@ -155,7 +155,8 @@ def test_a_rollback_does_not_ask_what_the_other_release_is_made_from(site: Site,
 
 def test_the_role_by_itself_deploys(site: Site, tmp_path: Path) -> None:
     """As in a playbook of one's own, which lists the role."""
-    (tmp_path / "site.yml").write_text("- hosts: booty\n  gather_facts: false\n  become: true\n  roles: [booty.deploy.app]\n")
+    play = "- hosts: booty\n  gather_facts: false\n  become: true\n  roles: [booty.deploy.app]\n"
+    (tmp_path / "site.yml").write_text(play)
     sha = site.release()
     played = site.play(str(tmp_path / "site.yml"))
     assert played.status == 0, played.output

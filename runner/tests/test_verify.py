@@ -48,13 +48,13 @@ def test_a_disk_that_is_nearly_full(tmp_path, monkeypatch):
 
 
 def test_code_that_is_not_what_the_label_says(tmp_path, monkeypatch):
-    code = tmp_path / "abc" / "shop.py"
-    code.parent.mkdir()
+    code = tmp_path / "shop" / "releases" / "abc" / "shop.py"
+    code.parent.mkdir(parents=True)
     code.touch()
     monkeypatch.setattr(target, "code", code)
-    pointer = tmp_path / "release.env"
-    monkeypatch.setattr(verify, "POINTER", pointer)
-    settings = {"sentry_release": "abc", "booty_release_dir": tmp_path / "abc"}
+    pointer = tmp_path / "shop" / "release.env"
+    monkeypatch.setattr(verify, "ETC", tmp_path)
+    settings = {"sentry_release": "abc", "booty_release_dir": code.parent}
     assert flaws(**settings) == {}
     pointer.write_text("SENTRY_RELEASE=abc\n")
     assert flaws(**settings) == {}

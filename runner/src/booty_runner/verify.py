@@ -12,8 +12,8 @@ from booty_runner import hooks, telemetry
 from booty_runner.settings import Settings, current
 from booty_runner.target import label_flaw
 
-# The pointer to the release that serves.
-POINTER = Path("/etc/booty/release.env")
+# release.env of each app lies here, in the folder with the name of the app.
+ETC = Path("/etc")
 # Below this a database or a journal soon can't be written.
 LOW_DISK_BYTES = 100 * 2**20
 # A clock that is further off misdates events and fails TLS.
@@ -99,13 +99,15 @@ def _release_flaw(settings: Settings) -> str | None:
         return f"{settings.sentry_release or '(unknown)'} runs, and events say {sent or '(unknown)'}"
     if settings.booty_release_dir is None or settings.booty_candidate:
         return None
+    # The release lies in /opt/NAME/releases.
+    pointer = ETC / settings.booty_release_dir.parents[1].name / "release.env"
     try:
-        lines = POINTER.read_text().splitlines()
+        lines = pointer.read_text().splitlines()
     except OSError:  # not deployed by a play
         return None
     named = next((line.partition("=")[2] for line in lines if line.startswith("SENTRY_RELEASE=")), "")
     if named != settings.sentry_release:
-        return f"{settings.sentry_release} runs, and {POINTER} names {named or 'none'}"
+        return f"{settings.sentry_release} runs, and {pointer} names {named or 'none'}"
     return None
 
 

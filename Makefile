@@ -30,8 +30,8 @@ test-long: setup ## Run the tests that take long: new hosts in every state, cont
 	$(BIN)/pytest -m long
 
 bench: setup ## Measure deploys against pyinfra and a shell script, and cutovers against plainer ones
-	$(BIN)/python -m tests.bench.deploy
-	$(BIN)/python -m tests.bench.cutover
+	PYTHONPATH=collections $(BIN)/python -m tests.bench.deploy
+	PYTHONPATH=collections $(BIN)/python -m tests.bench.cutover
 
 lint: setup ## ansible-lint, yamllint, ruff, types
 	$(BIN)/ruff check .

@@ -41,7 +41,7 @@ for _ in range(600):
 else: raise SystemExit('no health')" """
 # As plain as a unit gets: it binds its port itself, and is up when it is started.
 UNIT = """[Service]
-EnvironmentFile=/opt/plain/release.env
+EnvironmentFile=/opt/booty/plain/release.env
 ExecStart=/usr/bin/env ${RELEASE_DIR}/bin/serve --host 127.0.0.1 --port 9000
 [Install]
 WantedBy=multi-user.target
@@ -106,6 +106,8 @@ def pyinfra() -> list[str | Path]:
     return [build_once(cache() / "bench" / key, build) / "venv/bin/python", "-m", "pyinfra"]
 
 
+# What the bundled app is served from: the default of app_serve.
+SERVE = "booty.main:create_app()"
 # What each tool took, by its name and by the kind of run.
 Took = dict[str, dict[str, list[Cost]]]
 
@@ -130,7 +132,7 @@ def measure(on: list[hosts.Host], directory: Path, runs: int) -> Took:  # noqa: 
         if not apart:
             archive = whole(archive)
         pointer = directory / "plain.env"
-        pointer.write_text(f"SENTRY_RELEASE={release}\nRELEASE_DIR=/opt/plain/{release}\n")
+        pointer.write_text(f"SENTRY_RELEASE={release}\nRELEASE_DIR=/opt/booty/plain/{release}\n")
         return archive, pointer
 
     unit = directory / "plain.service"
@@ -179,12 +181,12 @@ def measure(on: list[hosts.Host], directory: Path, runs: int) -> Took:  # noqa: 
 
     checked(BIN / "ansible-playbook", "bootstrap.yml", "-i", directory / "hosts.yml", "-e", json.dumps(variables))
     for host in on:
-        host.ssh("mkdir -p /opt/plain")
+        host.ssh("mkdir -p /opt/booty/plain")
 
     def release() -> str:
         repository.write("app/src/booty/version.py", f"# {time.monotonic()}\n")
         sha = repository.commit("Another")
-        build.build(repository.path, "app", "booty", sha, python, "x86_64", directory / "artifacts")
+        build.build(repository.path, "app", SERVE, sha, python, "x86_64", directory / "artifacts")
         return sha
 
     python = on[0].ssh("python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'").stdout.strip()

@@ -11,10 +11,10 @@ work=\$(mktemp -d)
 tar -xf - -C \$work
 cmp -s \$work$unit /etc/systemd/system/plain.service || reload=1
 if [ \"\${reload:-}\" ]; then cp \$work$unit /etc/systemd/system/plain.service; systemctl daemon-reload; fi
-if ! cmp -s \$work$pointer /opt/plain/release.env; then
-    mkdir -p /opt/plain/$release
-    tar -xzf \$work$archive -C /opt/plain/$release
-    cp \$work$pointer /opt/plain/release.env
+if ! cmp -s \$work$pointer /opt/booty/plain/release.env; then
+    mkdir -p /opt/booty/plain/$release
+    tar -xzf \$work$archive -C /opt/booty/plain/$release
+    cp \$work$pointer /opt/booty/plain/release.env
     restart=1
 fi
 rm -rf \$work

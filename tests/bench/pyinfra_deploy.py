@@ -4,13 +4,15 @@ from pyinfra import host
 from pyinfra.operations import files, server, systemd
 
 data = host.data
-release = f"/opt/plain/{data.release}"
+release = f"/opt/booty/plain/{data.release}"
 
-files.put(src=data.archive, dest=f"/opt/plain/{data.release}.tar.gz")
+files.put(src=data.archive, dest=f"/opt/booty/plain/{data.release}.tar.gz")
 server.shell(
-    commands=[f"test -d {release} || (mkdir -p {release} && tar -xzf /opt/plain/{data.release}.tar.gz -C {release})"]
+    commands=[
+        f"test -d {release} || (mkdir -p {release} && tar -xzf /opt/booty/plain/{data.release}.tar.gz -C {release})"
+    ]
 )
-pointer = files.put(src=data.pointer, dest="/opt/plain/release.env", mode="644")
+pointer = files.put(src=data.pointer, dest="/opt/booty/plain/release.env", mode="644")
 unit = files.put(src=data.unit, dest="/etc/systemd/system/plain.service", mode="644")
 systemd.service(
     service="plain.service",

@@ -143,6 +143,8 @@ def new(another: Callable[[str], New]) -> New:
     return another(SUITE)
 
 
+# As /etc/os-release of the suite says it.
+VERSION = {"bookworm": 12, "trixie": 13}[SUITE]
 # What installs nothing but the firewall: apt takes most of a bootstrap's time.
 QUICK = {"host_time_sync": False, "host_security_updates": False, "host_journal": False}
 
@@ -206,10 +208,10 @@ def test_from_root_to_a_deploy_user(another: Callable[[str], New], suite: str) -
     ("fake", "message"),
     [
         ("sed -i 's/^VERSION_ID=.*/VERSION_ID=\"11\"/' /etc/os-release", "is debian 11 on amd64"),
-        ("sed -i 's/^ID=.*/ID=alpine/' /etc/os-release", "is alpine 12 on amd64"),
+        ("sed -i 's/^ID=.*/ID=alpine/' /etc/os-release", f"is alpine {VERSION} on amd64"),
         (
             "printf '#!/bin/sh\necho armhf\n' > /usr/local/bin/dpkg; chmod +x /usr/local/bin/dpkg",
-            "is debian 12 on armhf",
+            f"is debian {VERSION} on armhf",
         ),
     ],
 )

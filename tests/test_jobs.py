@@ -109,7 +109,7 @@ def wait_for_note(site: Site, line: str, seconds: float = 60) -> None:
 def booty(site: Site, command: str) -> tuple[int, str]:
     """Run the release's command as root on the host."""
     done = site.host.ssh(f". /etc/booty/release.env && $BOOTY_RELEASE_DIR/bin/serve {command}")
-    return done.returncode, done.stdout + done.stderr
+    return done.returncode, done.stdout if done.returncode == 0 else done.stdout + done.stderr
 
 
 def jobs(site: Site) -> list[dict[str, Any]]:

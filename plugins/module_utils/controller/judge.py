@@ -83,7 +83,7 @@ def obstacles(
     if host["running"] and host["state_owner"] not in {"", user}:
         yield (
             f"{name} serves as the user {host['state_owner']}, from whom /var/lib/{app} would be taken for {user} while"
-            " it runs. Stop it first; requests are refused until the deploy is through: systemctl stop {app}.socket"
+            f" it runs. Stop it first; requests are refused until the deploy is through: systemctl stop {app}.socket"
             f" {app}.service"
         )
     yield from made_otherwise(host, options, release, name)

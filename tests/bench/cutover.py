@@ -27,11 +27,7 @@ def measure(on: list[hosts.Host], directory: Path) -> None:
     """Take turns on one host, and print the table."""
     (host,) = on
     repository = Repository(directory / "repository")
-    variables = {
-        "app_environment": "staging",
-        "app_repository": str(repository.path),
-        "app_cache": str(directory / "artifacts"),
-    }
+    variables = repository.variables(directory)
 
     def play(playbook: str) -> None:
         command = [str(Path(sys.executable).parent / "ansible-playbook"), playbook, "-i", str(directory / "hosts.yml")]

@@ -113,11 +113,7 @@ Took = dict[str, dict[str, list[Cost]]]
 def measure(on: list[hosts.Host], directory: Path, runs: int) -> Took:  # noqa: PLR0915 - reads from top to bottom
     """Take turns on the same hosts, and print the table."""
     repository = Repository(directory / "repository")
-    variables = {
-        "app_environment": "staging",
-        "app_repository": str(repository.path),
-        "app_cache": str(directory / "artifacts"),
-    }
+    variables = repository.variables(directory)
 
     def ours(sha: str) -> None:
         extra = json.dumps({**variables, "app_release": sha})

@@ -22,7 +22,7 @@ from ansible_collections.booty.deploy.plugins.module_utils.controller import hos
 from sandbox import hosts as sandbox
 from sandbox.base import SUITE, SUITES
 from sandbox.hosts import Host
-from tests.conftest import ROOT, Play
+from tests.conftest import ROOT, Play, words
 
 pytestmark = pytest.mark.long
 
@@ -145,10 +145,6 @@ def new(another: Callable[[str], New]) -> New:
 
 # With these variables a bootstrap installs only the firewall: apt takes most of a bootstrap's time.
 QUICK = {"host_time_sync": False, "host_security_updates": False, "host_journal": False}
-
-
-def words(played: Play) -> str:
-    return " ".join(played.output.split())
 
 
 def answers(address: str, port: int) -> str:

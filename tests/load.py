@@ -80,7 +80,7 @@ async def client(
 
 
 async def load(hosts: list[str], port: int, clients: tuple[int, int, int], pause: float) -> Tally:
-    """Run all clients of all hosts until standard input ends."""
+    """Run all clients of all hosts until standard input is closed."""
     tally, stop = Tally(), asyncio.Event()
     loop = asyncio.get_running_loop()
 

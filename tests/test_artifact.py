@@ -1,4 +1,4 @@
-"""The artifact: built from the commit and its lock alone, the same bytes for the same SHA."""
+"""The artifact is built from the commit and its lock alone, and has the same bytes for the same SHA."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ def test_an_unknown_system_is_refused_before_any_change(
         new.run("cat /root/os-release > /etc/os-release; rm -f /usr/local/bin/dpkg")
 
 
-def test_ubuntu_differs_in_data_alone(new: New) -> None:
+def test_ubuntu_is_named_as_untested(new: New) -> None:
     """The host only pretends to be Ubuntu. The summary says that Booty was never tested on it."""
     new.run("sed -i 's/^ID=.*/ID=ubuntu/; s/^VERSION_ID=.*/VERSION_ID=\"24.04\"/' /etc/os-release")
     played = new.ready(**{**QUICK, "host_security_updates": True})

@@ -39,7 +39,7 @@ POISONED = (
 
 @pytest.fixture(scope="module")
 def pair(site: Site) -> Site:
-    """Return the site with both of its hosts ready."""
+    """Bootstrap the bare host of the site too, and return the site."""
     played = site.play("bootstrap.yml", on=site.bare)
     assert played.status == 0, played.output
     return site
@@ -121,7 +121,7 @@ def test_an_unreachable_host_does_not_stop_others_from_going_back(pair: Site, tm
 
 
 @pytest.mark.long
-def test_an_unreachable_host_is_a_policy(pair: Site) -> None:
+def test_app_unreachable_decides_about_an_unreachable_host(pair: Site) -> None:
     old = pair.release()
     assert both(pair).status == 0
     new = pair.release()

@@ -1,4 +1,4 @@
-"""Several controllers: the playbooks under ansible-runner, as AWX drives them."""
+"""Several controllers: the playbooks under ansible-runner, as AWX runs them."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def tracker() -> str:
 
 
 class Service:
-    """The service as a process of its own."""
+    """The service in another process."""
 
     def __init__(self, directory: Path, **settings: str) -> None:
         with closing(socket.create_server(("127.0.0.1", 0))) as sock:

@@ -175,10 +175,10 @@ def test_a_lock_without_hashes_is_refused(repository: Repository, cache: Path) -
         ('tomli; python_version >= "3.11"', "which is not locked"),
     ],
 )
-def test_a_lock_out_of_date_is_refused(dependency: str, fault: str | None) -> None:
+def test_a_lock_out_of_date_is_seen(dependency: str, fault: str | None) -> None:
     locked = lock.pins((ROOT / "app/requirements.txt").read_text(), PYTHON, MACHINE)
-    outdated = lock.outdated([dependency], locked, PYTHON, MACHINE)
-    assert fault in outdated if fault else outdated == ""
+    found = lock.outdated([dependency], locked, PYTHON, MACHINE)
+    assert fault in found if fault else found == ""
 
 
 @pytest.mark.parametrize("line", ["a==1 \\", "a==1 --hash=sha256:00 \\", 'a==1 ; python_version < "4" \\', "A==1\\"])

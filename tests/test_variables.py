@@ -49,10 +49,10 @@ def good(name: str) -> Any:
 
 
 def faults(values: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the messages about the variables of hosts."""
-    collected = variables.Faults(values)
-    typed = {host: variables.typed(of_host, host, collected) for host, of_host in values.items()}
-    return [*collected] or [*variables.differing(typed)]
+    """Return what is said of hosts' variables."""
+    found = variables.Faults(values)
+    typed = {host: variables.typed(given, host, found) for host, given in values.items()}
+    return [*found] or [*variables.differing(typed)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -136,7 +136,7 @@ SERVES = ("shop", "a-b:app", "shop:1a", "shop:app(1)", "shop/web:app", "shop:app
         ),
     ],
 )  # fmt: skip
-def test_bad_values_of_the_right_type(name: str, value: Any, write: str) -> None:
+def test_what_a_type_alone_allows(name: str, value: Any, write: str) -> None:
     assert faults({"web1": {name: value}}) == [f"{name} is {json.dumps(value, ensure_ascii=False)}: write {write}."]
 
 
@@ -150,7 +150,7 @@ def test_hosts_are_named_where_they_differ() -> None:
 
 
 @pytest.mark.parametrize("name", variables.RUN_WIDE)
-def test_run_wide_variables_must_be_equal_on_all_hosts(name: str) -> None:
+def test_what_is_read_once_for_all_must_be_equal(name: str) -> None:
     (said,) = faults({"web1": {}, "web2": {name: good(name)}, "web3": {}}) or ("",)
     if good(name) == SPECS[name]["default"]:
         (said,) = faults({"web1": {}, "web2": {name: False}, "web3": {}})
@@ -166,7 +166,7 @@ def test_a_long_value_and_one_that_may_be_a_secret_are_not_shown_whole() -> None
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "said"),
     [
         (("web", "web", True, []), "host_deploy_user is web, which is the service's user: write another, such as"),
         (("deploy", "web", False, []), "host_ssh_root is false: write host_deploy_keys as well, which let somebody"),
@@ -174,10 +174,10 @@ def test_a_long_value_and_one_that_may_be_a_secret_are_not_shown_whole() -> None
         (("deploy", "web", True, []), None),
     ],
 )  # fmt: skip
-def test_a_login_stays_possible(options: tuple[Any, ...], message: str | None) -> None:
-    collected = variables.Faults(["web1"])
-    variables.access("web1", dict(zip(variables.ACCESS, options, strict=True)), collected)
-    assert [fault.startswith(str(message)) for fault in collected] == ([True] if message else [])
+def test_somebody_gets_in(options: tuple[Any, ...], said: str | None) -> None:
+    found = variables.Faults(["web1"])
+    variables.access("web1", dict(zip(variables.ACCESS, options, strict=True)), found)
+    assert [sentence.startswith(str(said)) for sentence in found] == ([True] if said else [])
 
 
 # Ansible evaluates this playbook, so the values come from a real inventory and a real command line.

@@ -106,7 +106,7 @@ def pyinfra() -> list[str | Path]:
     return [build_once(cache() / "bench" / key, build) / "venv/bin/python", "-m", "pyinfra"]
 
 
-# The costs of all runs, by tool and by kind of run.
+# What each tool took, by its name and by the kind of run.
 Took = dict[str, dict[str, list[Cost]]]
 
 

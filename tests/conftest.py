@@ -1,4 +1,4 @@
-"""What tests of several files share: a repository, playbooks as a user runs them, and a host to run them on."""
+"""Fixtures and helpers of several test files: a repository, playbooks run as a user runs them, sandbox hosts."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from sandbox.tracker import Tracker, find
 
 ROOT = Path(__file__).parent.parent
 ROLE = ROOT / "roles" / "app"
-# Two runs at once on one machine need two names.
+# The name of the sandbox instance. Two test runs at once on one machine need different names.
 INSTANCE = os.environ.get("BOOTY_TEST_INSTANCE", "test")
-# The sockets of the SSH connections that this test run shares between its playbooks.
+# The directory of the ControlMaster sockets: all playbooks of this test run share their SSH connections.
 CONNECTIONS = Path(tempfile.mkdtemp(prefix="booty-ssh-", dir="/tmp"))
 atexit.register(shutil.rmtree, CONNECTIONS, ignore_errors=True)
-# Nobody's own Sentry hears of a test.
+# Remove the developer's SENTRY_ variables, so that no test sends an event to a real tracker.
 for name in [name for name in os.environ if name.startswith("SENTRY_")]:
     del os.environ[name]
 
 
 class Repository:
-    """A git repository that holds a copy of the bundled app, or of all of this one."""
+    """A git repository with a copy of the bundled app, or of another part of this repository."""
 
-    def __init__(self, path: Path, what: str = "app") -> None:
+    def __init__(self, path: Path, part: str = "app") -> None:
         self.path = path
         subprocess.run(["git", "init", "--quiet", "--initial-branch=main", path], check=True)
-        tracked = self.git("-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", what).splitlines()
+        tracked = self.git("-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", part).splitlines()
         for name in (name for name in tracked if (ROOT / name).exists()):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             if (ROOT / name).is_symlink():
@@ -70,14 +70,22 @@ class Repository:
         self.git("-c", "user.name=Test", "-c", "user.email=test@example.com", "commit", "--quiet", "-m", message)
         return self.git("rev-parse", "HEAD")
 
+    def variables(self, directory: Path) -> dict[str, str]:
+        """Return the variables of a deploy from this repository, which keeps its artifacts in a directory."""
+        return {
+            "app_environment": "staging",
+            "app_repository": str(self.path),
+            "app_cache": str(directory / "artifacts"),
+        }
+
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
-    """Return a repository of its own to the test."""
+    """Return a new repository with the bundled app, for one test."""
     return Repository(tmp_path / "repository")
 
 
-# What the load asks besides /health: a request that a cutover meets half-way.
+# A route for the load: its requests take seconds, so that a cutover happens during some of them.
 ROUTES = """
 import asyncio
 from fastapi import APIRouter
@@ -87,7 +95,7 @@ async def slow(seconds: float = 2.0) -> dict[str, float]:
     await asyncio.sleep(seconds)
     return {"slept": seconds}
 """
-# The app needs what is away as long as this file is there.
+# While this file exists, the app of NEEDS fails to start, as if its database were unreachable.
 AWAY = "/var/lib/booty/away"
 NEEDS = (
     ROUTES
@@ -109,20 +117,25 @@ async def hang() -> None:
 
 @dataclass
 class Play:
-    """How a playbook ended."""
+    """Exit status and output of a playbook."""
 
     status: int
     output: str
 
     def recap(self, host: str) -> dict[str, int]:
-        """Return the host's line of the recap."""
+        """Return a host's counts in the recap: ok, changed, failed and so on."""
         line = re.search(rf"^{re.escape(host)}\s*: (.+)$", self.output, re.MULTILINE)
         assert line, self.output
         return {name: int(count) for name, _, count in (pair.partition("=") for pair in line[1].split())}
 
 
+def words(played: Play) -> str:
+    """Return a playbook's output on one line, with single blanks, because Ansible wraps messages."""
+    return " ".join(played.output.split())
+
+
 class Running:
-    """A playbook under way. An environment variable marks all its processes, so that a test can kill them together."""
+    """A running playbook. An environment variable marks all its processes, so that a test can kill them together."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self._mark = f"BOOTY_TEST_RUN={uuid.uuid4().hex}"
@@ -140,29 +153,29 @@ class Running:
             )
 
     def end(self) -> Play:
-        """Wait for its end."""
+        """Wait until the playbook ends, and return its result."""
         status = self._process.wait(timeout=300)
         with self._output:
             self._output.seek(0)
             return Play(status, self._output.read())
 
     def processes(self) -> list[int]:
-        """Return the PIDs of the controller, its workers, its ssh clients, and the connections that these share.
+        """Return the PIDs of ansible-playbook, its workers, its ssh clients and their shared connections.
 
-        ansible-core's workers call `setsid`, so a process group does not have them. A shared connection (ssh's
-        ControlMaster) is a daemon: it overwrites its environment and is found by the title that it gives itself.
+        ansible-core's workers call `setsid`, so they are not in the process group. A shared connection (ssh's
+        ControlMaster) is a daemon that overwrites its environment, so this method finds it by its process title.
         """
-        found = []
+        pids = []
         for path in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # ended meanwhile, or another user's
+            with suppress(OSError):  # the process has ended, or belongs to another user
                 title, environ = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
                 if title.startswith(f"ssh: {CONNECTIONS}/".encode()) or self._mark.encode() in environ.split(b"\0"):
-                    found.append(int(path.name))
-        # The controller first: it must not see how its workers end.
-        return sorted(found, key=lambda pid: pid != self._process.pid)
+                    pids.append(int(path.name))
+        # ansible-playbook comes first: it must be killed before it can react to the end of its workers.
+        return sorted(pids, key=lambda pid: pid != self._process.pid)
 
     def kill(self) -> None:
-        """Kill the controller at once, with its workers and its SSH connections."""
+        """Kill ansible-playbook with its workers and its SSH connections."""
         while alive := [pid for pid in self.processes() if pid != self._process.pid or self._process.poll() is None]:
             for pid in alive:
                 with suppress(ProcessLookupError):
@@ -171,14 +184,14 @@ class Running:
 
 
 def start(playbook: str, inventory: Path, variables: dict[str, str], *arguments: str) -> Running:
-    """Start a playbook as a user would, to be ended or killed by the test."""
+    """Start a playbook as a user does. The test waits for its end or kills it."""
     command = [str(Path(sys.executable).parent / "ansible-playbook"), playbook, "-i", str(inventory)]
     environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0", "COLUMNS": "200"}
     return Running([*command, "-e", json.dumps(variables), *arguments], environment)
 
 
 class Site:
-    """A sandbox host with a tracker, a repository to deploy to it, and the playbooks as a user runs them."""
+    """Two sandbox hosts, one of them bare, with a tracker, a repository, and methods that run playbooks on them."""
 
     def __init__(self, hosts: list[Host], tracker: Tracker, repository: Repository, directory: Path) -> None:
         self.host, self.bare = hosts
@@ -186,29 +199,25 @@ class Site:
         self.repository = repository
         self.inventory = directory / "inventory"
         self.pair: tuple[str, str] | None = None
-        self.variables = {
-            "app_environment": "staging",
-            "app_repository": str(repository.path),
-            "app_cache": str(directory / "artifacts"),
-        }
+        self.variables = repository.variables(directory)
 
     def play(self, playbook: str, *arguments: str, on: Host | None = None, **variables: str) -> Play:
-        """Run a playbook to its end on one host, by default the one that is deployed to."""
+        """Run a playbook to its end on one host, by default on `self.host`."""
         return self.start(playbook, *arguments, on=on, **variables).end()
 
     def start(self, playbook: str, *arguments: str, on: Host | None = None, **variables: str) -> Running:
-        """Start a playbook, to be ended or killed by the test."""
+        """Start a playbook. The test waits for its end or kills it."""
         limit = ["--limit", (on or self.host).name]
         return start(playbook, self.inventory, {**self.variables, **variables}, *limit, *arguments)
 
     def deploy(self, *arguments: str, **variables: str) -> Play:
-        """Deploy, and fail the test unless that went well."""
+        """Deploy; fail the test if the exit status is not 0."""
         played = self.play("deploy.yml", *arguments, on=None, **variables)
         assert played.status == 0, played.output
         return played
 
     def release(self, name: str = "routes.py", text: str = "") -> str:
-        """Commit a change of the app, by default one that changes nothing, and return the SHA."""
+        """Commit a change of the app, by default routes.py with a new comment, and return the SHA."""
         self.repository.write(f"app/src/booty/{name}", text or ROUTES + f"# {time.monotonic()}\n")
         return self.repository.commit(f"Change {name}")
 
@@ -227,12 +236,12 @@ class Site:
 
     @contextmanager
     def journal(self) -> Iterator[Iterator[str]]:
-        """Give the messages that the host's journal gets in the next 60 seconds, each as soon as it is there."""
+        """Yield an iterator over new messages of the host's journal, for at most 60 seconds."""
         address, options = f"root@{self.host.address}", sandbox.ssh_options(self.host.instance)
         follow = ["ssh", "-F", "none", *options, address, "timeout 60 journalctl --follow --lines=1 --output=cat"]
         with subprocess.Popen(follow, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout
-            # The last one that is there already: from now on none is missed.
+            # `--lines=1` prints the newest old message first. From then on journalctl misses no new one.
             process.stdout.readline()
             yield iter(process.stdout.readline, "")
             process.kill()
@@ -242,7 +251,7 @@ class Site:
         demo.place_secrets(self.host, text)
 
     def health(self) -> dict[str, str | None]:
-        """Ask the service, from outside the host."""
+        """Return the answer of /health, requested from outside the host."""
         return demo.health(self.host)
 
     def pid(self) -> str:
@@ -252,18 +261,18 @@ class Site:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Return the one host that all tests of deploys share: bootstrapped, with secrets, and a bare one beside it."""
+    """Boot the hosts that all tests of deploys share: one bootstrapped and with secrets, one bare."""
     directory = tmp_path_factory.mktemp("site")
     repository = Repository(directory / "repository")
     inventory = directory / "inventory" / "hosts.yml"
     try:
-        found = sandbox.up(INSTANCE, 2, with_tracker=True, inventory=inventory)
+        hosts = sandbox.up(INSTANCE, 2, with_tracker=True, inventory=inventory)
         tracker = find(sandbox.INSTANCES / INSTANCE / "tracker")
         assert tracker
-        made = Site(found, tracker, repository, directory)
-        played = made.play("bootstrap.yml")
+        shared = Site(hosts, tracker, repository, directory)
+        played = shared.play("bootstrap.yml")
         assert played.status == 0, played.output
-        made.place_secrets(f"SENTRY_DSN={tracker.dsn}\n")
-        yield made
+        shared.place_secrets(f"SENTRY_DSN={tracker.dsn}\n")
+        yield shared
     finally:
         sandbox.down(INSTANCE)

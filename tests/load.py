@@ -1,6 +1,6 @@
-"""Load on a service, counted by raw sockets: nothing here retries, pools or hides a failure.
+"""A load generator over raw sockets, without retries and connection pools: it counts every failed request.
 
-`python -m tests.load '{"hosts": [HOST], …}'` runs until its standard input ends, then prints what happened as JSON.
+`python -m tests.load '{"hosts": [HOST], …}'` runs until its standard input is closed, then prints a report as JSON.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-# How many clients a host has: with a fresh connection each time, with one that is kept, and with slow requests.
+# Clients for each host: with a new connection for each request, with keep-alive, with slow requests.
 CLIENTS = (10, 10, 4)
-# Between two requests of a client, in seconds: a service on a shared core must have time left for a deploy.
+# Seconds between two requests of a client. Without a pause the load would leave a deploy no time on a shared core.
 PAUSE = 0.03
 
 
 @dataclass
 class Tally:
-    """What happened so far."""
+    """Counts and latencies of all clients so far."""
 
     latencies: list[float] = field(default_factory=list)
     slow: int = 0
@@ -33,7 +33,7 @@ class Tally:
 
 
 class Refused(Exception):
-    """A request that got no proper answer."""
+    """The status of an answer was not 200."""
 
 
 async def request(
@@ -55,12 +55,12 @@ async def request(
 async def client(
     address: tuple[str, int], path: str, close: bool, pause: float, tally: Tally, stop: asyncio.Event
 ) -> None:
-    """Ask again and again, on a new connection each time or on one as long as the server keeps it."""
+    """Send requests until `stop` is set: each on a new connection, or all on one as long as the server keeps it."""
     stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
     while not stop.is_set():
         began = time.monotonic()
         try:
-            # A server may close what is idle; a client that sees it before it asks has lost nothing.
+            # A server may close an idle connection. If the client notices before its next request, nothing is lost.
             if stream is None or stream[0].at_eof():
                 stream = await asyncio.open_connection(*address)
             stays, body = await asyncio.wait_for(request(*stream, path, close), 30)
@@ -80,7 +80,7 @@ async def client(
 
 
 async def load(hosts: list[str], port: int, clients: tuple[int, int, int], pause: float) -> Tally:
-    """Run all clients of all hosts until standard input ends."""
+    """Run all clients of all hosts until standard input is closed."""
     tally, stop = Tally(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -103,13 +103,13 @@ def percentile(sorted_values: list[float], share: float) -> float:
 
 
 class Load:
-    """Load in a process of its own, while the `with` block runs; `report` is there afterwards."""
+    """Run the load in another process during a `with` block. `report` holds its report after the block."""
 
     def __init__(
         self, *hosts: str, port: int = 8000, clients: tuple[int, int, int] = CLIENTS, pause: float = PAUSE
     ) -> None:
-        told = {"hosts": hosts, "port": port, "clients": clients, "pause": pause}
-        self._command = [sys.executable, "-m", "tests.load", json.dumps(told)]
+        arguments = {"hosts": hosts, "port": port, "clients": clients, "pause": pause}
+        self._command = [sys.executable, "-m", "tests.load", json.dumps(arguments)]
         self.report: dict[str, Any] = {}
 
     def __enter__(self) -> Load:
@@ -117,7 +117,7 @@ class Load:
         self._process = subprocess.Popen(
             self._command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        time.sleep(0.5)  # every client has asked at least once
+        time.sleep(0.5)  # by now every client has sent its first request
         return self
 
     def __exit__(
@@ -129,7 +129,7 @@ class Load:
 
 
 def main() -> None:
-    """Run, and print the report."""
+    """Run the load and print the report."""
     tally = asyncio.run(load(**json.loads(sys.argv[1])))
     latencies = sorted(tally.latencies)
     report = {

@@ -1,4 +1,4 @@
-"""Several apps on one host: each has its own units, user, paths, port and lock, and none notices another."""
+"""Several apps on one host: each has its own units, user, paths, port and lock, and none disturbs another."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Apps:
         return self.start(playbook, app, *arguments, **variables).end()
 
     def ready(self, playbook: str, app: str, **variables: Any) -> Play:
-        """Run a playbook, and fail the test unless it went well."""
+        """Run a playbook; fail the test if the exit status is not 0."""
         played = self.play(playbook, app, **variables)
         assert played.status == 0, played.output
         return played
@@ -68,23 +68,23 @@ def apps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apps]:
     shared = {"app_environment": "staging", "app_registration": False, "host_security_updates": False}
     (inventory / "group_vars/booty.yml").write_text(yaml.safe_dump(shared))
     for app, port in PORTS.items():
-        # A template of another variable is evaluated as anywhere in an inventory.
+        # Ansible evaluates templates in apps/NAME.yml as in every other file of an inventory.
         own = {"app_port": port, "app_repository": str(repositories[app].path), "app_log_format": "{{ 'json' }}"}
         (inventory / f"apps/{app}.yml").write_text(yaml.safe_dump(own))
     try:
         (host,) = sandbox.up(name, 1, with_tracker=False, inventory=inventory / "hosts.yml")
-        made = Apps(host, inventory, repositories)
+        apps = Apps(host, inventory, repositories)
         for app in PORTS:
-            made.ready("bootstrap.yml", app)
+            apps.ready("bootstrap.yml", app)
         for app in PORTS:
-            made.commit(app)
-            made.ready("deploy.yml", app)
-        yield made
+            apps.commit(app)
+            apps.ready("deploy.yml", app)
+        yield apps
     finally:
         sandbox.down(name)
 
 
-def test_each_has_its_own_and_a_second_run_changes_nothing(apps: Apps) -> None:
+def test_each_app_has_its_own_units_and_a_second_run_changes_nothing(apps: Apps) -> None:
     for app in PORTS:
         assert apps.serves(app) == apps.repositories[app].git("rev-parse", "HEAD")
         assert f"User={app}" in apps.run(f"systemctl cat {app}.service")
@@ -100,13 +100,13 @@ def test_each_has_its_own_and_a_second_run_changes_nothing(apps: Apps) -> None:
     )
 
 
-def test_the_firewall_opens_the_ports_of_all(apps: Apps) -> None:
-    """Each was bootstrapped alone, and the second one kept the port of the first."""
+def test_the_firewall_opens_the_ports_of_all_apps(apps: Apps) -> None:
+    """Each app had a bootstrap of its own; the second bootstrap kept the port of the first app open."""
     accepted = apps.run("nft list table inet booty | grep 'tcp dport.*accept'")
     assert all(str(port) in accepted for port in (22, *PORTS.values()))
 
 
-def test_an_inventory_of_several_apps_says_which(apps: Apps) -> None:
+def test_without_a_known_app_the_message_lists_the_apps(apps: Apps) -> None:
     for playbook in ("bootstrap.yml", "deploy.yml", "rollback.yml", "remove.yml"):
         played = apps.play(playbook)
         assert played.status == 4
@@ -141,8 +141,8 @@ def test_a_file_that_is_wrong_is_refused(apps: Apps, text: str, message: str) ->
     assert message in " ".join(played.output.split())
 
 
-def test_all_of_them_at_once_under_load(apps: Apps) -> None:
-    """Deploys, rollbacks and restarts of both at the same time lose no request of either."""
+def test_two_apps_change_at_once_under_load(apps: Apps) -> None:
+    """Deploys, rollbacks and restarts of two apps at the same time lose no request of either app."""
     with Load(apps.host.address, port=PORTS["shop"]) as shop, Load(apps.host.address, port=PORTS["my-blog"]) as blog:
         for app in PORTS:
             apps.commit(app)
@@ -162,7 +162,7 @@ def test_all_of_them_at_once_under_load(apps: Apps) -> None:
     assert (apps.serves("my-blog"), head) == (before, head)
 
 
-def test_a_failed_deploy_of_one_leaves_the_other(apps: Apps) -> None:
+def test_a_failed_deploy_of_one_app_leaves_the_other_unchanged(apps: Apps) -> None:
     pid, good = apps.pid("my-blog"), apps.serves("shop")
     apps.repositories["shop"].write("app/src/booty/routes.py", "raise RuntimeError('broken')\n")
     broken = apps.repositories["shop"].commit("Break it")
@@ -186,7 +186,7 @@ def test_a_failed_deploy_of_one_leaves_the_other(apps: Apps) -> None:
         "touch /opt/shop/releases/x",
     ],
 )
-def test_one_can_not_read_write_or_signal_the_other(apps: Apps, attempt: str) -> None:
+def test_one_app_can_not_read_write_or_signal_the_other(apps: Apps, attempt: str) -> None:
     apps.run("install -m 0600 /dev/null /etc/my-blog/secrets.env")
     command = attempt.format(pid=apps.pid("my-blog"))
     assert apps.host.ssh(command.replace("my-blog", "shop") if "internal" in attempt else "true").returncode in {0, 1}
@@ -195,7 +195,7 @@ def test_one_can_not_read_write_or_signal_the_other(apps: Apps, attempt: str) ->
     assert "denied" in done.stderr or "not permitted" in done.stderr
 
 
-def test_an_app_can_not_take_a_port_or_a_name_that_is_there(apps: Apps) -> None:
+def test_an_app_can_not_take_the_port_of_another(apps: Apps) -> None:
     played = apps.play("deploy.yml", "shop", app_port=PORTS["my-blog"])
     assert played.status != 0
     assert f"is taken on {apps.host.name}: my-blog.socket" in " ".join(played.output.split())
@@ -207,7 +207,7 @@ def test_status_shows_all_apps_of_the_host(apps: Apps, tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "all.json").read_text())["hosts"]
     assert [(row["app"], row["level"], row["health"]["release"]) for row in rows] == [
         (app, "look", apps.serves(app))
-        for app in sorted(PORTS)  # neither has a DSN
+        for app in sorted(PORTS)  # neither app has a DSN
     ]
     apps.play("status.yml", "shop", status_format="json", status_file=str(tmp_path / "one.json"))
     assert [row["app"] for row in json.loads((tmp_path / "one.json").read_text())["hosts"]] == ["shop"]
@@ -216,11 +216,11 @@ def test_status_shows_all_apps_of_the_host(apps: Apps, tmp_path: Path) -> None:
     assert "choose the app with -e app=NAME" in " ".join(drift.output.split())
 
 
-def test_one_is_removed_and_the_other_notices_nothing(apps: Apps) -> None:
-    """The last test: afterwards the host has one app."""
-    told = apps.play("remove.yml", "my-blog")
-    assert told.status != 0
-    output = " ".join(told.output.split())
+def test_one_app_is_removed_and_the_other_loses_no_request(apps: Apps) -> None:
+    """This test must run last: it removes one of the two apps."""
+    refused = apps.play("remove.yml", "my-blog")
+    assert refused.status != 0
+    output = " ".join(refused.output.split())
     assert "Deletes: /etc/systemd/system/system-my\\x2dblog.slice" in output
     assert "Keeps: /etc/my-blog/secrets.env, /var/lib/my-blog, the user my-blog." in output
     assert "Nothing was changed. To remove it: ansible-playbook remove.yml -e remove=my-blog" in output

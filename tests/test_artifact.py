@@ -1,4 +1,4 @@
-"""The artifact: built from the commit and its lock alone, the same bytes for the same SHA."""
+"""The artifact is built from the commit and its lock alone, and has the same bytes for the same SHA."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def names(archive: str) -> list[str]:
 
 def test_same_commit_gives_same_bytes(repository: Repository, tmp_path: Path) -> None:
     sha = repository.git("rev-parse", "HEAD")
-    # As another controller has it; a store holds one file for both.
+    # The clone stands for another controller. Both must build one file, so that a store holds it once.
     repository.git("clone", "--quiet", ".", str(tmp_path / "clone"))
     first, second = (
         build.build(path, "app", SERVE, sha, PYTHON, MACHINE, tmp_path / cache)
@@ -53,7 +53,7 @@ def test_same_commit_gives_same_bytes(repository: Repository, tmp_path: Path) ->
 SERVE = "booty.main:create_app()"
 
 
-def test_layers_are_apart(repository: Repository, cache: Path) -> None:
+def test_dependencies_and_runner_are_in_layers_of_their_own(repository: Repository, cache: Path) -> None:
     sha = repository.git("rev-parse", "HEAD")
     built = build.build(repository.path, "app", SERVE, sha, PYTHON, MACHINE, cache)
     release, layer, runner = (names(built[part]["file"]) for part in ("release", "layer", "runner"))
@@ -98,8 +98,8 @@ def test_a_change_of_the_app_keeps_the_layer(repository: Repository, cache: Path
     assert f"lib/python{PYTHON}/site-packages/booty/extra.py" in names(second["release"]["file"])
 
 
-def test_the_cache_forgets_what_is_not_used(repository: Repository, tmp_path: Path) -> None:
-    """The release of another commit and the rest of a killed build go after 30 days, the layer in use does not."""
+def test_unused_archives_leave_the_cache(repository: Repository, tmp_path: Path) -> None:
+    """After 30 days an old release and the file of a killed build are removed, and the layer in use stays."""
     cache = tmp_path / "cache"
 
     def archives(sha: str) -> list[Path]:
@@ -128,7 +128,7 @@ def test_the_working_tree_does_not_leak_in(repository: Repository, cache: Path) 
     assert not [name for name in names(built["release"]["file"]) if "leak" in name]
 
 
-def test_resolves_what_git_knows(repository: Repository) -> None:
+def test_names_of_a_commit_are_resolved(repository: Repository) -> None:
     sha = repository.git("rev-parse", "HEAD")
     repository.git("tag", "v1")
     repository.git("-c", "user.name=T", "-c", "user.email=t@example.com", "tag", "-a", "v2", "-m", "annotated")
@@ -143,13 +143,13 @@ def test_unknown_release_is_refused(repository: Repository, name: str) -> None:
     assert "The bundled app" in str(refusal.value)
 
 
-def test_no_repository_is_said(tmp_path: Path) -> None:
+def test_a_path_that_is_no_repository_is_refused(tmp_path: Path) -> None:
     with pytest.raises(process.BuildError, match="not a git repository"):
         git.resolve(tmp_path, "HEAD")
 
 
 @pytest.mark.parametrize("missing", ["requirements.txt", "pyproject.toml"])
-def test_what_a_release_needs_is_said(repository: Repository, cache: Path, missing: str) -> None:
+def test_a_missing_file_is_named(repository: Repository, cache: Path, missing: str) -> None:
     repository.git("rm", "--quiet", f"app/{missing}")
     sha = repository.commit("Break it")
     with pytest.raises(process.BuildError, match=f"has no app/{missing}: a release needs"):
@@ -182,7 +182,7 @@ def test_a_lock_out_of_date_is_seen(dependency: str, fault: str | None) -> None:
 
 
 @pytest.mark.parametrize("line", ["a==1 \\", "a==1 --hash=sha256:00 \\", 'a==1 ; python_version < "4" \\', "A==1\\"])
-def test_a_line_of_a_lock_is_read(line: str) -> None:
+def test_spellings_of_a_line_of_a_lock(line: str) -> None:
     via = "    # via\n    #   b\n    #   c-d (pyproject.toml)\n"
     text = f"# a comment\n--only-binary :all:\n{line}\n    --hash=sha256:01\n{via}"
     ((name, pin),) = lock.pins(text, PYTHON, MACHINE).items()
@@ -203,28 +203,28 @@ def test_the_bill_of_materials(repository: Repository, tmp_path: Path) -> None:
         texts.append(beside.decode())
     assert texts[0] == texts[1]
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(texts[0]) is None
-    told = json.loads(texts[0])
-    assert told["metadata"]["component"] == {"bom-ref": "booty", "name": "booty", "type": "application", "version": sha}
-    # It names what the layer holds, and nothing of another system.
+    bill = json.loads(texts[0])
+    assert bill["metadata"]["component"] == {"bom-ref": "booty", "name": "booty", "type": "application", "version": sha}
+    # The bill lists the packages of the layers, and none for another system.
     layers = [*names(built["layer"]["file"]), *names(built["runner"]["file"])]
-    there = {match[1] for name in layers if (match := re.match(r"([^/]+)\.dist-info/METADATA", name))}
-    assert {f"{part['name'].replace('-', '_')}-{part['version']}" for part in told["components"]} == there
+    shipped = {match[1] for name in layers if (match := re.match(r"([^/]+)\.dist-info/METADATA", name))}
+    assert {f"{part['name'].replace('-', '_')}-{part['version']}" for part in bill["components"]} == shipped
     wants = {
-        one["ref"].partition("@")[0]: {ref.partition("@")[0] for ref in one.get("dependsOn", [])}
-        for one in told["dependencies"]
+        dependency["ref"].partition("@")[0]: {ref.partition("@")[0] for ref in dependency.get("dependsOn", [])}
+        for dependency in bill["dependencies"]
     }
     assert wants["booty"] == {"fastapi", "psycopg", "pydantic-settings", "sentry-sdk"}
     assert "starlette" in wants["fastapi"]
 
 
 def test_the_lock_can_be_audited() -> None:
-    """As docs/security.md says it, but for the question itself, which goes to a service on the internet."""
+    """Runs the command of docs/security.md with --dry-run: without it pip-audit asks a service on the internet."""
     command = re.search(r"^pip-audit (.*app/requirements.txt)$", (ROOT / "docs/security.md").read_text(), re.MULTILINE)
     assert command
     audit = [str(Path(sys.executable).parent / "pip-audit"), *command[1].split(), "--dry-run"]
     done = subprocess.run(audit, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    # Those of another system are passed over.
+    # pip-audit skips packages for another system.
     locks = ((ROOT / folder / "requirements.txt").read_text() for folder in ("runner", "app"))
     locked = {name for text in locks for name in re.findall(r"^[a-z][\w-]+(?!.*win32)", text, re.MULTILINE)}
     assert f"would have audited {len(locked)} packages" in done.stderr

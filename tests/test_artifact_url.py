@@ -16,12 +16,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from sandbox import demo
-from tests.conftest import Site
-from tests.test_bad_input import words
+from tests.conftest import Site, words
 
 
 class Store(ThreadingHTTPServer):
-    """A store that serves a copy of app_cache; `asked` is which files it was asked for."""
+    """A store that serves a copy of app_cache; `asked` lists the paths of all requests."""
 
     def __init__(self, address: str, directory: Path) -> None:
         super().__init__((address, 0), partial(Handler, directory=str(directory)))
@@ -34,13 +33,13 @@ class Store(ThreadingHTTPServer):
         self.forbids = False
 
     def publish(self, site: Site) -> None:
-        """Copy what the controller has built, as docs/scale.md says."""
+        """Copy the controller's artifacts to the store, as docs/scale.md says."""
         shutil.copytree(site.variables["app_cache"], self.directory, dirs_exist_ok=True)
 
     def archive(self, sha: str) -> Path:
-        """Return the file of a release."""
-        (found,) = self.directory.glob(f"releases/{sha}-*.tar.gz")
-        return found
+        """Return the archive of a release."""
+        (path,) = self.directory.glob(f"releases/{sha}-*.tar.gz")
+        return path
 
     def __enter__(self) -> Store:
         threading.Thread(target=self.serve_forever, args=[0.05]).start()
@@ -53,7 +52,7 @@ class Store(ThreadingHTTPServer):
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """One request; what is below /moved/ has moved."""
+    """Answers a request; paths below /moved/ are redirected."""
 
     server: Store
 
@@ -81,8 +80,8 @@ class Handler(SimpleHTTPRequestHandler):
 def store(site: Site, tmp_path: Path) -> Iterator[Store]:
     address = urlsplit(site.tracker.url).hostname
     assert address
-    with Store(address, tmp_path / "store") as made:
-        yield made
+    with Store(address, tmp_path / "store") as server:
+        yield server
 
 
 def build(site: Site) -> str:
@@ -95,7 +94,7 @@ def build(site: Site) -> str:
 
 
 def state(site: Site) -> str:
-    """Return what serves, and what is there or half there."""
+    """Return the running release, and all releases and layers, complete or not."""
     look = "systemctl show booty.service --property=MainPID; cat /etc/booty/release.env"
     return site.run(f"{look}; find /opt/booty -mindepth 2 -maxdepth 2 | sort")
 
@@ -187,7 +186,7 @@ def refuses(store: Store, archive: Path) -> str:
 @pytest.mark.parametrize(
     "fault", [another, missing, forbidden, stalls, ends_early, refuses], ids=lambda fault: fault.__name__
 )
-def test_a_store_that_does_not_have_it(site: Site, store: Store, fault: Callable[[Store, Path], str]) -> None:
+def test_an_archive_that_the_store_can_not_serve(site: Site, store: Store, fault: Callable[[Store, Path], str]) -> None:
     site.deploy()
     sha = site.release()
     site.deploy("--check")
@@ -212,11 +211,11 @@ def test_https_needs_a_certificate_that_the_host_trusts(site: Site, store: Store
     site.deploy("--check")
     store.publish(site)
     address = urlsplit(store.url).hostname
-    made = site.run(
+    pem = site.run(
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=store"
         f" -addext subjectAltName=IP:{address} -keyout - 2>/dev/null"
     )
-    (tmp_path / "store.pem").write_text(made + "\n")
+    (tmp_path / "store.pem").write_text(pem + "\n")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "store.pem")
     store.socket = context.wrap_socket(store.socket, server_side=True)
@@ -228,7 +227,7 @@ def test_https_needs_a_certificate_that_the_host_trusts(site: Site, store: Store
     )
     assert store.asked == []
     trusted = "/usr/local/share/ca-certificates/store.crt"
-    site.run(f"cat > {trusted} && update-ca-certificates", input=made[made.index("-----BEGIN CERT") :] + "\n")
+    site.run(f"cat > {trusted} && update-ca-certificates", input=pem[pem.index("-----BEGIN CERT") :] + "\n")
     try:
         site.deploy(app_artifact_url=url)
     finally:

@@ -1,6 +1,6 @@
-"""What a user may get wrong, and what the inventory can't know: each is refused in words that say what to do.
+"""Mistakes of a user and unfit hosts: each is refused with a message that says what to do, before any change.
 
-Nothing is touched before the message. The rows of values never reach a host; those of hosts are met on a real one.
+Bad values are refused before a host is asked. The unfit hosts are real ones.
 """
 
 from __future__ import annotations
@@ -17,16 +17,11 @@ from typing import Any
 import pytest
 
 from sandbox import hosts
-from tests.conftest import ROOT, Play, Repository, Site
-
-
-def words(played: Play) -> str:
-    """Return a playbook's output with one blank where it had several: messages are wrapped."""
-    return " ".join(played.output.split())
+from tests.conftest import ROOT, Play, Repository, Site, words
 
 
 def deploy(inventory: Path, *arguments: str, playbook: str = "deploy.yml") -> Play:
-    """Deploy as a user does, to what an inventory names."""
+    """Deploy to the hosts of an inventory, as a user does."""
     command = [str(Path(sys.executable).parent / "ansible-playbook"), playbook, "-i", str(inventory), *arguments]
     environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "COLUMNS": "200"}
     done = subprocess.run(
@@ -43,16 +38,16 @@ def deploy(inventory: Path, *arguments: str, playbook: str = "deploy.yml") -> Pl
 
 
 def ambiguous(repository: Repository) -> str:
-    """Give the repository two commits whose SHAs begin alike, and return that beginning."""
+    """Add commits until two SHAs share their first four characters, and return these."""
     stream = "".join(
         f"commit refs/heads/many\ncommitter T <t@example.com> {number} +0000\ndata 0\n\n" for number in range(1500)
     )
     subprocess.run(["git", "-C", repository.path, "fast-import", "--quiet"], input=stream, text=True, check=True)
-    seen: set[str] = set()
+    prefixes: set[str] = set()
     for sha in repository.git("rev-list", "many").split():
-        if sha[:4] in seen:
+        if sha[:4] in prefixes:
             return sha[:4]
-        seen.add(sha[:4])
+        prefixes.add(sha[:4])
     raise AssertionError("1500 commits, and no two that begin alike")
 
 
@@ -79,14 +74,14 @@ def ambiguous(repository: Repository) -> str:
         ("app_release=ambiguous", "is ambiguous"),
     ],
 )
-def test_values_that_cannot_be(tmp_path: Path, repository: Repository, variables: str, message: str) -> None:
+def test_bad_values(tmp_path: Path, repository: Repository, variables: str, message: str) -> None:
     (tmp_path / "hosts").write_text("[booty]\nnowhere.invalid app_environment=staging\n")
     if variables == "app_release=ambiguous":
         variables = f"app_release={ambiguous(repository)}"
     played = deploy(tmp_path / "hosts", "-e", f"app_repository={repository.path}", "-e", variables)
     assert played.status != 0
     assert message in words(played), played.output
-    # Had the host been asked, that would have been said.
+    # ssh prints this as soon as Ansible asks the host.
     assert "Could not resolve" not in played.output
 
 
@@ -102,7 +97,7 @@ def test_values_that_cannot_be(tmp_path: Path, repository: Repository, variables
         ("app_repository=/", "app_repository / can't be read: fatal: not a git repository"),
     ],
 )
-def test_a_repository_that_cannot_be(tmp_path: Path, repository: Repository, variables: str, message: str) -> None:
+def test_an_unfit_repository(tmp_path: Path, repository: Repository, variables: str, message: str) -> None:
     (tmp_path / "hosts").write_text("[booty]\nnowhere.invalid app_environment=staging\n")
     options = variables.format(repository.path)
     played = deploy(tmp_path / "hosts", "-e", f"app_repository={repository.path}", "-e", options)
@@ -119,7 +114,7 @@ def test_a_repository_that_cannot_be(tmp_path: Path, repository: Repository, var
         ({"host_ssh_root": False}, "host_ssh_root is false: write host_deploy_keys as well"),
     ],
 )
-def test_values_of_a_host_that_cannot_be(tmp_path: Path, variables: dict[str, Any], message: str) -> None:
+def test_bad_values_of_role_host(tmp_path: Path, variables: dict[str, Any], message: str) -> None:
     (tmp_path / "hosts").write_text("[booty]\nnowhere.invalid\n")
     played = deploy(tmp_path / "hosts", "-e", json.dumps(variables), playbook="bootstrap.yml")
     assert played.status != 0
@@ -127,14 +122,14 @@ def test_values_of_a_host_that_cannot_be(tmp_path: Path, variables: dict[str, An
     assert "Could not resolve" not in played.output
 
 
-def test_values_of_an_inventory(tmp_path: Path) -> None:
-    """Each host's own, and those that are read from one host for all."""
+def test_bad_values_of_several_hosts(tmp_path: Path) -> None:
+    """Variables that may differ between hosts, and one that must be equal on all of them."""
     (tmp_path / "hosts.yml").write_text(
         """
 booty:
   vars:
     app_environment: staging
-    app_cache: "{{ playbook_dir }}/{{ app_serve }}"  # what Ansible and a role's default tell
+    app_cache: "{{ playbook_dir }}/{{ app_serve }}"  # evaluated with a variable of Ansible's and a role's default
   hosts:
     web1.invalid: {app_port: 8000.5, app_workers: yes, app_release: v1}
     web2.invalid: {app_release: v2, app_user: "{{ 'ro' ~ 'ot' }}"}
@@ -177,7 +172,7 @@ def test_a_store_with_a_secret_is_refused_and_not_shown(tmp_path: Path, reposito
         ("[booty]\n[db]\nb\n", "all", "has no host in the group 'booty'"),
     ],
 )
-def test_a_limit_that_leaves_nobody(tmp_path: Path, inventory: str, limit: str, message: str) -> None:
+def test_a_limit_that_leaves_no_host(tmp_path: Path, inventory: str, limit: str, message: str) -> None:
     (tmp_path / "hosts").write_text(inventory)
     played = deploy(tmp_path / "hosts", "--limit", limit)
     assert played.status != 0
@@ -186,7 +181,7 @@ def test_a_limit_that_leaves_nobody(tmp_path: Path, inventory: str, limit: str, 
 
 @pytest.fixture
 def untouched(site: Site) -> Iterator[None]:
-    """Hold that nothing on the host changed: neither what serves, nor any file."""
+    """Check after the test that the host's units and files are unchanged."""
     look = (
         "systemctl show booty.service booty-candidate.service --property=MainPID,ActiveState,InvocationID;"
         "find /etc/booty /etc/systemd /opt/booty /var/lib/booty -xdev -printf '%p %m %u %s %T@\n' | sort | sha256sum"
@@ -200,7 +195,7 @@ def untouched(site: Site) -> Iterator[None]:
 
 @pytest.mark.usefixtures("untouched")
 class TestACommit:
-    """A commit that can't be a release, deployed to a host that serves another."""
+    """Deploys of unfit commits, to a host that already serves a release."""
 
     def refused(self, site: Site, message: str, **variables: str) -> None:
         played = site.play("deploy.yml", on=None, **variables)
@@ -231,7 +226,7 @@ class TestACommit:
             app_repository=str(repository.path),
         )
 
-    def test_that_does_not_descend_from_what_serves(self, site: Site, repository: Repository) -> None:
+    def test_that_does_not_descend_from_the_running_release(self, site: Site, repository: Repository) -> None:
         sha, serves = repository.git("rev-parse", "HEAD"), site.health()["release"]
         self.refused(
             site,
@@ -241,7 +236,7 @@ class TestACommit:
             app_require_ancestor="true",
         )
 
-    def test_that_is_there_but_made_otherwise(self, site: Site) -> None:
+    def test_that_the_host_has_built_from_other_settings(self, site: Site) -> None:
         serves = site.health()["release"]
         self.refused(
             site,
@@ -253,7 +248,7 @@ class TestACommit:
         )
 
 
-def test_a_descendant_passes_and_going_back_is_no_descent(site: Site) -> None:
+def test_a_deploy_requires_a_descendant_and_a_rollback_does_not(site: Site) -> None:
     site.deploy()
     older = site.health()["release"]
     site.release()
@@ -267,8 +262,8 @@ def test_a_descendant_passes_and_going_back_is_no_descent(site: Site) -> None:
     assert site.health()["release"] == older
 
 
-# What Python tells of a host, where no sandbox host is like that: they share this machine's clock and processor, and no
-# suite has an older Python. The rest of the question, its answer and the judgement are real.
+# A sitecustomize.py changes Python's view of the host, because sandbox hosts share this machine's clock and processor,
+# and no suite has an older Python. Everything else in these tests is real.
 CUSTOMIZE = "/etc/python3.11/sitecustomize.py"
 PYTHON_3_10 = """
 import sys
@@ -299,7 +294,7 @@ sys.version_info = Version((3, 10, 12, "final", 0))
     ],
     ids=["Python 3.10", "another architecture", "32 bit", "clock two hours off"],
 )
-def test_hosts_that_are_not_fit(site: Site, pretended: str, message: str) -> None:
+def test_unfit_hosts(site: Site, pretended: str, message: str) -> None:
     site.release()
     site.run(f"cp -a {CUSTOMIZE} /root/sitecustomize.py; cat > {CUSTOMIZE}", input=pretended)
     try:
@@ -337,7 +332,7 @@ time.sleep(60)
 
 @pytest.mark.usefixtures("untouched")
 def test_a_port_that_is_taken(site: Site) -> None:
-    """By a program, on another address that overlaps, or by another app's socket unit."""
+    """The port is taken by a program, on an overlapping address, or by another app's socket unit."""
     site.run(f'systemd-run --quiet --unit=taker python3 -c "{TAKER}"')
     site.run("systemd-run --quiet --unit=other --socket-property=ListenStream=127.0.0.1:8085 sleep 60")
     try:
@@ -372,7 +367,7 @@ def test_another_user_while_the_old_one_serves(site: Site) -> None:
     ) in words(played)
 
 
-def test_a_port_that_the_firewall_keeps_shut_is_told(site: Site) -> None:
+def test_a_port_that_the_firewall_closes_is_reported(site: Site) -> None:
     try:
         played = site.deploy(app_port="8083")
         assert (
@@ -385,7 +380,7 @@ def test_a_port_that_the_firewall_keeps_shut_is_told(site: Site) -> None:
 
 
 def inventory(site: Site, directory: Path, **variables: str) -> Path:
-    """Write an inventory of the site's host that differs in some variables."""
+    """Write an inventory of the site's host, with these variables changed or added."""
     options = hosts.ssh_options(site.host.instance)
     known = {
         "ansible_host": site.host.address,
@@ -442,11 +437,11 @@ def sudo_asks(site: Site, directory: Path) -> dict[str, str]:
         (sudo_asks, "Missing sudo password"),
     ],
 )
-def test_hosts_that_let_nobody_in(
+def test_hosts_that_refuse_the_login(
     site: Site, tmp_path: Path, wrong: Callable[[Site, Path], dict[str, str]], message: str
 ) -> None:
-    """Ansible's and ssh's own words, which name what is wrong; docs/new-host.md has the next step for each."""
-    # A connection that is still open would let everybody in.
+    """The messages are those of Ansible and ssh; docs/new-host.md has the next step for each."""
+    # Without ControlPath ssh can't reuse an open connection, so it has to log in.
     played = deploy(inventory(site, tmp_path, **wrong(site, tmp_path)), "-e", "ansible_control_path=none")
     assert played.status != 0
     assert message in words(played), played.output

@@ -1,4 +1,4 @@
-"""From what a provider hands over to ready for a release, on real hosts, through the command a user types."""
+"""Bootstraps of real hosts, from a provider's image to ready for a release, with the command that a user types."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from ansible_collections.booty.deploy.plugins.module_utils.controller import hos
 from sandbox import hosts as sandbox
 from sandbox.base import SUITE, SUITES
 from sandbox.hosts import Host
-from tests.conftest import ROOT, Play
+from tests.conftest import ROOT, Play, words
 
 pytestmark = pytest.mark.long
 
 
 def of(text: str, mode: str = "644") -> str:
-    """Return what a host says of root's file with this text."""
+    """Return a host's description of a file of root's with this text."""
     return f"root {mode} file {base64.b64encode(text.encode()).decode()}"
 
 
@@ -51,14 +51,14 @@ def of(text: str, mode: str = "644") -> str:
         ({"path": "/f", "text": "a\n", "wanted": False, "keep": True}, of("b\n"), None, ""),
     ],
 )
-def test_what_differs_is_found(entry: dict[str, Any], host: str | None, state: str | None, difference: str) -> None:
-    told = {f"file {entry['path']}": host} if host else {}
-    found = host_files.stale([{"part": "base", **entry}], told)
-    assert [one["state"] for one in found] == ([state] if state else [])
-    assert all(difference in one["difference"] for one in found)
+def test_stale_files_are_found(entry: dict[str, Any], host: str | None, state: str | None, difference: str) -> None:
+    on_host = {f"file {entry['path']}": host} if host else {}
+    stale = host_files.stale([{"part": "base", **entry}], on_host)
+    assert [each["state"] for each in stale] == ([state] if state else [])
+    assert all(difference in each["difference"] for each in stale)
 
 
-def test_the_hosts_answer_is_read() -> None:
+def test_the_answer_of_a_host_is_parsed() -> None:
     text = "a banner\r\nsystem=debian 12\r\nfile /x=root 644 file QT09Qg==\r\n"
     assert host_files.seen(text) == {"system": "debian 12", "file /x": "root 644 file QT09Qg=="}
 
@@ -74,7 +74,7 @@ class New:
         self.deploy = {"ansible_user": "deploy", "host_deploy_keys": [key.read_text().strip()]}
 
     def start(self, *arguments: str, **variables: Any) -> subprocess.Popen[str]:
-        """Begin a bootstrap with these variables in the inventory, and those of `self.environment`."""
+        """Start a bootstrap with these variables in the inventory, and with the environment of `self.environment`."""
         inventory = self.directory / "inventory"
         (inventory / "group_vars").mkdir(parents=True, exist_ok=True)
         (inventory / "hosts.yml").write_text(sandbox.inventory_text(self.host.instance, [self.host]))
@@ -92,19 +92,19 @@ class New:
         )
 
     def bootstrap(self, *arguments: str, **variables: Any) -> Play:
-        """Bootstrap it; the output has one blank where it had several."""
+        """Run a bootstrap to its end."""
         with self.start(*arguments, **variables) as process:
             output, _ = process.communicate(timeout=300)
         return Play(process.returncode, output)
 
     def ready(self, *arguments: str, **variables: Any) -> Play:
-        """Bootstrap it, and fail the test unless that went well."""
+        """Run a bootstrap; fail the test if the exit status is not 0."""
         played = self.bootstrap(*arguments, **variables)
         assert played.status == 0, played.output
         return played
 
     def ssh(self, command: str, user: str = "root", input: str = "") -> subprocess.CompletedProcess[str]:
-        """Run a command as somebody, over a connection of its own."""
+        """Run a command as a user, over a new connection."""
         options = [*sandbox.ssh_options(self.host.instance), *self.options]
         argv = ["ssh", "-F", "none", *options, f"{user}@{self.host.address}", command]
         return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, input=input)
@@ -127,8 +127,8 @@ def another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
 
     def boot(suite: str = SUITE) -> New:
         count[suite] += 1
-        found = sandbox.up(f"new-{suite}", count[suite], suite, with_tracker=False)
-        return New(found[-1], tmp_path_factory.mktemp(found[-1].name))
+        hosts = sandbox.up(f"new-{suite}", count[suite], suite, with_tracker=False)
+        return New(hosts[-1], tmp_path_factory.mktemp(hosts[-1].name))
 
     try:
         yield boot
@@ -139,22 +139,18 @@ def another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
 
 @pytest.fixture
 def new(another: Callable[[str], New]) -> New:
-    """Return a new host of its own to the test."""
+    """Return a new host, for one test."""
     return another(SUITE)
 
 
 # As /etc/os-release of the suite says it.
 VERSION = {"bookworm": 12, "trixie": 13}[SUITE]
-# What installs nothing but the firewall: apt takes most of a bootstrap's time.
+# With these variables a bootstrap installs only the firewall: apt takes most of a bootstrap's time.
 QUICK = {"host_time_sync": False, "host_security_updates": False, "host_journal": False}
 
 
-def words(played: Play) -> str:
-    return " ".join(played.output.split())
-
-
 def answers(address: str, port: int) -> str:
-    """Return what a connection meets: nothing at all (a firewall), or a refusal by a host that nobody serves on."""
+    """Connect, and return `open`, `refused` (no program listens) or `nothing` (a firewall drops the packets)."""
     try:
         socket.create_connection((address, port), timeout=1).close()
     except TimeoutError:
@@ -174,10 +170,10 @@ def test_from_root_to_a_deploy_user(another: Callable[[str], New], suite: str) -
     assert new.changes() == before
 
     began = time.monotonic()
-    made = new.ready(**new.deploy)
+    first = new.ready(**new.deploy)
     assert time.monotonic() - began < 60
-    assert "deploy@" in made.output  # the command for the secrets
-    assert "root@" not in made.output
+    assert "deploy@" in first.output  # in the command that places the secrets
+    assert "root@" not in first.output
     began = time.monotonic()
     again = new.ready(**new.deploy)
     assert time.monotonic() - began < 15
@@ -200,7 +196,7 @@ def test_from_root_to_a_deploy_user(another: Callable[[str], New], suite: str) -
     ]
     for unit in ("systemd-timesyncd", "unattended-upgrades", "apt-daily-upgrade.timer", "booty-firewall"):
         assert new.run(f"systemctl is-enabled {unit}", "deploy") == "enabled"
-    # The security archive's pattern is one that unattended-upgrades understands.
+    # unattended-upgrades accepts the pattern of the security archive.
     new.run("sudo unattended-upgrade --dry-run", "deploy")
 
 
@@ -235,8 +231,8 @@ def test_an_unknown_system_is_refused_before_any_change(
         new.run("cat /root/os-release > /etc/os-release; rm -f /usr/local/bin/dpkg")
 
 
-def test_ubuntu_differs_in_data_alone(new: New) -> None:
-    """No sandbox host is one: what differs is in vars/, and the summary says that it was never tested."""
+def test_ubuntu_is_named_as_untested(new: New) -> None:
+    """The host only pretends to be Ubuntu. The summary says that Booty was never tested on it."""
     new.run("sed -i 's/^ID=.*/ID=ubuntu/; s/^VERSION_ID=.*/VERSION_ID=\"24.04\"/' /etc/os-release")
     played = new.ready(**{**QUICK, "host_security_updates": True})
     assert "ubuntu 24.04, which Booty was never tested on" in words(played)
@@ -247,7 +243,7 @@ def test_ubuntu_differs_in_data_alone(new: New) -> None:
 
 @pytest.fixture(scope="module")
 def unknown() -> list[New]:
-    """Return where the host that several systems are played on is kept."""
+    """Return a list for the host of the tests of unknown systems, so that it boots only once."""
     return []
 
 
@@ -271,7 +267,7 @@ def test_a_firewall_that_shuts_us_out_is_taken_back(new: New) -> None:
     assert new.ssh("nft list table inet booty").returncode != 0
     assert new.ssh("ls /etc/ssh/sshd_config.d/00-booty.conf /run/booty-undo").returncode != 0
     new.ready(**QUICK)
-    # The second time there is something to come back to.
+    # The second run finds a firewall of Booty's on the host, and must go back to it.
     loaded = new.run("nft list table inet booty")
     played = new.bootstrap("-e", wrong, **QUICK)
     assert played.status != 0
@@ -280,7 +276,7 @@ def test_a_firewall_that_shuts_us_out_is_taken_back(new: New) -> None:
 
 
 def test_a_bootstrap_that_dies_half_way_is_taken_back(new: New) -> None:
-    # With -v a step's name is there when it begins.
+    # With -v the callback prints a task's name when the task starts.
     wrong = json.dumps({"__host_ssh_ports": [2222], "host_close_listeners": True, "__host_undo_seconds": 8})
     with new.start("-v", "-e", wrong, **QUICK) as process:
         assert process.stdout
@@ -288,7 +284,7 @@ def test_a_bootstrap_that_dies_half_way_is_taken_back(new: New) -> None:
             if "Try whether" in line:
                 process.send_signal(signal.SIGKILL)
                 break
-    pending = new.bootstrap(**QUICK)  # from where it may be shut out, or meets what is armed
+    pending = new.bootstrap(**QUICK)  # fails: the firewall shuts it out, or the timer for the way back is still armed
     assert pending.status != 0
     deadline = time.monotonic() + 20
     while new.ssh("test ! -e /run/booty-undo").returncode and time.monotonic() < deadline:
@@ -318,7 +314,7 @@ def test_an_sshd_that_ignores_drop_ins(new: New) -> None:
 
 
 @pytest.mark.parametrize(
-    ("there", "name"),
+    ("command", "name"),
     [
         ("mkdir -p /etc/ufw; echo ENABLED=yes > /etc/ufw/ufw.conf", "ufw"),
         (
@@ -333,8 +329,8 @@ def test_an_sshd_that_ignores_drop_ins(new: New) -> None:
         ),
     ],
 )
-def test_another_firewall_is_left_alone(new: New, there: str, name: str) -> None:
-    new.run(there)
+def test_another_firewall_is_left_alone(new: New, command: str, name: str) -> None:
+    new.run(command)
     rules = new.run("command -v nft >/dev/null && nft list ruleset || true")
     played = new.ready(**QUICK)
     assert f"left alone, there is another one: {name}" in words(played)
@@ -342,7 +338,7 @@ def test_another_firewall_is_left_alone(new: New, there: str, name: str) -> None
     assert new.ready(**QUICK).recap(new.host.name)["changed"] == 0
 
 
-def test_each_can_be_switched_off(new: New) -> None:
+def test_each_part_can_be_switched_off(new: New) -> None:
     new.ready()
     off = {f"host_{name}": False for name in ("close_ssh", "firewall", "time_sync", "security_updates", "journal")}
     played = new.ready(**off)
@@ -362,11 +358,11 @@ def test_a_sudo_user_with_a_password(new: New) -> None:
     assert "password" in played.output
     played = new.ready("-e", json.dumps({"ansible_become_password": "s3cret"}), **login)
     assert "Say `ansible_user: deploy` in the inventory" in words(played)
-    # The first user is not asked any more.
+    # The second bootstrap does not need the password of the first user.
     assert new.ready(**login).recap(new.host.name)["changed"] == 0
 
 
-def test_the_firewall_outlives_a_restart_of_debians(new: New) -> None:
+def test_the_firewall_outlives_a_restart_of_nftables_service(new: New) -> None:
     new.ready(**QUICK)
     new.run("systemctl enable nftables")
     for verb in ("restart", "reload"):
@@ -375,7 +371,7 @@ def test_the_firewall_outlives_a_restart_of_debians(new: New) -> None:
 
 
 def test_another_deploy_user(new: New) -> None:
-    """The former one is revoked, though it is who logs in, once the new one has worked."""
+    """Bootstrap logs in as the old deploy user, and revokes that user's access once the new user's login works."""
     new.ready(**QUICK, **new.deploy)
     another = {**QUICK, **new.deploy, "ansible_user": "ops", "host_deploy_user": "ops", "host_first_user": "deploy"}
     checked = new.ready("--check", **another)
@@ -401,8 +397,8 @@ def test_the_former_deploy_user_stays_until_the_new_one_works(new: New) -> None:
     assert new.ssh("sudo ls /run/booty-undo", "deploy").returncode != 0
 
 
-def test_no_deploy_keys_any_more(new: New) -> None:
-    """They are revoked, but not while the deploy user is who logs in."""
+def test_deploy_keys_are_removed(new: New) -> None:
+    """An empty list revokes the keys, but is refused while Ansible logs in as the deploy user."""
     new.ready(**QUICK, **new.deploy)
     before = new.run("sudo find /etc /home -printf '%p %m %u %s %T@\n' | sort | sha256sum", "deploy")
     played = new.bootstrap(**QUICK, ansible_user="deploy")
@@ -410,7 +406,7 @@ def test_no_deploy_keys_any_more(new: New) -> None:
     assert "host_deploy_keys is empty, which revokes the keys of deploy; but that is who logs in" in words(played)
     assert "host_ssh_root: true" in words(played)
     assert new.run("sudo find /etc /home -printf '%p %m %u %s %T@\n' | sort | sha256sum", "deploy") == before
-    # As it says: root first, then no keys.
+    # The message's advice: first allow root's login, then remove the keys.
     new.ready(**QUICK, **new.deploy, host_ssh_root=True)
     new.ready(**QUICK, ansible_user="root")
     assert "Permission denied" in new.ssh("true", "deploy").stderr
@@ -419,7 +415,7 @@ def test_no_deploy_keys_any_more(new: New) -> None:
 
 
 def place_as_printed(played: Play) -> None:
-    """Run the command for the secrets that a bootstrap printed."""
+    """Run the command that a bootstrap printed for placing the secrets."""
     (command,) = re.findall(r"^ *(ssh .*secrets\.env'\")$", played.output, re.MULTILINE)
     done = subprocess.run(
         command, shell=True, input="SENTRY_DSN=x\n", capture_output=True, text=True, check=False, timeout=30
@@ -428,9 +424,9 @@ def place_as_printed(played: Play) -> None:
 
 
 def test_a_host_behind_a_jump_host(another: Callable[[str], New], tmp_path: Path) -> None:
-    """Each way to name the jump host serves the trial logins, and stands in the command for the secrets."""
+    """The trial logins and the printed command for the secrets use the jump host, whichever setting names it."""
     jump, target = another(SUITE), another(SUITE)
-    # The target has no way back to this machine: an answer arrives by way of the jump host alone.
+    # A blackhole route drops the target's packets to this machine, so only the jump host can reach the target.
     gateway = target.host.address.rpartition(".")[0] + ".1"
     later = "systemd-run --quiet --on-active=1 --timer-property=AccuracySec=100ms"
     target.run(f"{later} ip route add blackhole {gateway}/32")
@@ -456,29 +452,29 @@ def test_a_host_behind_a_jump_host(another: Callable[[str], New], tmp_path: Path
     ]
     try:
         for number, (variables, target.environment) in enumerate(ways):
-            # Other ports, so that each bootstrap changes the ways in and tries them.
-            given = {
+            # A new port in each run, so that each bootstrap changes the firewall and tries the logins.
+            common = {
                 **QUICK,
                 **target.deploy,
                 "host_firewall_ports": [8000 + number],
                 "ansible_ssh_common_args": checked,
             }
-            played = target.ready(**{**given, **variables})
+            played = target.ready(**{**common, **variables})
             assert played.recap(target.host.name)["changed"] > 0
             target.run("sudo rm -f /etc/booty/secrets.env", "deploy")
             place_as_printed(played)
             assert target.run("sudo cat /etc/booty/secrets.env", "deploy") == "SENTRY_DSN=x"
-    finally:  # other tests add hosts beside it, and wait until all of them answer
+    finally:  # other tests add hosts to this instance, and wait until all of its hosts answer
         target.environment = {}
         target.run(f"sudo ip route delete blackhole {gateway}/32", "deploy")
 
 
 def test_a_host_that_bootstraps_itself(another: Callable[[str], New]) -> None:
-    """A trial login that is none proves nothing: no way in is closed, and the summary says why."""
+    """Without SSH there is no trial login, so bootstrap leaves sshd unchanged, and the summary says why."""
     new = another("trixie")
     packages = Path(yaml.__file__).parent.parent
     tree = ["ansible.cfg", "bootstrap.yml", "playbooks", "roles", "plugins", "collections"]
-    # Ansible and what it imports, without compiled parts: they all run without them.
+    # Ansible and its dependencies, without compiled modules: each of them also runs in pure Python.
     names = ["ansible", "ansible_core-*", "jinja2", "jinja2-*", "yaml", "markupsafe", "packaging", "resolvelib"]
     parts = [path.name for name in names for path in packages.glob(name)]
     copied = subprocess.run(
@@ -510,15 +506,15 @@ def test_a_host_that_bootstraps_itself(another: Callable[[str], New]) -> None:
     assert "sshd is as it was" in bootstrap()
     assert new.run("sudo -n id -un", "deploy") == "root"
     assert "passwordauthentication yes" in new.run("sshd -T")
-    # Over SSH the same host is closed, and from inside it is left closed.
+    # A bootstrap over SSH closes password logins, and a later one on the host itself keeps them closed.
     new.ready(**QUICK, **new.deploy)
     output = bootstrap("deploy", "sudo ")
     assert "changed=0" in output
     assert "passwordauthentication no" in new.run("sudo sshd -T", "deploy")
 
 
-# Beside sshd: a web server, a database that only containers on a bridge reach, a tunnel of the kernel, a name server, a
-# cluster's heartbeat by a protocol of its own; and something that only this host itself reaches.
+# Listeners beside sshd: a web server, a database on a bridge of containers, a VXLAN tunnel of the kernel, a name
+# server, a heartbeat over IP protocol 112; and a web server on loopback, which only the host itself reaches.
 LISTENERS = """
 ip link add docker0 type bridge && ip addr add 172.17.0.1/16 dev docker0 && ip link set docker0 up
 ip link add tunnel type vxlan id 7 dstport 4789 dev host0 && ip link set tunnel up
@@ -537,7 +533,7 @@ until [ $(ss -Hltn | grep -cE ':(8080|5432|6000) ') = 3 ] && ss -Hlun | grep -q 
 
 
 def echoed(address: str, port: int) -> bool:
-    """Whether a UDP packet comes back."""
+    """Return whether a UDP packet comes back."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(1)
         client.sendto(b"?", (address, port))
@@ -567,8 +563,8 @@ def test_what_listens_is_named_before_it_is_closed(new: New) -> None:
     assert new.changes() == before
 
     kept = {**QUICK, "host_firewall_ports": [8000, 8080], "host_firewall_udp_ports": [53, 4789]}
-    made = new.ready(**kept, host_close_listeners=True)
-    assert "lets in TCP 22, 8000, 8080, UDP 53, 4789; closed what listened: IP protocol 112" in words(made)
+    closed = new.ready(**kept, host_close_listeners=True)
+    assert "lets in TCP 22, 8000, 8080, UDP 53, 4789; closed what listened: IP protocol 112" in words(closed)
     assert answers(new.host.address, 8080) == "open"
     assert echoed(new.host.address, 53)
     again = new.ready(**kept)
@@ -581,7 +577,7 @@ def test_what_listens_is_named_before_it_is_closed(new: New) -> None:
 
 
 def test_containers_reach_the_services_port_elsewhere(new: New) -> None:
-    """Their connections pass through this host, which translates their addresses; that needs tracking."""
+    """The host translates the addresses of containers (NAT), which needs connection tracking."""
     new.ready(**QUICK)
     gateway = new.host.address.rpartition(".")[0] + ".1"
     new.run(
@@ -595,12 +591,12 @@ def test_containers_reach_the_services_port_elsewhere(new: New) -> None:
     with socket.create_server((gateway, 8000)):
         code = f'import socket; socket.create_connection(("{gateway}", 8000), timeout=3)'
         new.run(f"ip netns exec box python3 -c '{code}'")
-    # To this host they are untracked all the same.
+    # Connections to the same port of this host are untracked, and work too.
     new.run("systemd-run --quiet python3 -m http.server 8000 && sleep 1")
     assert answers(new.host.address, 8000) == "open"
 
 
-# What apt-daily does, for as long as a test wants: it holds the lock of the package lists.
+# This drop-in makes apt-daily.service hold the lock of the package lists for some seconds, and do nothing else.
 APT_DAILY = """[Service]
 ExecStartPre=
 ExecStart=
@@ -626,7 +622,7 @@ def test_apt_and_cloud_init_are_waited_for(new: New) -> None:
     daily(6)
     new.ready(**QUICK)
 
-    # cloud-init is not in the sandbox's repository; this is the one command of it that bootstrap uses.
+    # The sandbox's repository lacks cloud-init. This script answers the one command that bootstrap calls.
     fake = "#!/bin/sh\n[ \"$*\" = 'status --wait' ] && sleep {seconds}; exit 2\n"
     more = {**QUICK, "host_security_updates": True}
     new.ssh("cat > /usr/local/bin/cloud-init; chmod +x /usr/local/bin/cloud-init", input=fake.format(seconds=60))
@@ -648,7 +644,7 @@ def test_apt_and_cloud_init_are_waited_for(new: New) -> None:
         ("AuthenticationMethods publickey,password", 'is "publickey,password", so that a key alone is not enough'),
     ],
 )
-def test_an_sshd_that_keeps_the_deploy_user_out(unknown: list[New], line: str, reason: str) -> None:
+def test_an_sshd_that_refuses_the_deploy_user(unknown: list[New], line: str, reason: str) -> None:
     (new,) = unknown
     new.run(
         "mkdir -p /etc/ssh/keys && cp /root/.ssh/authorized_keys /etc/ssh/keys/root && "
@@ -656,7 +652,7 @@ def test_an_sshd_that_keeps_the_deploy_user_out(unknown: list[New], line: str, r
     )
     try:
         before = new.changes()
-        # Who is logged in stays so, whatever sshd says of the next ones.
+        # Ansible's open connection still works, although sshd now refuses new logins.
         with new.start(**QUICK, **new.deploy) as process:
             assert process.stdout
             played = Play(process.wait(timeout=120), process.stdout.read())
@@ -671,10 +667,10 @@ def test_an_sshd_that_keeps_the_deploy_user_out(unknown: list[New], line: str, r
 
 
 def test_sshd_behind_its_socket(new: New) -> None:
-    """The port is the socket's and not sshd's, and closing sshd leaves the socket as it is."""
+    """ssh.socket sets the port, not sshd_config. Bootstrap closes password logins and leaves ssh.socket unchanged."""
 
     def switch(commands: str, user: str) -> None:
-        """Run commands that end this very connection's sshd."""
+        """Run commands half a second later, because they stop the sshd of this connection."""
         later = "systemd-run --quiet --on-active=0.5 --timer-property=AccuracySec=10ms"
         new.run(f"{'' if user == 'root' else 'sudo '}{later} sh -c '{commands}'", user)
         time.sleep(2)
@@ -687,16 +683,16 @@ def test_sshd_behind_its_socket(new: New) -> None:
     switch("systemctl stop ssh.service; systemctl start ssh.socket", "root")
     alias = f"-o HostKeyAlias={new.host.address}"
     new.options = ["-p", "2222", *alias.split()]
-    given = {**QUICK, **new.deploy, "ansible_port": 2222, "ansible_ssh_extra_args": alias}
-    assert "lets in TCP 22, 2222, 8000" in words(new.ready(**given))
+    login = {**QUICK, **new.deploy, "ansible_port": 2222, "ansible_ssh_extra_args": alias}
+    assert "lets in TCP 22, 2222, 8000" in words(new.ready(**login))
     assert "passwordauthentication no" in new.run("sudo sshd -T", "deploy")
     assert new.run("systemctl is-active ssh.socket", "deploy") == "active"
     assert answers(new.host.address, 22) == "refused"
-    assert new.ready(**given).recap(new.host.name)["changed"] == 0
-    # After a while without connections there is no sshd to reload.
+    assert new.ready(**login).recap(new.host.name)["changed"] == 0
+    # ssh.service is inactive while ssh.socket waits for connections, so there is no sshd to reload.
     new.ssh("sudo systemctl stop ssh.service", "deploy")
-    new.ready(**{**given, "host_close_ssh": False})
-    # Other tests add hosts beside it, and wait until all of them answer at port 22.
+    new.ready(**{**login, "host_close_ssh": False})
+    # Other tests add hosts to this instance, and wait until all of its hosts answer on port 22.
     switch("systemctl stop ssh.socket ssh.service; systemctl start ssh.service", "deploy")
     new.options = []
     assert new.run("id -un", "deploy") == "deploy"
@@ -712,7 +708,7 @@ def test_a_host_that_can_not_give_the_sandbox(new: New) -> None:
     assert "status 226 in systemd-nspawn" in words(played)
     assert "status=226/NAMESPACE" in words(played)
     assert "security.nesting=true" in words(played)
-    # It is the service's own sandbox.
+    # The trial unit has the service's own sandbox, so it can't write to /etc.
     new.run(f"printf '[Service]\nExecStartPre=touch /etc/x\n' > {drop_in} && systemctl daemon-reload")
     assert new.bootstrap(**QUICK).status != 0
     assert "Read-only file system" in new.run("journalctl --unit=booty-sandbox --output=cat")

@@ -1,4 +1,4 @@
-"""The controller's calls to hosts."""
+"""The controller's calls of the host program, and the order of commits."""
 
 from __future__ import annotations
 

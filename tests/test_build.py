@@ -1,6 +1,6 @@
-"""What a release is built from: the commit's own content, whatever the controller's git, uv, shell and locale are.
+"""A release is built from the commit's content alone, independent of the controller's git, uv, shell and locale.
 
-Where a commit does not have what a release needs, the message names the file, the line, the reason and the next step.
+If a commit lacks a part of a release, the message names the file, the line, the reason and the next step.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ name = "shop"
 version = "1"
 dependencies = ["annotated-doc"]
 """
-# A build backend that ships the folder `data`, and all that it can see of the controller.
+# A build backend that ships the folder `data`, and a file with all that it sees of the controller.
 BACKEND = """
 import json, os, pathlib, sys, time, tomllib, zipfile
 
 PLACES = ("HOME", "LD_LIBRARY_PATH", "NETRC", "PATH", "SSL_", "TMPDIR", "UV_", "VIRTUAL_ENV", "XDG_")
 
 def build_wheel(directory, settings=None, metadata=None):
-    seen = {name: value for name, value in os.environ.items() if not name.startswith(PLACES)}
-    seen |= {"umask": os.umask(0o22), "zone": time.tzname, "hash": hash("a"), "settings": settings}
-    seen |= {"encoding": sys.getfilesystemencoding(), "home": os.listdir(os.path.expanduser("~"))}
-    files = {"shop/seen.json": json.dumps(seen, sort_keys=True).encode()}
+    visible = {name: value for name, value in os.environ.items() if not name.startswith(PLACES)}
+    visible |= {"umask": os.umask(0o22), "zone": time.tzname, "hash": hash("a"), "settings": settings}
+    visible |= {"encoding": sys.getfilesystemencoding(), "home": os.listdir(os.path.expanduser("~"))}
+    files = {"shop/visible.json": json.dumps(visible, sort_keys=True).encode()}
     project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
     elsewhere = pathlib.Path("setup.txt")
-    wanted = project.get("dependencies", []) + (elsewhere.read_text().split("\\n") if elsewhere.exists() else [])
-    lines = ["Metadata-Version: 2.1", "Name: shop", "Version: 1", *(f"Requires-Dist: {line}" for line in wanted), ""]
+    requires = project.get("dependencies", []) + (elsewhere.read_text().split("\\n") if elsewhere.exists() else [])
+    lines = ["Metadata-Version: 2.1", "Name: shop", "Version: 1", *(f"Requires-Dist: {line}" for line in requires), ""]
     files["shop-1.dist-info/METADATA"] = "\\n".join(lines).encode()
     files["shop-1.dist-info/WHEEL"] = b"Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
     with zipfile.ZipFile(pathlib.Path(directory, "shop-1-py3-none-any.whl"), "w") as wheel:
@@ -70,7 +70,7 @@ data/*.py working-tree-encoding=UTF-16
 
 
 def small(path: Path) -> Repository:
-    """Make a repository with a small app in `app/`, full of what git's attributes and settings can change."""
+    """Make a repository with a small app in `app/`, with files that git's attributes and settings could change."""
     repository = Repository(path, "LICENSE")
     repository.write("app/pyproject.toml", PROJECT)
     repository.write("app/requirements.txt", LOCK)
@@ -82,7 +82,7 @@ def small(path: Path) -> Repository:
     repository.write("app/data/run.sh", "#!/bin/sh\n")
     (repository.path / "app/data/run.sh").chmod(0o755)
     (repository.path / "app/data/link").symlink_to("lines.txt")
-    # As it is: `git add` would convert it.
+    # Commit the files byte for byte: without these attributes `git add` would convert them.
     (repository.path / ".git/info/attributes").write_text("* -text -ident -working-tree-encoding\n")
     repository.commit("A small app")
     return repository
@@ -100,13 +100,13 @@ def contents(archive: str) -> dict[str, bytes]:
 
 
 class Controller:
-    """A controller of its own kind: its repository, its home, its environment."""
+    """A controller with a clone, a home directory and an environment of its own."""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, repository: Repository) -> None:
         self.home, self.monkeypatch, self.origin = directory / "home", monkeypatch, repository
         self.repository = directory / "clone"
         subprocess.run(["git", "clone", "--quiet", repository.path, self.repository], check=True)
-        # Where packages are kept may be the user's: nothing of it is in an artifact.
+        # uv may use the user's cache of packages: its path is not part of an artifact.
         monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"))
         monkeypatch.setenv("HOME", str(self.home))
         self.home.mkdir()
@@ -125,9 +125,9 @@ class Controller:
         return path
 
     def git(self, *arguments: str) -> str:
-        who = ("-c", "user.name=T", "-c", "user.email=t@example.com")
+        author = ("-c", "user.name=T", "-c", "user.email=t@example.com")
         done = subprocess.run(
-            ["git", "-C", self.repository, *who, *arguments], check=True, capture_output=True, text=True
+            ["git", "-C", self.repository, *author, *arguments], check=True, capture_output=True, text=True
         )
         return done.stdout.strip()
 
@@ -275,19 +275,19 @@ def test_each_controller_makes_the_same_bytes(
 ) -> None:
     sha = origin.git("rev-parse", "HEAD")
     CONTROLLERS[kind](controller)
-    made = built(controller.repository, tmp_path / "cache", sha)
+    artifact = built(controller.repository, tmp_path / "cache", sha)
     for part in ("release", "layer", "runner"):
-        if made[part]["sha256"] != reference[part]["sha256"]:
-            assert contents(made[part]["file"]) == contents(reference[part]["file"])
-        assert made[part]["sha256"] == reference[part]["sha256"]
+        if artifact[part]["sha256"] != reference[part]["sha256"]:
+            assert contents(artifact[part]["file"]) == contents(reference[part]["file"])
+        assert artifact[part]["sha256"] == reference[part]["sha256"]
 
 
-def test_a_release_has_what_git_keeps(reference: Any) -> None:
-    """The commit's own attributes have no say either: what `$Format$` becomes depends on the refs of a clone."""
-    found = contents(reference["release"]["file"])
-    assert found["shop/data/lines.txt"] == found["shop/data/link"] == b"one\ntwo\n$Id$\n$Format:%H %D$\n"
-    assert found["shop/data/windows.txt"] == b"one\r\ntwo\r\n"
-    assert found["shop/data/ünïcödé näme.py"] == "print('ä')\n".encode()
+def test_a_release_has_the_bytes_of_the_commit(reference: Any) -> None:
+    """The build ignores the commit's own git attributes too: `$Format$` would expand to the refs of a clone."""
+    files = contents(reference["release"]["file"])
+    assert files["shop/data/lines.txt"] == files["shop/data/link"] == b"one\ntwo\n$Id$\n$Format:%H %D$\n"
+    assert files["shop/data/windows.txt"] == b"one\r\ntwo\r\n"
+    assert files["shop/data/ünïcödé näme.py"] == "print('ä')\n".encode()
     with tarfile.open(reference["release"]["file"]) as tar:
         modes = {entry.name.rpartition("/")[2]: entry.mode for entry in tar}
     assert (modes["run.sh"], modes["lines.txt"]) == (0o755, 0o644)
@@ -299,7 +299,7 @@ def shop(tmp_path: Path) -> Repository:
 
 
 def refused(shop: Repository, path: str = "app", **arguments: str) -> str:
-    """Commit, build, and return why that is refused."""
+    """Commit, build, and return the message of the refusal."""
     shop.commit("Break it")
     with pytest.raises(process.BuildError) as refusal:
         build.build(
@@ -372,9 +372,9 @@ def test_content_that_is_not_in_the_commit(
     shop: Repository, breaks: Callable[[Repository], object], message: str
 ) -> None:
     breaks(shop)
-    said = refused(shop)
+    refusal = refused(shop)
     sha = shop.git("rev-parse", "HEAD")
-    assert message.format(sha=sha[:12], repository=shop.path) in said.replace(sha, sha[:12])
+    assert message.format(sha=sha[:12], repository=shop.path) in refusal.replace(sha, sha[:12])
 
 
 def test_links_to_the_shared_code_of_a_repository_bring_it(shop: Repository, tmp_path: Path) -> None:
@@ -390,13 +390,13 @@ def test_links_to_the_shared_code_of_a_repository_bring_it(shop: Repository, tmp
     shop.git("mv", "app/requirements.txt", "shared.txt")
     link(shop, "app/requirements.txt", "../shared.txt")
     sha = shop.commit("Share")
-    made = built(shop.path, tmp_path / "cache", sha)
-    found = contents(made["release"]["file"])
-    assert found["shop/data/prices/prices.txt"] == b"1\n"
-    assert found["shop/data/prices/units.txt"] == found["shop/data/unit.txt"] == b"2\n"
-    with tarfile.open(made["release"]["file"]) as tar:
+    artifact = built(shop.path, tmp_path / "cache", sha)
+    files = contents(artifact["release"]["file"])
+    assert files["shop/data/prices/prices.txt"] == b"1\n"
+    assert files["shop/data/prices/units.txt"] == files["shop/data/unit.txt"] == b"2\n"
+    with tarfile.open(artifact["release"]["file"]) as tar:
         assert tar.getmember(f"lib/python{PYTHON}/site-packages/shop/data/prices/run.sh").mode == 0o755
-    # All of the repository, though the folder of the app is there already; and links in circles.
+    # A link to the whole repository, which contains the app's folder, and links that form circles.
     link(shop, "app/top", "..")
     link(shop, "libs/units/again", "../../libs")
     link(shop, "app/units", "../libs/units")
@@ -417,12 +417,12 @@ def test_large_files_come_from_git_lfs_by_their_digest(shop: Repository, tmp_pat
     kept.write_bytes(LARGE[:-1])
     assert "lies in Git LFS" in refused(shop)
     kept.write_bytes(LARGE)
-    made = built(shop.path, tmp_path / "cache", shop.git("rev-parse", "HEAD"))
-    assert contents(made["release"]["file"])["shop/data/large.bin"] == LARGE
+    artifact = built(shop.path, tmp_path / "cache", shop.git("rev-parse", "HEAD"))
+    assert contents(artifact["release"]["file"])["shop/data/large.bin"] == LARGE
 
 
 def test_two_files_that_are_one_on_this_machine(shop: Repository, tmp_path: Path) -> None:
-    """As `A` and `a` are where capitals are not told apart; here by a tree that has a name twice."""
+    """As `A` and `a` on a file system that ignores case. In this test the tree has one name twice."""
     blob = shop.git("rev-parse", "HEAD:LICENSE")
     entries = {"app/twice": ("100644", blob), "app/./twice": ("100644", blob)}
     with pytest.raises(
@@ -445,18 +445,18 @@ def test_a_path_that_leads_out_of_the_repository(path: str) -> None:
         git.normal(path)
 
 
-def test_the_app_of_a_folder_is_that_folders(shop: Repository, tmp_path: Path) -> None:
-    """One app at the top of the repository, one below; the same path, however it is written, gives one archive."""
+def test_two_apps_of_one_repository(shop: Repository, tmp_path: Path) -> None:
+    """One app is at the top of the repository, one below. All spellings of one path give one archive."""
     for name in ("pyproject.toml", "requirements.txt", "backend.py"):
         shop.write(name, (shop.path / "app" / name).read_text())
     shop.write("data/which.txt", "top\n")
     shop.write("app/data/which.txt", "below\n")
     sha = shop.commit("Two apps")
-    found = {}
+    texts = {}
     for path in ("app", "./app/", ".", ""):
-        made = built(shop.path, tmp_path / "cache", sha, path)
-        found[path] = contents(made["release"]["file"])["shop/data/which.txt"]
-    assert found == {"app": b"below\n", "./app/": b"below\n", ".": b"top\n", "": b"top\n"}
+        artifact = built(shop.path, tmp_path / "cache", sha, path)
+        texts[path] = contents(artifact["release"]["file"])["shop/data/which.txt"]
+    assert texts == {"app": b"below\n", "./app/": b"below\n", ".": b"top\n", "": b"top\n"}
     assert len(list(tmp_path.glob("cache/releases/*.tar.gz"))) == 2
 
 
@@ -493,11 +493,11 @@ def test_a_path_that_is_no_app(
 ) -> None:
     breaks(shop)
     shop.write("another", "")
-    said = refused(shop, path)
-    assert message.format(sha=shop.git("rev-parse", "HEAD")[:12]) in said
+    refusal = refused(shop, path)
+    assert message.format(sha=shop.git("rev-parse", "HEAD")[:12]) in refusal
 
 
-def test_a_repository_is_named_by_its_top(shop: Repository, tmp_path: Path) -> None:
+def test_app_repository_is_the_top_folder(shop: Repository, tmp_path: Path) -> None:
     shop.write("services/shop/app/x", "")
     assert git.is_top(shop.path, "app")
     with pytest.raises(process.BuildError) as refusal:
@@ -597,18 +597,18 @@ def test_a_file_that_cannot_be_read(shop: Repository, name: str, content: bytes,
 
 def test_a_lock_may_begin_with_a_byte_order_mark(shop: Repository, tmp_path: Path) -> None:
     shop.write("app/requirements.txt", f"\ufeff{LOCK}")
-    made = built(shop.path, tmp_path / "cache", shop.commit("Mark it"))
-    assert "annotated_doc/__init__.py" in contents(made["layer"]["file"])
+    artifact = built(shop.path, tmp_path / "cache", shop.commit("Mark it"))
+    assert "annotated_doc/__init__.py" in contents(artifact["layer"]["file"])
 
 
-def test_a_python_is_compared_to_its_last_number(shop: Repository, tmp_path: Path) -> None:
+def test_the_patch_version_of_python_is_compared(shop: Repository, tmp_path: Path) -> None:
     shop.write("app/pyproject.toml", f'{PROJECT}requires-python = ">={PYTHON}.4"\n')
     assert f"with Python {PYTHON}.2." in refused(shop, python_full=f"{PYTHON}.2")
     sha = shop.git("rev-parse", "HEAD")
     assert build.build(shop.path, "app", "shop:app", sha, PYTHON, MACHINE, tmp_path / "cache", f"{PYTHON}.4")
 
 
-def test_a_build_backend_says_why(shop: Repository) -> None:
+def test_the_output_of_a_failed_build_is_shown(shop: Repository) -> None:
     shop.write("app/backend.py", "import sys\nprint('no compiler here')\nsys.exit('set CC')\n")
     said = refused(shop)
     assert said.startswith(f"The app of commit {shop.git('rev-parse', 'HEAD')[:12]} does not build. uv and its build")
@@ -617,14 +617,14 @@ def test_a_build_backend_says_why(shop: Repository) -> None:
 
 
 def stanza(name: str) -> str:
-    """Return what the bundled app's lock has of a package."""
-    (found,) = re.findall(rf"^{name}==(?:.*\\\n)+.*\n", (ROOT / "app/requirements.txt").read_text(), re.MULTILINE)
-    return str(found)
+    """Return the lines of a package in the bundled app's lock."""
+    (text,) = re.findall(rf"^{name}==(?:.*\\\n)+.*\n", (ROOT / "app/requirements.txt").read_text(), re.MULTILINE)
+    return str(text)
 
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["pyproject.toml", "setup.py or a table of the backend"])
-def test_what_an_extra_wants_is_locked(shop: Repository, tmp_path: Path, elsewhere: bool) -> None:
-    """Also over a lock that a release was built with before: its layer is there already."""
+def test_dependencies_of_an_extra_must_be_locked(shop: Repository, tmp_path: Path, elsewhere: bool) -> None:
+    """The check also runs if an earlier release had the same lock, so that its layer is already built."""
     lock = LOCK + stanza("psycopg") + stanza("typing-extensions")
     shop.write("app/requirements.txt", lock)
     shop.write("app/pyproject.toml", PROJECT.replace('"annotated-doc"', '"psycopg"'))
@@ -644,7 +644,7 @@ def test_what_an_extra_wants_is_locked(shop: Repository, tmp_path: Path, elsewhe
     assert built(shop.path, tmp_path / "cache", shop.commit("Lock it"))["notices"] == []
 
 
-def test_dependencies_that_nothing_declares_are_told(shop: Repository, tmp_path: Path) -> None:
+def test_undeclared_dependencies_give_a_notice(shop: Repository, tmp_path: Path) -> None:
     shop.write("app/pyproject.toml", PROJECT.replace("dependencies", "#"))
     sha = shop.commit("Declare nothing")
     assert built(shop.path, tmp_path / "cache", sha)["notices"] == [
@@ -654,7 +654,7 @@ def test_dependencies_that_nothing_declares_are_told(shop: Repository, tmp_path:
 
 
 def test_files_that_python_reads_at_its_start(tmp_path: Path) -> None:
-    """A layer's own `.pth` files count, as in a virtual environment: namespaces, and what replaces distutils."""
+    """Python reads the `.pth` files of a layer, as in a virtual environment: namespace packages rely on them."""
     layer, runner, release = tmp_path / "layer", tmp_path / "runner", tmp_path / "release"
     for folder in (layer, runner, release, tmp_path / "space/spaced"):
         folder.mkdir(parents=True)
@@ -677,7 +677,7 @@ def test_files_that_python_reads_at_its_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a repository to another user")
-def test_a_repository_of_another_user_is_read_when_git_may(
+def test_a_repository_of_another_user_needs_safe_directory(
     shop: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sha = shop.git("rev-parse", "HEAD")
@@ -693,7 +693,7 @@ def test_a_repository_of_another_user_is_read_when_git_may(
     assert git.resolve(shop.path, "HEAD") == sha
 
 
-def test_a_commit_has_the_ancestors_that_its_sha_stands_for(shop: Repository) -> None:
+def test_grafts_do_not_change_the_ancestors_of_a_commit(shop: Repository) -> None:
     shop.git("-c", "user.name=T", "-c", "user.email=t@example.com", "commit", "--quiet", "--amend", "-m", "Another")
     older, newer = shop.git("rev-parse", "HEAD@{1}", "HEAD").split()
     (shop.path / ".git/info/grafts").write_text(f"{newer} {older}\n")

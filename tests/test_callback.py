@@ -1,4 +1,4 @@
-"""What the terminal shows of a play: real plays, run on this machine."""
+"""The output of plays in a terminal: real plays, run on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ansible_collections.booty.deploy.plugins.callback import brief as callback
 
 from tests.conftest import ROOT, Play
 
-# Where a module warns, an action shows a screen, and nobody answers.
+# A module that warns, an action that returns a screen, and a host that does not answer.
 MODULE = """
 from ansible.module_utils.basic import AnsibleModule
 module = AnsibleModule({})
@@ -41,7 +41,7 @@ ansible_python_interpreter={{ ansible_playbook_python }}
 
 @dataclass
 class Shown(Play):
-    """How a playbook ended; `stdout` is its standard output alone."""
+    """Exit status and output of a playbook; `stdout` is its standard output alone."""
 
     stdout: str
 
@@ -95,7 +95,7 @@ STEPS = """
 """
 
 
-def test_only_what_happens_gets_a_line(play: Callable[..., Shown]) -> None:
+def test_only_steps_that_change_or_print_get_a_line(play: Callable[..., Shown]) -> None:
     shown = play(STEPS)
     assert shown.status == 0, shown.output
     head, _, end = shown.output.partition("\nPLAY RECAP")
@@ -110,7 +110,7 @@ def test_only_what_happens_gets_a_line(play: Callable[..., Shown]) -> None:
     assert "\033" not in shown.output
 
 
-def test_ansibles_own_output_comes_back(play: Callable[..., Shown]) -> None:
+def test_ansibles_own_output_can_be_chosen(play: Callable[..., Shown]) -> None:
     verbose, usual = play(STEPS, "-v"), play(STEPS, ANSIBLE_STDOUT_CALLBACK="default")
     for shown in (verbose, usual):
         assert "TASK [Look]" in shown.output
@@ -137,12 +137,12 @@ FAILS = """
 """
 
 
-def test_a_failure_is_told_whole_and_once(play: Callable[..., Shown]) -> None:
+def test_a_failure_is_printed_whole_and_once(play: Callable[..., Shown]) -> None:
     shown = play(FAILS)
     assert shown.status == 2
     assert "FAILED · Switch · web1\n" in shown.output
-    told = "           It does not serve:\n             first line of the journal\n             second line\n"
-    assert shown.output.count(told) == 1
+    message = "           It does not serve:\n             first line of the journal\n             second line\n"
+    assert shown.output.count(message) == 1
     assert shown.output.count("first line") == 1
     assert "FAILED · Give up · web1\n           Went back.\n" in shown.output
     assert shown.recap("web1")["failed"] == 1
@@ -177,7 +177,7 @@ CAUSES = """
 """
 
 
-def test_a_failure_says_why(play: Callable[..., Shown]) -> None:
+def test_the_cause_of_a_failure_is_printed_once(play: Callable[..., Shown]) -> None:
     shown = play(CAUSES)
     assert shown.status == 2
     for cause in (
@@ -217,7 +217,7 @@ WAVES = """
 """
 
 
-def test_waves_and_what_became_of_each_host(play: Callable[..., Shown]) -> None:
+def test_waves_and_the_result_of_each_host(play: Callable[..., Shown]) -> None:
     shown = play(WAVES, "-e", "stop=none")
     assert "UNREACHABLE · Ask · away\n" in shown.output
     assert "Connection refused" in shown.output
@@ -252,14 +252,14 @@ def test_a_check_shows_what_would_change(play: Callable[..., Shown], tmp_path: P
     assert (tmp_path / "file").read_text() == "old\n"
 
 
-def test_a_screen_has_standard_output_for_itself(play: Callable[..., Shown]) -> None:
+def test_a_screen_is_all_of_standard_output(play: Callable[..., Shown]) -> None:
     shown = play("- {hosts: web1, gather_facts: false, tasks: [{screen: {}}]}")
     assert shown.status == 2
     assert shown.stdout == '{"a": 1}\n'
     assert "A is 1." in shown.output
 
 
-def test_a_terminal_shows_the_step_that_is_under_way(tmp_path: Path) -> None:
+def test_a_terminal_shows_the_running_step(tmp_path: Path) -> None:
     (tmp_path / "play.yml").write_text(STEPS.replace("hosts: web*", "hosts: localhost"))
     command = [
         str(Path(sys.executable).parent / "ansible-playbook"),
@@ -277,12 +277,12 @@ def test_a_terminal_shows_the_step_that_is_under_way(tmp_path: Path) -> None:
         try:
             while chunk := os.read(ours, 4096):
                 shown += chunk
-        except OSError:  # Linux's way to say that the other side is closed
+        except OSError:  # Linux raises EIO when the other side is closed
             pass
         os.close(ours)
     assert process.returncode == 0, shown
     assert "… Look\r".encode() in shown
-    # Every line that stays takes the place of the one that comes and goes.
+    # Each permanent line overwrites the line of the running step.
     assert b"\033[K\033[0;33m" in shown
 
 
@@ -290,7 +290,7 @@ COUNTS = {"failures": 0, "unreachable": 0, "changed": 0}
 
 
 @pytest.mark.parametrize(
-    ("told", "away", "counts", "expected"),
+    ("results", "away", "counts", "expected"),
     [
         ({}, False, COUNTS, "unchanged"),
         ({}, False, {**COUNTS, "changed": 1}, "changed"),
@@ -303,9 +303,9 @@ COUNTS = {"failures": 0, "unreachable": 0, "changed": 0}
         ({"web2": "switched"}, False, {**COUNTS, "failures": 1}, "failed"),
     ],
 )
-def test_states(told: dict[str, str], away: bool, counts: dict[str, int], expected: str) -> None:
-    found = callback.states({"web1"}, told, {"web1"} if away else set(), {"web1": counts} if counts else {})
-    assert found == {expected: ["web1"]}
+def test_states(results: dict[str, str], away: bool, counts: dict[str, int], expected: str) -> None:
+    states = callback.states({"web1"}, results, {"web1"} if away else set(), {"web1": counts} if counts else {})
+    assert states == {expected: ["web1"]}
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, "a1"), (4, "a1, a2, a3, a4"), (5, "5 hosts")])

@@ -1,4 +1,4 @@
-"""The collection as other people install it: from an archive, into a folder that holds nothing but an inventory."""
+"""The collection as a user installs it: from an archive, into a folder that holds only an inventory."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ DOCUMENTED = {
 
 @dataclass
 class Elsewhere:
-    """Somebody's own folder: an inventory, the installed collection, a virtual environment with ansible-core alone."""
+    """A user's folder: an inventory, the installed collection, a virtual environment with ansible-core alone."""
 
     folder: Path
     host: Host
 
     def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run a command of the virtual environment there, with no setting of Ansible's."""
+        """Run a command of the virtual environment in the folder, without ANSIBLE_ variables."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
         home = {"HOME": str(self.folder), "XDG_CACHE_HOME": str(Path.home() / ".cache"), "ANSIBLE_NOCOLOR": "1"}
         return subprocess.run(
@@ -61,8 +61,8 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
 
     checked(BIN / "ansible-galaxy", "collection", "build", f"--output-path={archives}", cwd=checkout)
     (archive,) = archives.glob("*.tar.gz")
-    where = f"--collections-path={folder}/.ansible/collections"
-    checked(BIN / "ansible-galaxy", "collection", "install", "--offline", where, archive)
+    path_option = f"--collections-path={folder}/.ansible/collections"
+    checked(BIN / "ansible-galaxy", "collection", "install", "--offline", path_option, archive)
     checked(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
     locked = subprocess.run([BIN / "uv", "pip", "freeze"], capture_output=True, text=True, check=True).stdout
     (core,) = (line for line in locked.splitlines() if line.startswith("ansible-core=="))
@@ -74,7 +74,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
         sandbox.down(name)
 
 
-def test_it_is_installed_bootstraps_and_deploys(elsewhere: Elsewhere, tmp_path: Path) -> None:
+def test_the_installed_collection_bootstraps_and_deploys(elsewhere: Elsewhere, tmp_path: Path) -> None:
     repository = Repository(tmp_path / "shop")
     sha = repository.git("rev-parse", "HEAD")
     variables = {"app_environment": "staging", "app_repository": str(repository.path), "app_registration": False}
@@ -88,7 +88,7 @@ def test_it_is_installed_bootstraps_and_deploys(elsewhere: Elsewhere, tmp_path: 
     assert bootstrapped.returncode == 0, bootstrapped.stdout + bootstrapped.stderr
     refused = play("deploy")
     assert refused.returncode == 4, refused.stdout + refused.stderr
-    said = " ".join(refused.stderr.split())
+    message = " ".join(refused.stderr.split())
     requirements = (
         elsewhere.folder / ".ansible/collections/ansible_collections/booty/deploy/requirements/controller.txt"
     )
@@ -96,8 +96,8 @@ def test_it_is_installed_bootstraps_and_deploys(elsewhere: Elsewhere, tmp_path: 
     assert (
         "The Python of ansible-playbook lacks uv, cyclonedx, rich. Install what Booty needs:"
         f" {python} -m pip install --require-hashes -r {requirements}"
-    ) in said
-    # As it says, but with the test's own pip.
+    ) in message
+    # The message's command, but with uv in place of pip.
     install: list[str | Path] = [
         BIN / "uv",
         "pip",
@@ -130,7 +130,7 @@ def test_without_an_inventory_no_host_is_reached(elsewhere: Elsewhere) -> None:
 
 
 @pytest.mark.parametrize(("kind", "names"), DOCUMENTED.items(), ids=DOCUMENTED)
-def test_ansible_doc_shows_it(kind: str, names: list[str]) -> None:
+def test_ansible_doc_shows_plugins_and_roles(kind: str, names: list[str]) -> None:
     names = [f"booty.deploy.{name}" for name in names]
     done = subprocess.run(
         [BIN / "ansible-doc", "--json", "-t", kind, *names], cwd=ROOT, capture_output=True, check=True

@@ -25,7 +25,7 @@ def test_an_error_reaches_the_tracker_under_its_release(site: Site) -> None:
     assert event.data["exception"]["values"][-1]["type"] == "DeliberateError"
 
 
-def test_twice_is_once(site: Site) -> None:
+def test_a_second_deploy_changes_nothing(site: Site) -> None:
     site.deploy()
     pid = site.pid()
     again = site.deploy()
@@ -53,7 +53,7 @@ def test_an_older_release_and_back(site: Site) -> None:
         assert f"SENTRY_RELEASE={sha}\n" in site.run("cat /etc/booty/release.env")
 
 
-def test_the_usual_release_ships_kilobytes(site: Site) -> None:
+def test_a_release_with_the_same_lock_ships_kilobytes(site: Site) -> None:
     site.deploy()
     layers = site.run("ls /opt/booty/layers")
     site.repository.write("app/src/booty/small.py", "")
@@ -96,8 +96,8 @@ def test_check_changes_nothing(site: Site) -> None:
     assert sha not in site.run("ls /opt/booty/releases; cat /etc/booty/release.env")
 
 
-def test_what_runs_decides_about_a_restart(site: Site) -> None:
-    """A changed unit whose deploy was interrupted before the restart is seen by the next one."""
+def test_the_running_process_decides_about_a_restart(site: Site) -> None:
+    """If a deploy is interrupted after it wrote a unit and before the restart, the next deploy restarts the service."""
     site.deploy()
     pid = site.pid()
     site.deploy(app_log_format="json")
@@ -167,7 +167,7 @@ def test_production_without_a_dsn_does_not_start(site: Site, environment: str) -
         site.run("systemctl reset-failed booty.service booty.socket; systemctl start booty.socket booty.service")
 
 
-def test_a_missing_pointer_starts_nothing(site: Site) -> None:
+def test_without_release_env_the_service_does_not_start(site: Site) -> None:
     site.deploy()
     site.run("mv /etc/booty/release.env /root/release.env")
     try:
@@ -177,10 +177,10 @@ def test_a_missing_pointer_starts_nothing(site: Site) -> None:
     site.deploy()
 
 
-def test_a_planted_secret_shows_nowhere(site: Site) -> None:
+def test_a_planted_secret_is_shown_nowhere(site: Site) -> None:
     secrets = site.run("cat /etc/booty/secrets.env")
     site.place_secrets(f"{secrets}\nPLANTED={PLANTED}\n")
-    # Written so that the watch does not see itself.
+    # The brackets keep the pattern from matching the watch's own command line.
     look = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -aoE 'hunter2[-]planted|see[-]me'"
     site.run(
         f'systemd-run --quiet --unit=watch -p StandardOutput=file:/run/seen sh -c "while sleep 0.05; do {look}; done"'
@@ -210,7 +210,7 @@ def test_a_planted_secret_shows_nowhere(site: Site) -> None:
 
 def test_the_unit_is_sandboxed(site: Site) -> None:
     site.deploy()
-    # In tenths: 1.1, which is what is left without RootDirectory= and with a network.
+    # The threshold is in tenths: 1.1 is the score of a service with a network and without RootDirectory=.
     site.run("systemd-analyze security booty.service --threshold=11")
     limits = site.run("systemctl show booty.service --property=TasksMax,MemoryMax,LimitCORE --value").split()
     assert "512" in limits
@@ -241,9 +241,9 @@ def test_a_host_without_python_is_made_ready(site: Site) -> None:
     assert refused.status != 0
     assert "ansible-playbook bootstrap.yml" in refused.output
 
-    made = site.play("bootstrap.yml", on=site.bare)
-    assert made.status == 0, made.output
-    assert "cat > /etc/booty/secrets.new" in " ".join(made.output.split())
+    bootstrapped = site.play("bootstrap.yml", on=site.bare)
+    assert bootstrapped.status == 0, bootstrapped.output
+    assert "cat > /etc/booty/secrets.new" in " ".join(bootstrapped.output.split())
     again = site.play("bootstrap.yml", on=site.bare)
     assert again.recap(site.bare.name)["changed"] == 0
     deployed = site.play("deploy.yml", on=site.bare)

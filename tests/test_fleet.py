@@ -1,4 +1,4 @@
-"""Many hosts: waves, and one host that fails in each of the ways that hosts do."""
+"""Several hosts: waves, and one host that fails in one of several ways."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from sandbox.hosts import Host
 from tests.conftest import INSTANCE, ROOT, ROUTES, Play, Repository, Running, Site, start
 from tests.load import Load
 
-# What the load is made of on each of twenty hosts that share two cores.
+# Clients and pause of the load on each of twenty hosts, which share two cores.
 CLIENTS, PAUSE = (1, 1, 1), 0.5
-# Whoever was connected a moment ago would go on through that connection.
+# Without ControlMaster each task opens a new connection. An open one would still work after sshd has stopped.
 APART = "-o ControlMaster=no -o ConnectTimeout=5 -o ServerAliveInterval=3 -o ServerAliveCountMax=3"
-# For nft: nothing gets to a host by SSH.
+# Rules for nft that drop all packets to the SSH port.
 CUT = (
     "add table inet cut; add chain inet cut in { type filter hook input priority 0; };"
     " add rule inet cut in tcp dport 22 drop"
 )
-# A release that fails as the service where this file is, and nowhere as a candidate.
+# A release that works as a candidate everywhere, and fails as the service on a host that has this file.
 POISON = "/var/lib/booty/poison"
 POISONED = (
     ROUTES
@@ -39,7 +39,7 @@ POISONED = (
 
 @pytest.fixture(scope="module")
 def pair(site: Site) -> Site:
-    """Return the site with both of its hosts ready."""
+    """Bootstrap the bare host of the site too, and return the site."""
     played = site.play("bootstrap.yml", on=site.bare)
     assert played.status == 0, played.output
     return site
@@ -51,7 +51,7 @@ def both(site: Site, **variables: str) -> Play:
 
 
 def serving(*hosts: Host) -> list[str | None]:
-    """Return what each host serves."""
+    """Return the running release of each host."""
     return [demo.health(host)["release"] for host in hosts]
 
 
@@ -62,14 +62,14 @@ def test_a_wave_that_is_judged_bad_goes_back_and_the_next_does_not_start(
     old = pair.release()
     assert both(pair).status == 0
     new = pair.release()
-    # The controller's own command: what it sees is what a wave has left behind.
-    seen = tmp_path / "seen"
-    check = f"echo judged >> {seen}; false"
+    # app_wave_check runs on the controller after a wave; the file counts its runs.
+    log = tmp_path / "seen"
+    check = f"echo judged >> {log}; false"
     with Load(pair.host.address, pair.bare.address) as load:
         played = both(pair, app_wave_check=check, app_canary=canary)
     assert played.status != 0
     assert "the wave was judged to be bad" in " ".join(played.output.split())
-    assert seen.read_text() == "judged\n"
+    assert log.read_text() == "judged\n"
     assert serving(pair.host, pair.bare) == [old, old]
     assert load.report["failures"] == []
     assert set(load.report["releases"]) == {old, new}
@@ -79,13 +79,13 @@ def test_a_wave_that_is_judged_bad_goes_back_and_the_next_does_not_start(
 
 
 @pytest.mark.parametrize("policy", [pytest.param("wave", marks=pytest.mark.long), "all"])
-def test_what_goes_back_when_a_later_wave_fails(pair: Site, tmp_path: Path, policy: str) -> None:
+def test_hosts_that_go_back_when_a_later_wave_fails(pair: Site, tmp_path: Path, policy: str) -> None:
     old = pair.release()
     assert both(pair).status == 0
     new = pair.release()
     flag = tmp_path / "canary"
     with Load(pair.host.address, pair.bare.address) as load:
-        # Good for the canary, bad for the wave after it.
+        # The check passes for the canary and fails for the next wave.
         played = both(pair, app_wave_check=f"! test -e {flag} && touch {flag}", app_failed_run=policy)
     output = " ".join(played.output.split())
     assert played.status != 0
@@ -100,8 +100,8 @@ def test_what_goes_back_when_a_later_wave_fails(pair: Site, tmp_path: Path, poli
 
 
 @pytest.mark.long
-def test_a_host_that_is_gone_when_it_is_to_go_back_hides_nothing(pair: Site, tmp_path: Path) -> None:
-    """The canary switched and is cut off; the next wave is bad, and goes back all the same."""
+def test_an_unreachable_host_does_not_stop_others_from_going_back(pair: Site, tmp_path: Path) -> None:
+    """The canary switches and is then cut off. The next wave fails its check, and goes back all the same."""
     old = pair.release()
     assert both(pair).status == 0
     new = pair.release()
@@ -121,7 +121,7 @@ def test_a_host_that_is_gone_when_it_is_to_go_back_hides_nothing(pair: Site, tmp
 
 
 @pytest.mark.long
-def test_an_unreachable_host_is_a_policy(pair: Site) -> None:
+def test_app_unreachable_decides_about_an_unreachable_host(pair: Site) -> None:
     old = pair.release()
     assert both(pair).status == 0
     new = pair.release()
@@ -170,43 +170,43 @@ class Overlap:
 
 
 def overlap(pair: Site, directory: Path, older: str, newer: str, inventory: Path, **variables: str) -> Overlap:
-    """Deploy one release, and another one in the meantime, which lets the first one end between its own waves."""
+    """Deploy two releases in two runs: the first run ends while the second one waits between its waves."""
     begun, go_on, ended = (directory / name for name in ("begun", "go-on", "ended"))
 
     def check(begin: Path, until: Path) -> str:
         return f"touch {begin}; for i in $(seq 300); do test -e {until} && exit 0; sleep 0.1; done; exit 1"
 
-    one = pair.start(
+    first_run = pair.start(
         "deploy.yml", "--limit", "booty", on=None, app_release=older, app_wave_check=check(begun, go_on), **variables
     )
     deadline = time.monotonic() + 60
     while not begun.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    two = start(
+    second_run = start(
         "deploy.yml",
         inventory,
         {**pair.variables, "app_release": newer, "app_wave_check": check(go_on, ended), **variables},
     )
-    first = one.end()
+    first = first_run.end()
     ended.touch()
-    return Overlap(first, two.end())
+    return Overlap(first, second_run.end())
 
 
 @pytest.fixture
 def reversed_inventory(pair: Site, tmp_path: Path) -> Path:
-    """Return the pair's inventory with its hosts the other way round."""
-    told = yaml.safe_load((pair.inventory / "hosts.yml").read_text())
-    hosts = told["booty"]["hosts"]
-    told["booty"]["hosts"] = {name: hosts[name] for name in reversed(hosts)}
+    """Return the pair's inventory with its hosts in reverse order."""
+    inventory = yaml.safe_load((pair.inventory / "hosts.yml").read_text())
+    hosts = inventory["booty"]["hosts"]
+    inventory["booty"]["hosts"] = {name: hosts[name] for name in reversed(hosts)}
     path = tmp_path / "reversed" / "hosts.yml"
     path.parent.mkdir()
-    path.write_text(yaml.safe_dump(told, sort_keys=False))
+    path.write_text(yaml.safe_dump(inventory, sort_keys=False))
     return path
 
 
 def test_an_older_commit_does_not_replace_a_newer_one(pair: Site, tmp_path: Path, reversed_inventory: Path) -> None:
-    """The second run takes the hosts the other way round, so the first one finds its commit on the last host."""
+    """The second run takes the hosts in reverse order, so the first run meets the newer commit on its last host."""
     pair.release()
     assert both(pair).status == 0
     older, newer = pair.release(), pair.release()
@@ -220,7 +220,7 @@ def test_an_older_commit_does_not_replace_a_newer_one(pair: Site, tmp_path: Path
     assert serving(pair.host, pair.bare) == [newer, newer]
 
 
-def test_two_runs_that_mix_the_fleet_are_loud(pair: Site, tmp_path: Path) -> None:
+def test_two_runs_that_leave_two_releases_fail(pair: Site, tmp_path: Path) -> None:
     """Neither commit descends from the other one."""
     base = pair.release()
     assert both(pair).status == 0
@@ -240,7 +240,7 @@ def test_two_runs_that_mix_the_fleet_are_loud(pair: Site, tmp_path: Path) -> Non
 
 
 @pytest.mark.long
-def test_a_run_goes_on_over_an_ancestor_that_came_between(pair: Site, tmp_path: Path) -> None:
+def test_a_run_replaces_an_ancestor_of_another_run(pair: Site, tmp_path: Path) -> None:
     pair.release()
     assert both(pair).status == 0
     older, newer = pair.release(), pair.release()
@@ -266,7 +266,7 @@ def test_a_host_that_another_run_found_in_order_does_not_switch(pair: Site, tmp_
 
 
 def test_a_rollback_keeps_what_it_achieved(pair: Site) -> None:
-    """One host can't go back, and then one has nothing to go back to; the other one goes all the same."""
+    """First one host fails to go back, then it has no release to go back to. The other host goes back each time."""
     old = pair.release()
     assert both(pair).status == 0
     new = pair.release()
@@ -311,7 +311,7 @@ def test_a_rollback_keeps_what_it_achieved(pair: Site) -> None:
 
 
 def test_a_release_that_cannot_be_removed_stops_no_wave(pair: Site) -> None:
-    # A directory that something is mounted on can't be removed.
+    # A mount point can't be removed.
     stuck = "/opt/booty/releases/stuck"
     pair.run(f"mkdir -p {stuck}/bin; mount --bind {stuck}/bin {stuck}/bin; touch -d '2 days ago' {stuck}")
     new = pair.release()
@@ -324,7 +324,7 @@ def test_a_release_that_cannot_be_removed_stops_no_wave(pair: Site) -> None:
     assert played.output.index("PLAY RECAP") < played.output.rindex("But old releases can't be removed")
 
 
-def test_the_journal_tells_who_did_what(pair: Site) -> None:
+def test_the_journal_names_who_did_what(pair: Site) -> None:
     before = pair.health()["release"]
     sha = pair.release()
     pair.deploy()
@@ -367,25 +367,20 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     inventory = directory / "inventory" / "hosts.yml"
     off = ("host_firewall", "host_time_sync", "host_security_updates", "host_close_ssh")
     try:
-        found = sandbox.up(name, 20, with_tracker=False, inventory=inventory)
+        hosts = sandbox.up(name, 20, with_tracker=False, inventory=inventory)
         repository = Repository(directory / "repository")
-        made = Fleet(
-            found,
+        shared = Fleet(
+            hosts,
             inventory,
             repository,
-            {
-                "app_environment": "staging",
-                "app_repository": str(repository.path),
-                "app_cache": str(directory / "artifacts"),
-                **dict.fromkeys(off, "false"),
-            },
+            {**repository.variables(directory), **dict.fromkeys(off, "false")},
         )
-        played = made.start("bootstrap.yml").end()
+        played = shared.start("bootstrap.yml").end()
         assert played.status == 0, played.output
-        made.release()
-        played = made.start("deploy.yml").end()
+        shared.release()
+        played = shared.start("deploy.yml").end()
         assert played.status == 0, played.output
-        yield made
+        yield shared
     finally:
         sandbox.down(name)
 
@@ -396,7 +391,7 @@ def unreachable_before(host: Host) -> Callable[[], object]:
 
 
 def cut_off(host: Host, condition: str) -> Callable[[], object]:
-    """Let nothing get to it by SSH from the moment on that a command succeeds there."""
+    """Drop all packets to the SSH port of a host as soon as a command succeeds on it."""
     host.ssh("apt-get install -qy nftables", timeout=120)
     host.ssh(f"systemd-run --quiet --unit=cut bash -c 'until {condition}; do sleep 0.05; done; nft \"{CUT}\"'")
     return lambda: inside(host, "nft delete table inet cut")
@@ -430,10 +425,10 @@ def inside(host: Host, command: str) -> None:
         subprocess.run(["nsenter", "--target", str(pid), "--all", "sh", "-c", command], check=True, timeout=60)
 
 
-# What breaks one host, and what then serves: the canary, that host, and all others.
+# For each way to break a host: the release that then serves on the canary, on that host and on all others.
 WAYS: dict[Callable[[Host], Callable[[], object]], tuple[str, str, str]] = {
     unreachable_before: ("old", "old", "old"),
-    # Nobody could take it back, so it does not switch.
+    # A host that notices that its controller is gone does not switch.
     unreachable_in_the_middle: ("new", "old", "old"),
     disk_full: ("old", "old", "old"),
     candidate_fails: ("new", "old", "old"),
@@ -442,7 +437,7 @@ WAYS: dict[Callable[[Host], Callable[[], object]], tuple[str, str, str]] = {
 
 
 @pytest.mark.long
-def test_a_host_that_is_lost_before_its_point_does_not_switch(pair: Site) -> None:
+def test_a_host_that_is_cut_off_before_the_switch_does_not_switch(pair: Site) -> None:
     old = pair.release()
     assert both(pair).status == 0
     new = pair.release(text=ROUTES + "import time\ntime.sleep(2)\n")
@@ -461,13 +456,13 @@ def test_a_host_that_is_lost_before_its_point_does_not_switch(pair: Site) -> Non
 
 
 @pytest.mark.long
-def test_a_host_that_is_lost_before_its_cutover_keeps_what_it_serves(pair: Site, tmp_path: Path) -> None:
-    """It serves the very release that the run is about, so only the run itself tells that nothing was done."""
+def test_a_host_that_is_cut_off_before_its_cutover_keeps_its_release(pair: Site, tmp_path: Path) -> None:
+    """The host already serves the run's release. The message must still say that this run did not switch it."""
     before = pair.release()
     assert both(pair).status == 0
     release = pair.release()
     assert both(pair).status == 0
-    # Nothing gets there from the end of the canary's wave on, until the wave after it has failed.
+    # The host is cut off from the end of the canary's wave until the next wave has failed.
     pair.bare.ssh("apt-get install -qy nftables", timeout=120)
     flag = tmp_path / "canary"
     with pair.bare.container._leader() as (pid, _):
@@ -483,11 +478,11 @@ def test_a_host_that_is_lost_before_its_cutover_keeps_what_it_serves(pair: Site,
 
 
 @pytest.mark.long
-def test_a_host_that_is_lost_after_its_point_goes_back_if_it_is_there_again(pair: Site) -> None:
-    """It ends its cutover by itself, and is asked once more when the wave goes back."""
+def test_a_host_that_is_cut_off_after_the_switch_goes_back_once_reachable(pair: Site) -> None:
+    """The host ends its cutover by itself. Booty asks it once more when the wave goes back."""
     old = pair.release()
     assert both(pair).status == 0
-    # It takes longer than ssh, which gives up after 9 to 12 s.
+    # The release needs 14 s to start; ssh gives up after 9 to 12 s.
     new = pair.release(text=ROUTES + "import time\ntime.sleep(14)\n")
     mend = cut_off(pair.bare, f"grep -q {new} /etc/booty/release.env")
     with Load(pair.host.address, pair.bare.address) as load:
@@ -507,7 +502,7 @@ def test_a_host_that_is_lost_after_its_point_goes_back_if_it_is_there_again(pair
 @pytest.mark.long
 @pytest.mark.parametrize("break_it", WAYS, ids=lambda way: way.__name__)
 def test_one_of_twenty_hosts_fails(fleet: Fleet, break_it: Callable[[Host], Callable[[], object]]) -> None:
-    """No request is lost anywhere, the others serve what the policy says, and one command mends it."""
+    """No host loses a request, the other hosts serve the release of the policy, and one more deploy mends the fleet."""
     canary, victim = fleet.hosts[0], fleet.hosts[7]
     old = demo.health(canary)["release"]
     new = fleet.release(POISONED if break_it is dies_after_the_switch else ROUTES)
@@ -515,7 +510,7 @@ def test_one_of_twenty_hosts_fails(fleet: Fleet, break_it: Callable[[Host], Call
     try:
         with fleet.load() as load:
             played = fleet.start("deploy.yml", ansible_ssh_args=APART).end()
-            time.sleep(8)  # what a host does by itself, it has done by then
+            time.sleep(8)  # by then the host has ended what it does without the controller
     finally:
         mend()
     assert played.status != 0
@@ -531,6 +526,6 @@ def test_one_of_twenty_hosts_fails(fleet: Fleet, break_it: Callable[[Host], Call
         played = fleet.start("deploy.yml").end()
     assert played.status == 0, played.output
     assert load.report["failures"] == []
-    # The README's figures: pytest -rP shows them.
+    # README.md quotes these figures: pytest -rP prints them.
     print(f"{break_it.__name__}: {requests} and {load.report['requests']} requests, none failed")
     assert {demo.health(host)["release"] for host in fleet.hosts} == {new}

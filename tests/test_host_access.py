@@ -1,4 +1,4 @@
-"""What bootstrap concludes from a host's answers: who could still log in, and what a firewall would close."""
+"""Bootstrap's conclusions from a host's answers: the logins that still work, the ports that a firewall would close."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BEFORE = """table inet booty {
     ("text", "others"),
     [
         ("", {}),
-        # Written before Booty knew several apps.
+        # A file of a Booty that knew one app for each host.
         (BEFORE, {"booty": {"tcp": [443, 8000], "udp": [53], "untracked": [8000]}}),
         (
             "# blog: tcp 8002 9000; udp 53; untracked 8002\n# my-shop: tcp ; udp ; untracked \n" + BEFORE,
@@ -49,9 +49,9 @@ BEFORE = """table inet booty {
     ],
 )
 def test_the_ports_of_other_apps_are_kept(text: str, others: dict[str, Any]) -> None:
-    seen = f"root 644 file {base64.b64encode(text.encode()).decode()}" if text else ""
-    assert host_access.app_ports(seen, [22], ["blog", "booty", "my-shop"], "shop", OWN) == {**others, "shop": OWN}
-    assert host_access.app_ports(seen, [22], [], "shop", OWN) == {"shop": OWN}  # the others were removed
+    answer = f"root 644 file {base64.b64encode(text.encode()).decode()}" if text else ""
+    assert host_access.app_ports(answer, [22], ["blog", "booty", "my-shop"], "shop", OWN) == {**others, "shop": OWN}
+    assert host_access.app_ports(answer, [22], [], "shop", OWN) == {"shop": OWN}  # the others were removed
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ def test_the_ports_of_other_apps_are_kept(text: str, others: dict[str, Any]) -> 
     ],
 )
 def test_what_the_firewall_would_close(sockets: str, texts: list[str]) -> None:
-    assert [one["text"] for one in host_access.listeners(sockets, [22, 8000], [443])] == texts
+    assert [listener["text"] for listener in host_access.listeners(sockets, [22, 8000], [443])] == texts
 
 
-def test_the_lines_that_keep_it_open() -> None:
+def test_the_variables_that_keep_a_port_open() -> None:
     def keep_open(sockets: str) -> str:
         return str(host_access.keep_open(host_access.listeners(sockets, [22, 8000], []), [8000], []))
 
@@ -105,7 +105,7 @@ KEYS = "/home/deploy/.ssh/authorized_keys"
         ("pubkeyauthentication yes;authorizedkeysfile .ssh/authorized_keys .ssh/authorized_keys2;", []),
         ("authenticationmethods any;allowusers root;allowusers dep*;", []),
         ("allowusers root;allowusers admin;", ['AllowUsers is "root admin", which lacks deploy']),
-        # Which addresses match is for the trial login to find out.
+        # Booty does not compare addresses: the trial login shows whether sshd accepts this one.
         ("allowusers deploy@10.0.0.*;denyusers deploy@10.9.*;", []),
         ("denyusers deploy;", ["DenyUsers has deploy"]),
         ("allowgroups wheel;allowgroups ssh-users;", []),
@@ -123,12 +123,12 @@ KEYS = "/home/deploy/.ssh/authorized_keys"
         ("", []),
     ],
 )
-def test_why_sshd_lets_a_user_not_in(config: str, reasons: list[str]) -> None:
+def test_why_sshd_refuses_a_user(config: str, reasons: list[str]) -> None:
     assert host_access.sshd_refusals(config, "deploy", "deploy ssh-users", KEYS) == reasons
 
 
-def test_the_command_for_the_secrets_takes_ansibles_own_way(tmp_path: Path) -> None:
-    """Whatever it is set by: variables, the environment, the command line."""
+def test_the_command_for_the_secrets_has_ansibles_ssh_options(tmp_path: Path) -> None:
+    """The ssh options come from variables, the environment and the command line."""
     inventory = {
         "booty": {
             "hosts": {

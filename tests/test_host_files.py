@@ -1,4 +1,4 @@
-"""Files that people and broken disks leave on a host: a deploy works all the same, or names the file and what to do."""
+"""Stray and damaged files on a host: a deploy works all the same, or names the file and the next step."""
 
 from __future__ import annotations
 
@@ -18,17 +18,12 @@ from booty_host.app import App
 from booty_host.prune import login_home, prune
 from booty_host.state import State
 
-from tests.conftest import Play, Site
+from tests.conftest import Site, words
 
 DAY = 86400
 
 
-def words(played: Play) -> str:
-    """Return a playbook's output with one blank where it had several: messages are wrapped."""
-    return " ".join(played.output.split())
-
-
-# Units
+# Without a host
 
 
 @pytest.fixture
@@ -62,7 +57,7 @@ def test_a_damaged_state_is_named(app: App, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"served": ["a"]}', '{"served": [], "abandoned": {}, "more": 1}'])
-def test_a_state_that_lacks_something_is_read(app: App, text: str) -> None:
+def test_a_state_that_lacks_keys_is_read(app: App, text: str) -> None:
     app.state.write_text(text)
     assert State.load(app).abandoned == {}
 
@@ -74,7 +69,7 @@ def stage(directory: Path, days: int = 2, **manifest: str) -> None:
     os.utime(directory, (time.time() - days * DAY,) * 2)
 
 
-def test_pruning_passes_over_what_is_not_booty_s(app: App) -> None:
+def test_pruning_skips_files_that_are_not_booty_s(app: App) -> None:
     """Neither a stray file nor a link nor a directory without a manifest stops a deploy."""
     for release in ("aa", "bb", "cc"):
         stage(app.releases / release, layer=f"layer-{release}", python="3.11")
@@ -94,10 +89,10 @@ def test_pruning_passes_over_what_is_not_booty_s(app: App) -> None:
     assert (app.layers / "layer-bb").is_dir()
 
 
-def test_a_release_that_cannot_be_removed_keeps_no_other(app: App) -> None:
+def test_a_release_that_cannot_be_removed_does_not_keep_others(app: App) -> None:
     for release in ("aa", "bb", "cc", "dd"):
         stage(app.releases / release, layer="layer", python="3.11")
-    # The name that its removal would rename it to is taken.
+    # Pruning renames a release before it deletes it. This directory takes the new name.
     stage(app.releases / ".aa.removed")
     (app.releases / ".aa.removed" / "file").touch()
     os.utime(app.releases / ".aa.removed")
@@ -107,7 +102,7 @@ def test_a_release_that_cannot_be_removed_keeps_no_other(app: App) -> None:
     )
 
 
-def test_what_a_host_remembers_does_not_grow(app: App) -> None:
+def test_the_state_does_not_grow(app: App) -> None:
     for release in ("aa", "bb", "cc", "dd"):
         stage(app.releases / release, layer="layer", python="3.11")
     gone = [f"{number:040}" for number in range(1000)]
@@ -130,7 +125,7 @@ def test_archives_that_did_not_arrive_are_removed_after_a_day(app: App) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "there", "message"),
+    ("entry", "on_host", "message"),
     [
         ({"path": "/opt/d"}, None, None),
         ({"path": "/opt/d"}, "root 755 directory", None),
@@ -158,9 +153,9 @@ def test_archives_that_did_not_arrive_are_removed_after_a_day(app: App) -> None:
         ({"path": "/opt/f", "text": "", "wanted": False}, "root 755 directory", None),
     ],
 )
-def test_misplaced(entry: dict[str, str], there: str | None, message: str | None) -> None:
-    found = host_files.misplaced([entry], {f"file {entry['path']}": there} if there else {})
-    assert [str(message) in each for each in found] == [True] * bool(message)
+def test_misplaced(entry: dict[str, str], on_host: str | None, message: str | None) -> None:
+    messages = host_files.misplaced([entry], {f"file {entry['path']}": on_host} if on_host else {})
+    assert [str(message) in each for each in messages] == [True] * bool(message)
 
 
 # On a real host
@@ -168,7 +163,7 @@ def test_misplaced(entry: dict[str, str], there: str | None, message: str | None
 
 @pytest.fixture
 def serving(site: Site) -> str:
-    """Return the release that serves, deployed just now."""
+    """Deploy, and return the running release."""
     site.deploy()
     return str(site.health()["release"])
 
@@ -207,19 +202,19 @@ def test_damaged_files_are_named(site: Site, serving: str, break_it: str, messag
     following = site.release()
     site.run(f"cp -a /opt/booty/state.json /root/; {break_it.replace('NEXT', following)}")
     try:
-        refused, told = site.play("deploy.yml"), site.play("status.yml", status_format="json")
+        refused, shown = site.play("deploy.yml"), site.play("status.yml", status_format="json")
     finally:
         site.run(f"cd /opt/booty; rm -rf state.json releases/{following}; mv /root/state.json .")
     assert refused.status != 0
     assert message.replace("NEXT", following).replace("HOST", site.host.name) in words(refused)
-    assert "Traceback" not in refused.output + told.output
-    (row,) = json.loads(told.output)["hosts"]
+    assert "Traceback" not in refused.output + shown.output
+    (row,) = json.loads(shown.output)["hosts"]
     assert any(note.replace("NEXT", following) in each for each in row["notes"])
     assert site.health()["release"] == serving
     site.deploy()
 
 
-def test_stray_files_stop_nothing(site: Site, serving: str) -> None:
+def test_stray_files_stop_no_deploy(site: Site, serving: str) -> None:
     site.run(
         "cd /opt/booty; printf 'mine\\377' > layers/notes.txt; echo mine > releases/notes.txt; touch -d '3 days ago'"
         " layers/notes.txt releases/notes.txt layers/.notes; ln -s nowhere releases/current; mkdir releases/unknown;"
@@ -245,9 +240,9 @@ def latin(site: Site, tmp_path: Path) -> Iterator[None]:
     name = "en_US.ISO-8859-1"
     subprocess.run(["localedef", "--no-archive", "-i", "en_US", "-f", "ISO-8859-1", tmp_path / name], check=True)
     for file in (path for path in (tmp_path / name).rglob("*") if path.is_file()):
-        there = f"/usr/lib/locale/{file.relative_to(tmp_path)}"
+        target = f"/usr/lib/locale/{file.relative_to(tmp_path)}"
         site.run(
-            f"mkdir -p {Path(there).parent}; base64 -d > {there}", input=base64.b64encode(file.read_bytes()).decode()
+            f"mkdir -p {Path(target).parent}; base64 -d > {target}", input=base64.b64encode(file.read_bytes()).decode()
         )
     site.run(f"cp -a /etc/default/locale /root/; echo LC_ALL={name} > /etc/default/locale")
     try:
@@ -261,7 +256,7 @@ def latin(site: Site, tmp_path: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("latin")
 def test_a_host_whose_locale_is_not_utf_8(site: Site, serving: str) -> None:
     site.release()
-    # No connection that is still open: the login reads the locale.
+    # Without ControlPath ssh logs in again, and only a new login reads the locale.
     played = site.deploy("-e", "ansible_control_path=none")
     assert "Traceback" not in played.output
     assert site.deploy("-e", "ansible_control_path=none").recap(site.host.name)["changed"] == 0
@@ -277,7 +272,7 @@ def test_a_host_that_systemd_does_not_run(site: Site, serving: str) -> None:
     try:
         site.run("nft insert rule inet booty input tcp dport 2222 accept")
         site.wait_for("ss -ltn | grep -q :2222")
-        # sshd's host key is known under the address with the port, too.
+        # known_hosts has the key under the address without a port, so HostKeyAlias names that.
         options = "-o ControlPath=none -o HostKeyAlias=" + site.host.address
         for arguments in ((), ("--check",)):
             played = site.play("deploy.yml", *arguments, ansible_port="2222", ansible_ssh_extra_args=options)
@@ -322,14 +317,14 @@ def test_another_name_of_root_is_refused(site: Site, serving: str) -> None:
 
 @pytest.mark.long
 def test_directories_that_are_links(site: Site, serving: str) -> None:
-    """A link to a directory of root's is used as it is; bootstrap changes nothing, and says so before."""
+    """Bootstrap and a deploy use a link to a directory of root's unchanged, and refuse a link to another user's."""
     site.run(
         "mkdir -p /srv/big; mv /opt/booty /srv/big/; ln -s /srv/big/booty /opt/booty;"
         "mv /etc/booty /srv/big/etc; ln -s /srv/big/etc /etc/booty;"
         "mv /srv/big/booty/layers /srv/; ln -s /srv/layers /opt/booty/"
     )
     try:
-        checked, made = site.play("bootstrap.yml", "--check"), site.play("bootstrap.yml")
+        checked, bootstrapped = site.play("bootstrap.yml", "--check"), site.play("bootstrap.yml")
         site.release()
         site.deploy()
         site.run("chown nobody /srv/layers")
@@ -341,8 +336,8 @@ def test_directories_that_are_links(site: Site, serving: str) -> None:
         )
     assert checked.status == 0, checked.output
     assert "Would" not in checked.output
-    assert made.status == 0, made.output
-    assert (checked.recap(site.host.name)["changed"], made.recap(site.host.name)["changed"]) == (0, 0)
+    assert bootstrapped.status == 0, bootstrapped.output
+    assert (checked.recap(site.host.name)["changed"], bootstrapped.recap(site.host.name)["changed"]) == (0, 0)
     for played in refused:
         assert played.status != 0
         message = "/opt/booty/layers is a link to /srv/layers, which belongs to nobody: chown root: /srv/layers"

@@ -1,4 +1,4 @@
-"""Jobs of the real service on a real host: whatever dies, none is lost; while nobody does, none runs twice."""
+"""Jobs of the real service on a real host: no crash loses a job, and without a crash no job runs twice."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def note(*words: object) -> None:
 
 @job()
 def slow(name: str, seconds: float) -> None:
-    # It takes its time, unless it did so before.
+    # Sleep in the first run only, so that a second run ends at once.
     again = os.path.exists(os.path.join(os.environ["STATE_DIRECTORY"], name))
     open(os.path.join(os.environ["STATE_DIRECTORY"], name), "w").close()
     note("begin", name)
@@ -44,7 +44,7 @@ def slow(name: str, seconds: float) -> None:
 
 @job()
 def counted(name: str, seconds: float) -> None:
-    # On a host where somebody wants it, a job takes for ever.
+    # A file on a host makes its jobs take an hour.
     note("begin", name, current().id)
     time.sleep(3600 if os.path.exists(os.path.join(os.environ["STATE_DIRECTORY"], "dawdle")) else seconds)
     note("end", name, current().id)
@@ -91,9 +91,9 @@ def enqueue(site: Site, kind: str, name: str, seconds: float = 0) -> str:
     return identity
 
 
-def ask(site: Site, what: str) -> str:
-    """Ask from the host itself; Debian's minimal root has no curl, so Python's own client does."""
-    method, url = ("POST", what.split("'")[1]) if "POST" in what else ("GET", what)
+def ask(site: Site, request: str) -> str:
+    """Send a request on the host itself, with Python's client: Debian's minimal system has no curl."""
+    method, url = ("POST", request.split("'")[1]) if "POST" in request else ("GET", request)
     program = f"import urllib.request as r; print(r.urlopen(r.Request({url!r}, method={method!r})).read().decode())"
     return site.run(f'python3 -c "{program}"')
 
@@ -107,7 +107,7 @@ def wait_for_note(site: Site, line: str, seconds: float = 60) -> None:
 
 
 def booty(site: Site, command: str) -> tuple[int, str]:
-    """Run the release's command as root on the host."""
+    """Run a command of the running release as root on the host."""
     done = site.host.ssh(f". /etc/booty/release.env && $BOOTY_RELEASE_DIR/bin/serve {command}")
     return done.returncode, done.stdout if done.returncode == 0 else done.stdout + done.stderr
 
@@ -172,24 +172,24 @@ def test_a_failing_job_s_events_reach_the_tracker(site: Site, release: str) -> N
     site.deploy(app_release=release)
     identity = enqueue(site, "broken", "planned")
     site.wait_for(f". /etc/booty/release.env; $BOOTY_RELEASE_DIR/bin/serve jobs | grep -q '^{identity}.*failed'", 60)
-    found: list[dict[str, Any]] = []
+    reported: list[dict[str, Any]] = []
 
     def events() -> list[dict[str, Any]]:
         new = [event["id"] for event in site.tracker.events() if event["id"] not in before]
         return [site.tracker.event(event).data for event in new]
 
     for _ in range(100):
-        if len(found := events()) >= 2:
+        if len(reported := events()) >= 2:
             break
-    assert len(found) == 2
-    for event in found:
+    assert len(reported) == 2
+    for event in reported:
         assert event["release"] == release
         assert event["environment"] == "staging"
         assert event["transaction"] == "broken"
         assert event["exception"]["values"][-1]["value"] == "planned"
         assert event["tags"]["job_id"] == identity
         assert event["tags"]["job_kind"] == "broken"
-    assert {event["tags"]["job_attempt"] for event in found} == {"1", "2"}
+    assert {event["tags"]["job_attempt"] for event in reported} == {"1", "2"}
     assert booty(site, f"jobs --drop {identity}")[0] == 0
 
 
@@ -202,7 +202,7 @@ def test_booty_verify_on_the_host(site: Site, release: str) -> None:
         ["process", site.pid()],
     ]
     assert release in output
-    # A pointer that names what does not run.
+    # Change release.env, so that it names a release that does not run.
     site.run("cp /etc/booty/release.env /root/kept; sed -i s/SENTRY_RELEASE=./SENTRY_RELEASE=x/ /etc/booty/release.env")
     try:
         status, output = booty(site, "verify --json")
@@ -219,7 +219,7 @@ def test_booty_verify_on_the_host(site: Site, release: str) -> None:
 
 @pytest.mark.long
 def test_a_queue_in_postgresql(site: Site, release: str) -> None:
-    """In the unit's own sandbox; the server runs beside the tracker."""
+    """The service connects from its unit's sandbox to a PostgreSQL on the tracker's address."""
     address = urlsplit(site.tracker.url).hostname
     assert address
     secrets, cluster = f"SENTRY_DSN={site.tracker.dsn}\n", Cluster(address)
@@ -247,7 +247,7 @@ def test_a_queue_in_postgresql(site: Site, release: str) -> None:
 
 @pytest.fixture
 def pair(site: Site, release: str) -> Iterator[tuple[Host, Host]]:
-    """Have two hosts whose queue is one PostgreSQL; give them."""
+    """Yield two hosts that share a queue in one PostgreSQL."""
     address = urlsplit(site.tracker.url).hostname
     assert address
     hosts, secrets, cluster = (site.host, site.bare), f"SENTRY_DSN={site.tracker.dsn}\n", Cluster(address)
@@ -260,7 +260,7 @@ def pair(site: Site, release: str) -> Iterator[tuple[Host, Host]]:
         assert played.status == 0, played.output
         yield hosts
     finally:
-        sandbox.start(site.bare.instance, site.bare.name)  # nothing happens where it runs
+        sandbox.start(site.bare.instance, site.bare.name)  # does nothing if the host is running
         site.bare.ssh("rm -f /var/lib/booty/dawdle /var/lib/booty/notes")
         cluster.close()
         for host in hosts:
@@ -282,14 +282,14 @@ def enqueue_at_once(host: Host, names: Iterable[str], seconds: float) -> dict[st
 
 
 def expected(identities: dict[str, str], again: Iterable[str] = ()) -> Counter[str]:
-    """Tell what has been noted once all jobs are done, some of which began a second time."""
+    """Return the notes of all jobs once they are done; the jobs in `again` began twice."""
     begun = [f"begin {name} {identities[name]}" for name in (*identities, *again)]
     return Counter([*begun, *(f"end {name} {identity}" for name, identity in identities.items())])
 
 
 def noted_on(*hosts: Host) -> Counter[str]:
     lines = [host.ssh("cat /var/lib/booty/notes").stdout.splitlines() for host in hosts]
-    return Counter(line for found in lines for line in found)
+    return Counter(line for notes in lines for line in notes)
 
 
 def wait_until_done(site: Site, seconds: float) -> None:
@@ -299,7 +299,7 @@ def wait_until_done(site: Site, seconds: float) -> None:
 
 
 def leave_some(pair: tuple[Host, Host]) -> tuple[dict[str, str], set[str]]:
-    """Enqueue jobs of which one host holds as many as it runs at once; return all, and the names of those."""
+    """Enqueue jobs, four of which the victim takes and does not end; return all ids and the names of these four."""
     survivor, victim = pair
     for host in pair:
         host.ssh("rm /var/lib/booty/notes")
@@ -323,7 +323,7 @@ def test_two_hosts_share_the_work_and_lose_none_when_one_dies(site: Site, pair: 
     assert min(shares) > 20
     print(f"of 200 jobs the two ran {shares[0]} and {shares[1]}")
 
-    # One process dies, and its successor counts as anybody else.
+    # The process is killed. Its successor has no claim to the four jobs, and both hosts compete for them.
     identities, held = leave_some(pair)
     victim.ssh("systemctl kill --signal=KILL booty.service; rm /var/lib/booty/dawdle")
     died = time.monotonic()
@@ -331,7 +331,7 @@ def test_two_hosts_share_the_work_and_lose_none_when_one_dies(site: Site, pair: 
     print(f"after SIGKILL its {len(held)} jobs were done in {time.monotonic() - died:.0f} s")
     assert noted_on(*pair) == expected(identities, held)
 
-    # The whole host dies, and does not come back.
+    # The whole host stops and stays down.
     identities, held = leave_some(pair)
     sandbox.stop(victim.instance, victim.name)
     died = time.monotonic()

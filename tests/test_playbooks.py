@@ -23,10 +23,10 @@ ROLES = sorted(path for path in (ROOT / "roles").iterdir() if path.is_dir())
 
 
 def tasks(path: Path) -> Iterator[dict[str, Any]]:
-    """Return the tasks of a file, those inside blocks too."""
+    """Return the tasks of a file, including those in blocks."""
 
-    def flat(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        for task in found:
+    def flat(nested: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for task in nested:
             yield task
             for part in ("block", "rescue", "always"):
                 yield from flat(task.get(part, []))
@@ -39,7 +39,7 @@ TASKS = [(path, task) for path in sorted(ROOT.glob("roles/*/tasks/*.yml")) for t
 
 @pytest.mark.parametrize("path", PLAYBOOKS, ids=lambda path: path.name)
 def test_every_verb_is_reached_from_the_root(path: Path) -> None:
-    if path.name == "hosts.yml":  # what the verbs share
+    if path.name == "hosts.yml":  # imported by the verbs, and no verb itself
         return
     (play,) = yaml.safe_load((ROOT / path.name).read_text())
     assert play["ansible.builtin.import_playbook"] == f"playbooks/{path.name}"
@@ -47,20 +47,20 @@ def test_every_verb_is_reached_from_the_root(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PLAYBOOKS, ids=lambda path: path.name)
-def test_every_play_says_whom_it_reaches(path: Path) -> None:
+def test_every_play_sets_its_hosts_and_its_strategy(path: Path) -> None:
     for play in yaml.safe_load(path.read_text()):
         if "ansible.builtin.import_playbook" in play:
             continue
-        # A user's own settings would decide these: a strategy that does not wait, say, switches the next wave too.
+        # Without these keys a user's settings decide: with the strategy `free`, a host would not wait for its wave.
         assert play["gather_facts"] is False
         assert play["strategy"] == "ansible.builtin.linear"
         if path.name == "hosts.yml":
-            # It only refuses, as its plays are begun.
+            # hosts.yml has no tasks: the template in its `hosts:` refuses the run.
             assert not {"tasks", "roles", "pre_tasks", "post_tasks", "become"} & {*play}
         else:
             assert play["hosts"] == "booty"
             assert play["become"] is True
-            # One failed host must not leave half a fleet behind in silence.
+            # Without this key the run would go on without a failed host.
             assert play["any_errors_fatal"] is True
 
 
@@ -106,7 +106,7 @@ def test_the_default_inventory_holds_sandbox_hosts_alone() -> None:
 
 
 @pytest.mark.parametrize("environment", ["staging", "production"])
-def test_a_fresh_inventory_reaches_nobody(environment: str) -> None:
+def test_a_fresh_inventory_has_no_host(environment: str) -> None:
     listed = json.loads(ansible("ansible-inventory", "-i", f"inventory/{environment}", "--list").stdout)
     assert not listed["_meta"]["hostvars"]
     variables = yaml.safe_load((ROOT / f"inventory/{environment}/group_vars/booty.yml").read_text())
@@ -131,5 +131,5 @@ def test_the_command_that_places_the_secrets_is_the_same_everywhere() -> None:
     printed = yaml.safe_load((ROOT / "roles/app/vars/main.yml").read_text())["__app_secrets_command"]
     printed = printed.replace("{{ app_name }}", "booty")
     document = (ROOT / "docs/new-host.md").read_text()
-    commands = [" ".join(found.split()) for found in re.findall(r"'(umask [^']*)'", printed + document)]
-    assert commands == [demo.PLACE_SECRETS] * 4  # one printed; one typed and two piped
+    commands = [" ".join(command.split()) for command in re.findall(r"'(umask [^']*)'", printed + document)]
+    assert commands == [demo.PLACE_SECRETS] * 4  # one printed by the role; one typed and two piped in the document

@@ -11,22 +11,22 @@ from tests.conftest import ROOT, Repository, Site
 
 
 def hook(site: Site, directory: Path) -> str:
-    """Return the hook, for this checkout and the sandbox host."""
-    found = re.search(r"```sh\n(.*?)```", (ROOT / "docs/push.md").read_text(), re.DOTALL)
-    assert found
+    """Return the hook of docs/push.md, changed to this checkout and the sandbox host."""
+    block = re.search(r"```sh\n(.*?)```", (ROOT / "docs/push.md").read_text(), re.DOTALL)
+    assert block
     (directory / "variables.json").write_text(json.dumps(site.variables))
     inventory = f"-i {site.inventory} --limit {site.host.name} -e @{directory}/variables.json"
-    text = found[1]
+    text = block[1]
     for written, here in {"/srv/booty": str(ROOT), "-i inventory/production": inventory}.items():
         assert written in text
         text = text.replace(written, here)
     return text
 
 
-def push(repository: Repository, bare: Path, *what: str) -> str:
-    """Push, and return what came back."""
+def push(repository: Repository, bare: Path, *refspecs: str) -> str:
+    """Push, and return git's output."""
     done = subprocess.run(
-        ["git", "-C", repository.path, "push", bare, *what], capture_output=True, text=True, check=True, timeout=120
+        ["git", "-C", repository.path, "push", bare, *refspecs], capture_output=True, text=True, check=True, timeout=120
     )
     return done.stderr
 
@@ -43,7 +43,7 @@ def test_a_push_is_a_deploy(site: Site, tmp_path: Path) -> None:
     assert f"{site.host.name} serves {sha} as staging" in said, said
     assert re.search(r"^remote: .*switched", said, re.MULTILINE)
     assert site.health()["release"] == sha
-    # Without app_release it is the branch that the bare repository has as HEAD.
+    # Without app_release Booty deploys the HEAD of the bare repository.
     played = site.deploy(app_repository=str(bare), app_path="./app/")
     assert played.recap(site.host.name)["changed"] == 0
     assert "changes that are not committed" not in played.output

@@ -1,7 +1,7 @@
 """Registration in Sentry: what the real sentry-cli sends from real deploys.
 
-No Sentry server runs here. A stand-in answers the part of Sentry's documented API that a release needs, keeps what it
-was told, and refuses a request that is not as documented: method, path, token and body.
+No Sentry server runs here. A stand-in answers the part of Sentry's documented API that a release needs, keeps the
+registered data, and refuses a request whose method, path, token or body is not as documented.
 https://docs.sentry.io/api/releases/
 """
 
@@ -27,7 +27,7 @@ RELEASES = "/api/0/organizations/acme/releases/"
 
 
 class Sentry(ThreadingHTTPServer):
-    """The stand-in, on loopback: `calls` is what it was asked, `deploys` and `commits` what it was told."""
+    """The stand-in, on loopback: `calls` lists all requests, `deploys` and `commits` hold the registered data."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -39,7 +39,7 @@ class Sentry(ThreadingHTTPServer):
         self.forget()
 
     def forget(self) -> None:
-        """Begin with nothing."""
+        """Remove all data."""
         self.calls: list[tuple[str, str]] = []
         self.deploys: dict[str, list[str]] = {}
         self.commits: dict[str, list[str]] = {}
@@ -48,7 +48,7 @@ class Sentry(ThreadingHTTPServer):
         self.processes = ""
 
     def changes(self) -> list[str]:
-        """Return the calls that change something, without their common beginning."""
+        """Return the calls that change something, without their common prefix."""
         return [f"{method} {path.removeprefix(RELEASES)}" for method, path in self.calls if method != "GET"]
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
@@ -100,7 +100,7 @@ def deploy(environment: str) -> dict[str, Any]:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request."""
+    """Answers a request of sentry-cli."""
 
     server: Sentry
 
@@ -110,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.calls.append((self.command, path))
         headers = {name: value for name, value in self.headers.items() if name != "Authorization"}
         self.server.received += f"{self.path} {headers} {content.decode()}"
-        # Now is when sentry-cli runs for certain.
+        # sentry-cli is running now, so its command line is in /proc.
         for file in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 self.server.processes += file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -136,12 +136,12 @@ class Handler(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_DELETE = do_GET
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log no request."""
 
 
 @pytest.fixture
 def sentry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sentry]:
-    """Return a stand-in that the environment names, as an operator sets it."""
+    """Start a stand-in, and set the environment variables that an operator sets."""
     with Sentry() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
@@ -181,14 +181,14 @@ def test_the_commits_are_those_up_to_the_release_and_not_up_to_head(sentry: Sent
     assert repository.git("rev-parse", "HEAD") == shas[2]
 
 
-def test_a_previous_commit_that_is_not_there(sentry: Sentry, repository: Repository) -> None:
+def test_a_previous_commit_that_the_repository_lacks(sentry: Sentry, repository: Repository) -> None:
     elsewhere, sha = "f" * 40, repository.git("rev-parse", "HEAD")
     sentry.deploys[elsewhere], sentry.commits[elsewhere] = [], [elsewhere]
     register.register(sha, ["staging"], ["staging"], str(repository.path), 30)
     assert sentry.commits[sha] == [sha]
 
 
-def test_a_shallow_clone_has_what_it_has(sentry: Sentry, repository: Repository, tmp_path: Path) -> None:
+def test_a_shallow_clone_registers_its_commits(sentry: Sentry, repository: Repository, tmp_path: Path) -> None:
     repository.write("second", "")
     sha = repository.commit("second")
     clone = tmp_path / "clone"
@@ -198,7 +198,7 @@ def test_a_shallow_clone_has_what_it_has(sentry: Sentry, repository: Repository,
     assert sentry.deploys == {sha: ["staging"]}
 
 
-def test_a_repository_that_sentry_knows_is_named_instead(sentry: Sentry, repository: Repository) -> None:
+def test_a_repository_that_sentry_knows_is_named_instead_of_commits(sentry: Sentry, repository: Repository) -> None:
     older = repository.git("rev-parse", "HEAD")
     repository.write("second", "")
     repository.commit("second")
@@ -236,7 +236,7 @@ def test_only_environments_without_a_deploy_get_one(sentry: Sentry, repository: 
         ("SENTRY_URL", "http://127.0.0.1:9", "Could not connect to server"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(
+def test_the_cause_of_a_failure_is_one_line(
     sentry: Sentry,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -267,13 +267,13 @@ def test_a_directory_that_is_no_repository(sentry: Sentry, tmp_path: Path) -> No
 
 
 def test_a_deploy_is_registered_once(site: Site, sentry: Sentry) -> None:
-    site.deploy()  # what is there before
+    site.deploy()  # HEAD serves first, so that the release below is one commit newer
     sentry.forget()
     sha = site.release()
     played = site.deploy("-vvv", "--diff")
     assert f"Registered in Sentry: {sha}, with its deploy to staging." in words(played.output)
     assert site.health() == {"status": "ok", "release": sha, "environment": "staging"}
-    # The release is asked for by each of the first two commands.
+    # Each of the first two commands of sentry-cli creates the release.
     assert sentry.changes() == ["POST ", "POST ", f"PUT {sha}/", f"POST {sha}/deploys/"]
     assert sentry.deploys == {sha: ["staging"]}
     assert sentry.commits[sha][0] == sha
@@ -313,20 +313,20 @@ def test_without_a_token_nothing_is_sent(site: Site, sentry: Sentry, monkeypatch
     assert sentry.calls == []
 
 
-def test_it_can_be_switched_off(site: Site, sentry: Sentry) -> None:
+def test_registration_can_be_switched_off(site: Site, sentry: Sentry) -> None:
     played = site.deploy(app_registration="false")
     assert "in Sentry" not in played.output
     assert sentry.calls == []
 
 
-def test_check_says_what_it_would_do_and_calls_nothing(site: Site, sentry: Sentry) -> None:
+def test_check_shows_the_registration_and_calls_nothing(site: Site, sentry: Sentry) -> None:
     sha = site.release()
     played = site.deploy("--check", "--diff")
     assert f"Would register in Sentry: {sha}, with its deploy to staging." in words(played.output)
     assert sentry.calls == []
 
 
-def test_a_refusal_is_told_and_made_good_by_the_next_run(site: Site, sentry: Sentry) -> None:
+def test_the_next_run_repeats_a_refused_registration(site: Site, sentry: Sentry) -> None:
     sha = site.release()
     sentry.refuse = 403
     played = site.deploy("-vvv")
@@ -353,7 +353,7 @@ def test_a_required_registration_fails_the_run_and_leaves_the_release(site: Site
     assert "Registration in Sentry failed: no answer within 2 s" in words(played.output)
 
 
-def test_a_host_that_is_missing_is_never_registered(site: Site, sentry: Sentry, tmp_path: Path) -> None:
+def test_a_run_with_an_unreachable_host_registers_nothing(site: Site, sentry: Sentry, tmp_path: Path) -> None:
     site.release()
     (tmp_path / "hosts").write_text("[booty]\ngone ansible_host=127.0.0.1 ansible_port=9 app_environment=staging\n")
     played = site.play("deploy.yml", "-i", str(tmp_path / "hosts"), "--limit", f"{site.host.name},gone")

@@ -1,4 +1,4 @@
-"""Where hosts go back to, and what is said of those that did not."""
+"""The plan of a rollback, and its message about hosts that did not go back."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ BARE = answer("", "", "web2 lacks the user.", has=())
         ([answer(), NO_HISTORY], ["web1: from x", "web2: stays as it is. web2 has no other release."], ""),
         ([answer(), AWAY], ["web1: from x", "web2: stays as it is. It can't be reached: no route"], ""),
         ([answer(), {"msg": "bad value"}], ["web1: from x", "web2: stays as it is. bad value"], ""),
-        # All leave the bad release.
+        # Both hosts leave the same release, so that one is the bad one.
         ([answer(), answer(release="b")], ["web1: from x back to a", "web2: from x back to b"], ""),
         ([answer(), answer("a", "b")], ["web1: from x back to a", "web2: from a back to b"], "-e app_release=<sha>"),
         ([NO_HISTORY, AWAY], ["web1: stays", "web2: stays"], "No host can go back. Nothing was changed."),
     ],
 )
 def test_the_plan(answers: list[dict[str, Any]], lines: list[str], refusal: str) -> None:
-    said, why = rollback.plan(dict(zip(("web1", "web2"), answers, strict=True)))
-    assert len(said) == len(lines)
-    assert all(line.startswith(expected) for line, expected in zip(said, lines, strict=True)), said
-    assert why.endswith(refusal) if refusal.startswith("No") else (refusal in why and bool(why) == bool(refusal))
+    plan, fault = rollback.plan(dict(zip(("web1", "web2"), answers, strict=True)))
+    assert len(plan) == len(lines)
+    assert all(line.startswith(expected) for line, expected in zip(plan, lines, strict=True)), plan
+    assert fault.endswith(refusal) if refusal.startswith("No") else (refusal in fault and bool(fault) == bool(refusal))
 
 
 SWITCHED, SKIPPED = {"state": "switched"}, {"skipped": True}

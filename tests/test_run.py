@@ -1,4 +1,4 @@
-"""Options, settings and folders of whoever calls ansible-playbook: they keep no playbook from doing what it says."""
+"""Options, settings and folders of a user who runs ansible-playbook: none makes a playbook skip or change a step."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def playbook(
 
 @pytest.fixture
 def inventory(tmp_path: Path) -> Path:
-    """Return an inventory whose host has a name that leads nowhere: ssh says so as soon as it is asked."""
+    """Return an inventory with a host name that ssh can't resolve, so that ssh prints an error at the first task."""
     (tmp_path / "hosts").write_text("[booty]\nnowhere.invalid app_environment=staging app_registration=false\n")
     return tmp_path / "hosts"
 
@@ -49,7 +49,7 @@ ASKED = "Could not resolve hostname nowhere.invalid"
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_host_is_asked(inventory: Path, verb: str) -> None:
-    """What the others here compare with."""
+    """The other tests check whether this error of ssh is in the output."""
     status, output = playbook(verb, "-i", inventory)
     assert ASKED in output
     assert status != 0
@@ -73,16 +73,16 @@ def test_a_part_of_a_playbook_is_refused(
     inventory: Path, option: str, environment: dict[str, str], verbs: list[str]
 ) -> None:
     name, *values = option.split()
-    given = [name, *values] if values or name == "--step" else []
+    arguments = [name, *values] if values or name == "--step" else []
     for verb in verbs:
-        status, output = playbook(verb, "-i", inventory, *given, **environment)
+        status, output = playbook(verb, "-i", inventory, *arguments, **environment)
         assert status == 4, output
         assert f"{name} would run some steps of the playbook, and each needs those before it. Leave it out" in output
         assert output.endswith("Nothing was changed.")
         assert ASKED not in output
 
 
-def test_what_leaves_no_step_out_is_no_part(inventory: Path) -> None:
+def test_tags_that_leave_no_step_out_are_allowed(inventory: Path) -> None:
     _, output = playbook(
         "deploy.yml",
         "-i",
@@ -96,7 +96,7 @@ def test_what_leaves_no_step_out_is_no_part(inventory: Path) -> None:
 
 
 @pytest.mark.parametrize("listing", ["--syntax-check", "--list-tasks", "--list-tags", "--list-hosts"])
-def test_a_listing_is_no_run(inventory: Path, listing: str) -> None:
+def test_a_listing_is_allowed(inventory: Path, listing: str) -> None:
     status, output = playbook("deploy.yml", "-i", inventory, listing, "-e", "app_port=http")
     assert status == 0, output
 
@@ -114,14 +114,14 @@ def test_another_connection_from_the_shell_is_refused(inventory: Path) -> None:
 
 @pytest.fixture
 def booty_settings(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Have the settings of Booty's ansible.cfg, which this process has not read, and none of the shell's."""
+    """Remove the ANSIBLE_ variables of the shell that runs the tests, so that no setting is wrong."""
     for name in [name for name in os.environ if name.startswith("ANSIBLE_")]:
         monkeypatch.delenv(name)
     return monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "reason"),
     [
         (
             "ANSIBLE_NO_LOG",
@@ -132,11 +132,11 @@ def booty_settings(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         ("ANSIBLE_TASK_TIMEOUT", "5", "Ansible would give up on a step that goes on on the host."),
     ],
 )
-def test_settings_of_the_shell(booty_settings: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
+def test_settings_of_the_shell(booty_settings: pytest.MonkeyPatch, name: str, value: str, reason: str) -> None:
     assert [*run.settings()] == []
     booty_settings.setenv(name, value)
     (sentence,) = run.settings()
-    assert said in sentence
+    assert reason in sentence
     assert sentence.endswith(f"Unset {name}.")
 
 
@@ -145,8 +145,8 @@ def test_each_setting_has_a_row() -> None:
     assert len(rows) == len(run.SETTINGS)
 
 
-def test_settings_that_no_promise_depends_on(inventory: Path) -> None:
-    """Each may be a user's own; with all of them the playbooks say the same."""
+def test_settings_that_a_user_may_change(inventory: Path) -> None:
+    """A user may set each of these: with all of them a deploy still asks the host."""
     _, output = playbook(
         "deploy.yml", "-i", inventory, "-vvv", "--forks", "1", "--force-handlers",
         ANSIBLE_STRATEGY="free", ANSIBLE_GATHERING="implicit", ANSIBLE_HASH_BEHAVIOUR="merge",
@@ -157,13 +157,13 @@ def test_settings_that_no_promise_depends_on(inventory: Path) -> None:
         ANSIBLE_DUPLICATE_YAML_DICT_KEY="error", ANSIBLE_ERROR_ON_MISSING_HANDLER="false",
     )  # fmt: skip
     assert ASKED in output
-    # The user's own comes first, and an option that comes first wins.
+    # The user's ssh options come first: ssh uses the first value of an option.
     assert "SSH: EXEC ssh -C " in output
     assert "-o ServerAliveInterval=5 -o ServerAliveCountMax=3" in output
 
 
 def test_a_cutover_is_sent_once() -> None:
-    """With `retries` Ansible sends it again when the connection is lost; the host still works on the first one."""
+    """With `retries` Ansible repeats a call after a lost connection, while the host still works on the first call."""
     connection = connection_loader.get("ssh", PlayContext())
     connection.set_options(direct={"reconnection_retries": 3, "ssh_extra_args": "-C"})
     action = host_program.HostProgramAction.__new__(host_program.HostProgramAction)
@@ -177,11 +177,11 @@ def test_a_cutover_is_sent_once() -> None:
         assert connection.get_option("reconnection_retries") == 0
 
 
-# Whose ansible.cfg counts
+# The ansible.cfg that Ansible reads
 
 
 def test_from_another_folder(inventory: Path, tmp_path: Path) -> None:
-    """No ansible.cfg counts there, so Booty itself looks for inventory files that Ansible left out."""
+    """Ansible reads no ansible.cfg there, so Booty itself checks for inventory files that Ansible left out."""
     arguments = ("deploy.yml", "-i", str(inventory))
     assert ASKED in playbook(*arguments, folder=tmp_path, HOME=str(tmp_path))[1]
     typo = tmp_path / "typo.yml"
@@ -193,7 +193,7 @@ def test_from_another_folder(inventory: Path, tmp_path: Path) -> None:
     assert ASKED not in output
 
 
-def test_an_ansible_cfg_of_the_users_own(inventory: Path, tmp_path: Path) -> None:
+def test_an_ansible_cfg_in_the_users_home(inventory: Path, tmp_path: Path) -> None:
     own = tmp_path / ".ansible.cfg"
     own.write_text("[defaults]\ntask_timeout = 5\n")
     status, output = playbook("deploy.yml", "-i", inventory, folder=tmp_path, HOME=str(tmp_path))
@@ -214,7 +214,7 @@ def test_a_checkout_that_everybody_can_write_to(inventory: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_no_default_inventory_but_the_sandbox(inventory: Path, tmp_path: Path, verb: str) -> None:
+def test_another_default_inventory_is_refused(inventory: Path, tmp_path: Path, verb: str) -> None:
     (tmp_path / ".ansible.cfg").write_text(f"[defaults]\ninventory = {inventory}\n")
     shell = {"ANSIBLE_INVENTORY": str(inventory)}
     for environment in [{"HOME": str(tmp_path)}, *([shell] if verb == "deploy.yml" else [])]:
@@ -226,6 +226,6 @@ def test_no_default_inventory_but_the_sandbox(inventory: Path, tmp_path: Path, v
         assert ASKED not in output
 
 
-def test_a_default_inventory_that_is_named(inventory: Path) -> None:
+def test_a_default_inventory_that_is_also_named_is_allowed(inventory: Path) -> None:
     for option in (["-i", inventory], [f"-i{inventory}"], [f"--inventory={inventory}"]):
         assert ASKED in playbook("deploy.yml", *option, ANSIBLE_INVENTORY=str(inventory))[1]

@@ -1,4 +1,4 @@
-"""Several controllers: the playbooks under ansible-runner, as AWX drives them."""
+"""Several controllers: the playbooks under ansible-runner, as AWX runs them."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ NAME = f"{INSTANCE}-runner"
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Host], Path]]:
-    """Return two hosts that nothing was done to, and what ansible-runner calls a private data directory."""
+    """Return two new hosts and a private data directory of ansible-runner."""
     directory = tmp_path_factory.mktemp("runner")
     try:
-        found = sandbox.up(NAME, 2, with_tracker=False, inventory=directory / "inventory" / "hosts.yml")
+        hosts = sandbox.up(NAME, 2, with_tracker=False, inventory=directory / "inventory" / "hosts.yml")
         Repository(directory / "project", ".")
         (directory / "env").mkdir()
         (directory / "env/extravars").write_text(json.dumps({"app_environment": "staging"}))
-        yield found, directory
+        yield hosts, directory
     finally:
         sandbox.down(NAME)
 
 
 class Worker:
-    """A worker of its own: its caches and files are shared with no other, the downloads aside."""
+    """A worker of ansible-runner, which shares only downloaded packages with other workers."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self.home = directory.parent / f"{directory.name}-{name}"
@@ -53,7 +53,7 @@ class Worker:
         }
 
     def start(self, job: Path) -> subprocess.Popen[bytes]:
-        """Start on what `transmit` wrote; nothing else of the controller reaches the worker."""
+        """Start the worker with the output of `transmit`; nothing else of the controller reaches it."""
         with job.open("rb") as stdin, self.results.open("wb") as stdout:
             return subprocess.Popen(
                 [BIN / "ansible-runner", "worker", "--private-data-dir", self.home / "job", "--delete"],
@@ -63,13 +63,13 @@ class Worker:
             )
 
     def digests(self) -> list[str]:
-        """Return those of the archives that it built."""
+        """Return the SHA-256 digests of the archives that the worker built."""
         built = (self.home / "cache/booty/artifacts").rglob("*.tar.gz")
         return sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in built)
 
 
 def sliced(directory: Path, playbook: str, slices: dict[Worker, str]) -> list[tuple[int, str]]:
-    """Run a playbook in slices, one a worker and all at once, and return how each ended and what it printed."""
+    """Run a playbook in parallel slices, one for each worker; return the exit status and output of each slice."""
     under_way = []
     for number, (worker, limit) in enumerate(slices.items()):
         job = worker.home / "transmitted"
@@ -109,7 +109,7 @@ def test_a_deploy_in_two_slices(fleet: tuple[list[Host], Path]) -> None:
     for host in hosts:
         assert demo.health(host) == {"status": "ok", "release": sha, "environment": "staging"}
 
-    # Two machines that know nothing of each other built the same bytes.
+    # Both workers built the same bytes, independently of each other.
     first, second = (worker.digests() for worker in workers)
     assert len(first) == 2
     assert first == second

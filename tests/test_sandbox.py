@@ -30,7 +30,7 @@ NAME = "sandbox-test"
         (["198.18.9.0/24"], "198.18.9.0/24", "198.18.0.0/24"),
     ],
 )
-def test_a_network_is_chosen_that_nobody_uses(taken: list[str], preferred: str | None, chosen: str) -> None:
+def test_an_unused_network_is_chosen(taken: list[str], preferred: str | None, chosen: str) -> None:
     wish = IPv4Network(preferred) if preferred else None
     assert network.free_network(map(IPv4Network, taken), wish) == IPv4Network(chosen)
 
@@ -63,8 +63,8 @@ def test_bad_input_is_refused_before_anything_is_touched(arguments: dict[str, ob
 
 
 def test_the_inventory_checks_host_keys() -> None:
-    found = [hosts.Host("x", "x-booty1", "198.18.0.11"), hosts.Host("x", "x-booty2", "198.18.0.12")]
-    group = yaml.safe_load(hosts.inventory_text("x", found))["booty"]
+    pair = [hosts.Host("x", "x-booty1", "198.18.0.11"), hosts.Host("x", "x-booty2", "198.18.0.12")]
+    group = yaml.safe_load(hosts.inventory_text("x", pair))["booty"]
     assert group["hosts"] == {
         "x-booty1": {"ansible_host": "198.18.0.11"},
         "x-booty2": {"ansible_host": "198.18.0.12"},
@@ -85,7 +85,7 @@ def test_another_checkouts_instance_is_left_alone(tmp_path: Path, monkeypatch: p
     assert hosts.is_ours("theirs")
 
 
-def test_only_the_process_with_that_very_argument_is_killed(tmp_path: Path) -> None:
+def test_only_the_process_with_the_same_argument_is_killed(tmp_path: Path) -> None:
     mark = f"--directory={tmp_path}"
     for argument in (mark, f"{mark}/other"):
         machine.spawn(["sh", "-c", "while :; do sleep 60; done", "sh", argument], tmp_path / "log")
@@ -98,7 +98,7 @@ def test_only_the_process_with_that_very_argument_is_killed(tmp_path: Path) -> N
         machine.kill(f"{mark}/other")
 
 
-def test_a_failed_build_is_never_taken_for_a_whole_one(tmp_path: Path) -> None:
+def test_a_failed_build_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
     target = tmp_path / "cache" / "built"
 
     def fail(work: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_failed_build_is_never_taken_for_a_whole_one(tmp_path: Path) -> None:
 
 
 def left_of(name: str) -> list[str]:
-    """List what the machine still has of an instance."""
+    """List all interfaces, mounts, processes, cgroups and files of an instance."""
     digest = network.digest(name)
     links = subprocess.run(["ip", "-brief", "link"], check=True, capture_output=True, text=True).stdout
     mounts = Path("/proc/self/mounts").read_text()
@@ -131,19 +131,19 @@ def left_of(name: str) -> list[str]:
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[hosts.Host]:
-    """A host of an instance that is down before and after."""
+    """Yield a new host; check afterwards that nothing of its instance is left."""
     hosts.down(NAME)
     inventory = tmp_path / "hosts.yml"
-    (found,) = hosts.up(NAME, inventory=inventory)
+    (booted,) = hosts.up(NAME, inventory=inventory)
     assert inventory.exists()
-    yield found
+    yield booted
     hosts.down(NAME)
     assert left_of(NAME) == []
     assert not inventory.exists()
     hosts.down(NAME)
 
 
-def test_a_host_lives_through_all_that_happens_to_hosts(host: hosts.Host) -> None:
+def test_a_host_survives_a_second_up_a_reboot_and_a_crash(host: hosts.Host) -> None:
     def boot() -> str:
         return host.ssh("cat /proc/sys/kernel/random/boot_id").stdout
 
@@ -160,7 +160,7 @@ def test_a_host_lives_through_all_that_happens_to_hosts(host: hosts.Host) -> Non
     rebooted = boot()
     assert rebooted not in ("", first)
 
-    # The machine crashed: no process is left, nor the bridge, but the files are.
+    # As after a crash of the machine: the host's processes and the bridge are gone, and its files remain.
     hosts.stop(NAME, host.name)
     network.delete(NAME)
     assert not host.running
@@ -180,8 +180,8 @@ def test_a_hosts_error_reaches_the_tracker(host: hosts.Host) -> None:
     sent = host.ssh(f'python3 -c "{send}"', input="\n".join(map(json.dumps, lines)))
     assert sent.stdout == "200\n", sent.stderr
 
-    found = local.wait_for_event(lambda data: data["release"] == "r" * 40)
-    assert found.event_id == event
+    received = local.wait_for_event(lambda data: data["release"] == "r" * 40)
+    assert received.event_id == event
     with pytest.raises(TimeoutError, match="r" * 40):
         local.wait_for_event(lambda data: False, timeout=0.1)
 

@@ -1,4 +1,4 @@
-"""Secrets get to a host by the ways that docs/new-host.md tells of, are judged there, and shown nowhere."""
+"""Secrets are placed on a host as docs/new-host.md describes, checked there, and shown nowhere."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tests.load import Load
 pytestmark = pytest.mark.long
 
 PLANTED = "hunter2-in-secrets"
-# As a user of molecule/secrets meets them too.
+# The scenario molecule/secrets uses the same rows.
 ROWS = yaml.safe_load((ROOT / "tests" / "bad_secrets.yml").read_text())
 DOCUMENT = ROOT / "docs" / "new-host.md"
 
 
 @pytest.fixture
 def kept(site: Site) -> Iterator[str]:
-    """Return what the host's secrets are, and put them back afterwards."""
+    """Yield the host's secrets, and restore them after the test."""
     text = site.run("cat /etc/booty/secrets.env") + "\n"
     yield text
     site.run("rm -rf /etc/booty/secrets.env /root/elsewhere")
@@ -41,7 +41,7 @@ def planted(site: Site) -> str:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row["message"] for row in ROWS])
-def test_production_refuses_what_it_could_not_use(site: Site, kept: str, row: dict[str, str]) -> None:
+def test_production_refuses_unusable_secrets(site: Site, kept: str, row: dict[str, str]) -> None:
     if not site.host.ssh("systemctl is-active booty.service").stdout.startswith("active"):
         site.deploy()
     pid, pointer = site.pid(), site.run("sha256sum /etc/booty/release.env")
@@ -56,8 +56,8 @@ def test_production_refuses_what_it_could_not_use(site: Site, kept: str, row: di
     assert (site.pid(), site.run("sha256sum /etc/booty/release.env")) == (pid, pointer)
 
 
-def test_systemd_reads_what_is_judged_usable(site: Site, kept: str) -> None:
-    """The judge knows systemd's own reading of such a file."""
+def test_systemd_reads_all_values_of_accepted_secrets(site: Site, kept: str) -> None:
+    """Booty parses secrets.env as systemd does."""
     pem = "-----BEGIN-----\nQUJD=\n-----END-----"
     values = {"PLAIN": "a b$c#d", "SINGLE": 'back\\slash "quoted"', "DOUBLE": "it's", "PEM": pem, "EMPTY": ""}
     lines = [f"SENTRY_DSN={site.tracker.dsn}", "# a comment", "PLAIN=a b$c#d", "SINGLE='back\\slash \"quoted\"'"]
@@ -68,15 +68,15 @@ def test_systemd_reads_what_is_judged_usable(site: Site, kept: str) -> None:
     environ = site.run(
         f"systemd-run --quiet --pipe --wait -p EnvironmentFile=/etc/booty/secrets.env python3 -c '{read}'"
     )
-    found: dict[str, Any] = yaml.safe_load(environ)
-    assert {name: found.get(name, "") for name in values} == values
+    received: dict[str, Any] = yaml.safe_load(environ)
+    assert {name: received.get(name, "") for name in values} == values
 
 
 def command_of(output: str) -> str:
     """Return the command that a playbook printed for placing the secrets."""
-    found = re.search(r"(ssh .*? \"(?:sudo )?sh -c '.*?'\")", " ".join(output.split()))
-    assert found, output
-    return found[1]
+    match = re.search(r"(ssh .*? \"(?:sudo )?sh -c '.*?'\")", " ".join(output.split()))
+    assert match, output
+    return match[1]
 
 
 def mode(site: Site) -> str:
@@ -86,7 +86,7 @@ def mode(site: Site) -> str:
 def test_typed_over_ssh(site: Site, kept: str) -> None:
     site.run("rm /etc/booty/secrets.env")
     command = command_of(site.play("bootstrap.yml").output)
-    # A terminal, since a person types: Ctrl-D ends the file.
+    # The test types into a terminal, as a person does; Ctrl-D ends the file.
     terminal, end = pty.openpty()
     with subprocess.Popen(command, shell=True, stdin=end) as typing:
         for line in planted(site).splitlines():
@@ -103,19 +103,19 @@ def test_typed_over_ssh(site: Site, kept: str) -> None:
 
 
 def documented(language: str, word: str) -> str:
-    """Return the block of the document that a user would copy."""
+    """Return the code block of the document that has a word."""
     blocks = re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    (found,) = (block for block in blocks if word in block)
-    return str(found)
+    (match,) = (block for block in blocks if word in block)
+    return str(match)
 
 
 def on_host(site: Site, line: str) -> str:
-    """Return a command of the document with the test's own host in it."""
+    """Return a command of the document, changed to the test's host."""
     ssh = " ".join(["ssh", *hosts.ssh_options(site.host.instance), f"root@{site.host.address}"])
     return line.replace("ssh deploy@web1.example.com", ssh).replace("sudo ", "")
 
 
-def test_nothing_typed_keeps_what_is_there(site: Site, kept: str) -> None:
+def test_empty_input_keeps_the_secrets(site: Site, kept: str) -> None:
     typed = re.search(r"^ssh deploy@web1.*$", DOCUMENT.read_text(), re.MULTILINE)
     assert typed
     line = on_host(site, typed[0])
@@ -124,7 +124,7 @@ def test_nothing_typed_keeps_what_is_there(site: Site, kept: str) -> None:
 
 
 def test_a_line_of_the_secrets_does_not_override_the_unit(site: Site, kept: str) -> None:
-    """Also where nobody judged it: the file was changed after the deploy, and the service restarted."""
+    """This holds for an unchecked file too: here secrets.env changes after the deploy, and the service restarts."""
     if not site.host.ssh("systemctl is-active booty.service").stdout.startswith("active"):
         site.deploy()
     stray = {"BOOTY_DRAIN_SECONDS": "300", "BOOTY_UNIT": "x", "BOOTY_CANDIDATE": "true", "WEB_CONCURRENCY": "auto"}
@@ -134,7 +134,7 @@ def test_a_line_of_the_secrets_does_not_override_the_unit(site: Site, kept: str)
     assert {"BOOTY_DRAIN_SECONDS=30", "WEB_CONCURRENCY=auto"} <= set(environ)
     assert not {"BOOTY_UNIT=x", "BOOTY_CANDIDATE=true"} & set(environ)
     assert site.health()["status"] == "ok"
-    played = site.play("deploy.yml")  # to staging, where a missing DSN would not matter
+    played = site.play("deploy.yml")  # app_environment is staging, where a missing DSN is no error
     assert played.status != 0
     assert "sets BOOTY_DRAIN_SECONDS, which the unit sets: remove it, and set app_drain_seconds in" in " ".join(
         played.output.split()
@@ -143,8 +143,8 @@ def test_a_line_of_the_secrets_does_not_override_the_unit(site: Site, kept: str)
     assert site.deploy().recap(site.host.name)["changed"] == 0
 
 
-def test_as_much_as_is_judged_usable_starts(site: Site, kept: str) -> None:
-    """The kernel's limits are those that the judge knows, in the unit's own way of starting."""
+def test_the_service_starts_with_the_largest_accepted_secrets(site: Site, kept: str) -> None:
+    """Booty's limits for secrets.env are the kernel's limits for the environment of the unit's process."""
     big = f"BIG={'x' * (131_071 - len('BIG='))}\n"
     site.place_secrets(kept + big + "".join(f"V{number:02}={'x' * 129_000}\n" for number in range(14)))
     site.deploy(app_restart="true")
@@ -163,7 +163,7 @@ PASSWORD = {
 
 @pytest.mark.parametrize("tool", PASSWORD)
 def test_decrypted_here_and_piped(site: Site, kept: str, tmp_path: Path, tool: str) -> None:
-    """Each as the document shows it, but with the test's own host and with the password from a file."""
+    """Runs the command of the document, but with the test's host and with the password in a file."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     if not shutil.which(tool, path=path):
         pytest.skip(f"{tool} is not installed here")
@@ -197,7 +197,7 @@ def test_decrypted_here_and_piped(site: Site, kept: str, tmp_path: Path, tool: s
 
 
 def test_written_by_a_provisioner_before_the_first_bootstrap(site: Site) -> None:
-    """As cloud-init's write_files does it: before Booty was ever there."""
+    """cloud-init's write_files places the secrets before Booty has run on the host."""
     (file,) = yaml.safe_load(documented("yaml", "write_files"))["write_files"]
     content = file["content"].replace("https://KEY@HOST/PROJECT", site.tracker.dsn)
     site.bare.ssh("rm -rf /etc/booty")

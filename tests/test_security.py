@@ -1,6 +1,6 @@
-"""What an attacker meets who runs code of their own in the service: docs/security.md is the table of it.
+"""Attempts of an attacker who runs code in the service; docs/security.md has a table of them.
 
-A release of the test's own asks from inside, under the very unit that serves.
+A release of the test makes each attempt from within the service's own unit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import ROOT, ROUTES, Site
 
-# Each tries one thing and returns what it got; an OSError's name is the answer too.
+# Each probe makes one attempt and returns its outcome, or the name of the errno of an OSError.
 PROBES = """
 import ctypes, errno, mmap, os, pathlib, resource, signal, socket, subprocess
 libc = ctypes.CDLL(None, use_errno=True)
@@ -129,7 +129,7 @@ def probe(name: str, argument: str = "") -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def probe(site: Site) -> Iterator[Callable[..., str]]:
-    """Return a function that lets the service try something, on a release that does what it is told."""
+    """Deploy a release with the probes, and yield a function that calls one of them."""
     site.release(text=ROUTES + PROBES)
     site.deploy()
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -145,7 +145,7 @@ def probe(site: Site) -> Iterator[Callable[..., str]]:
     site.deploy()
 
 
-# What is tried, with what, and what comes of it. Each row's first column is one of the table in docs/security.md.
+# Attempt, probe, argument and expected outcome. The attempts are the first column of the table in docs/security.md.
 TRIED = [
     ("write outside its state", "write", "/etc/probe", "EROFS"),
     ("write outside its state", "write", "/usr/bin/probe", "EROFS"),
@@ -190,17 +190,17 @@ TRIED = [
 ]
 
 
-def test_what_is_its_own_can_be_written(probe: Callable[..., str]) -> None:
+def test_the_service_can_write_its_state(probe: Callable[..., str]) -> None:
     assert probe("control") == "done"
 
 
 @pytest.mark.parametrize(
-    ("what", "name", "argument", "outcome"),
+    ("attempt", "name", "argument", "outcome"),
     TRIED,
     ids=[f"{row[0]}: {row[1]} {row[2]}" for row in TRIED],
 )
-def test_a_way_out_is_closed(
-    site: Site, probe: Callable[..., str], what: str, name: str, argument: str, outcome: str
+def test_an_attempt_fails(
+    site: Site, probe: Callable[..., str], attempt: str, name: str, argument: str, outcome: str
 ) -> None:
     if argument == "/tmp/of-somebody":
         site.run(f"touch {argument}")
@@ -209,18 +209,18 @@ def test_a_way_out_is_closed(
     assert re.fullmatch(outcome, probe(name, argument)), probe(name, argument)
 
 
-def test_no_devices_but_harmless_ones(probe: Callable[..., str]) -> None:
-    found = set(re.findall(r"'(\S+)'", probe("devices")))
+def test_only_harmless_devices_exist(probe: Callable[..., str]) -> None:
+    devices = set(re.findall(r"'(\S+)'", probe("devices")))
     harmless = {"null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm", "fd", "core", "log"}
-    assert found - harmless - {"stdin", "stdout", "stderr", "mqueue", "hugepages", "char"} == set()
+    assert devices - harmless - {"stdin", "stdout", "stderr", "mqueue", "hugepages", "char"} == set()
 
 
-# What docs/security.md says of bounding what a release may write.
+# The lines with which docs/security.md limits the files that a release may write.
 BOUND = "PrivateTmp=false\nTemporaryFileSystem=/tmp:size=16M,mode=1777 /var/tmp:size=16M,mode=1777"
 
 
-def test_a_full_disk_is_its_own(site: Site, probe: Callable[..., str]) -> None:
-    """With a file system of its own for its state, and bounded ones in memory for what is temporary."""
+def test_a_release_can_fill_only_its_own_disk(site: Site, probe: Callable[..., str]) -> None:
+    """The state is on a file system of its own; temporary files are on limited ones in memory."""
     drop_in = "/run/systemd/system/booty.service.d"
     assert all(line.replace("16M", "64M") in (ROOT / "docs/security.md").read_text() for line in BOUND.splitlines())
     restart = "systemctl daemon-reload && systemctl start booty.service"
@@ -240,14 +240,14 @@ def test_a_full_disk_is_its_own(site: Site, probe: Callable[..., str]) -> None:
 def test_memory_and_processes_are_bounded(
     site: Site, probe: Callable[..., str], controller: str, name: str, argument: str
 ) -> None:
-    """What is too much fails, or ends the service, which starts again; the host is not hurt."""
+    """Too much memory or too many processes fail or end the service, which then starts again."""
     if controller not in site.run("cat /sys/fs/cgroup/cgroup.controllers").split():
         pytest.skip(f"this machine's kernel gives sandbox hosts no {controller} controller: it has them as cgroups v1")
     site.deploy(app_memory_max="300M", app_tasks_max="100")
     try:
         try:
             outcome = probe(name, argument)
-        except OSError:  # cut by the kernel's end of the process
+        except OSError:  # the kernel killed the process during the request
             outcome = "killed"
         assert outcome in {"EAGAIN", "killed"}
         site.wait_for("systemctl is-active --quiet booty.service")
@@ -256,7 +256,7 @@ def test_memory_and_processes_are_bounded(
         site.deploy()
 
 
-def test_the_document_lists_every_way() -> None:
+def test_the_document_lists_every_attempt() -> None:
     text = (ROOT / "docs" / "security.md").read_text()
     rows = re.findall(r"^\| ([^|]+?) \|", text, re.MULTILINE)
-    assert {what for what, *_ in TRIED} <= set(rows)
+    assert {attempt for attempt, *_ in TRIED} <= set(rows)

@@ -1,4 +1,4 @@
-"""A release on the host is whole, or it is not there."""
+"""A release on the host is complete or absent."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_it_is_unpacked_and_compiled(archive: Path, tmp_path: Path) -> None:
+def test_an_archive_is_unpacked_and_compiled(archive: Path, tmp_path: Path) -> None:
     dest = tmp_path / "releases" / "abc"
     dest.parent.mkdir()
     unpack(archive, sha256(archive), dest)
     assert (dest / "bin/python").readlink() == Path("/usr/bin/python3")
     (compiled,) = dest.rglob("*.pyc")
-    # The traceback of a running release names its final place.
+    # The compiled code has the final path, so that tracebacks of the running release name it.
     assert str(dest / "lib/app.py").encode() in compiled.read_bytes()
     assert [path.name for path in dest.parent.iterdir()] == ["abc"]
 
@@ -70,24 +70,24 @@ def test_a_failure_leaves_nothing(archive: Path, tmp_path: Path, monkeypatch: py
     assert [path.name for path in tmp_path.iterdir()] == ["archive.tar.gz"]
 
 
-def test_two_deploys_of_the_same_release_make_it_once(
+def test_two_deploys_of_one_release_unpack_it_once(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, compile_dir = [], compileall.compile_dir
+    calls, compile_dir = [], compileall.compile_dir
 
     def slowly(*arguments: Any, **options: Any) -> None:
-        made.append(arguments[0])
+        calls.append(arguments[0])
         time.sleep(0.2)
         compile_dir(*arguments, **options)
 
     monkeypatch.setattr(compileall, "compile_dir", slowly)
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda _: unpack(archive, sha256(archive), tmp_path / "abc"), range(3)))
-    assert len(made) == 1
+    assert len(calls) == 1
     assert (tmp_path / "abc/lib/app.py").exists()
 
 
-def test_what_a_killed_run_left_is_removed(archive: Path, tmp_path: Path) -> None:
+def test_the_files_of_a_killed_run_are_removed(archive: Path, tmp_path: Path) -> None:
     abandoned = tmp_path / ".abc.x1y2"
     abandoned.mkdir()
     (abandoned / "half").touch()

@@ -1,4 +1,4 @@
-"""One screen for the fleet: what hosts answer, how it is judged, and how it is shown."""
+"""status.yml: the answers of hosts, the levels and notes that follow from them, and their views."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def judged(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("given", "level", "notes"),
+    ("host_answer", "level", "notes"),
     [
         (answer(), "ok", []),
         (answer(drift=[]), "ok", []),
@@ -122,8 +122,8 @@ def judged(**changes: Any) -> dict[str, Any]:
         ({"rc": 1, "msg": "sudo: a password is required\nmore"}, "broken", ["no answer: sudo: a password is required"]),
     ],
 )
-def test_judge(given: dict[str, Any], level: str, notes: list[str]) -> None:
-    row = judge("web1", given)
+def test_judge(host_answer: dict[str, Any], level: str, notes: list[str]) -> None:
+    row = judge("web1", host_answer)
     assert row["level"] == level
     assert len(row["notes"]) == len(notes)
     for note, expected in zip(row["notes"], notes, strict=True):
@@ -140,7 +140,7 @@ def test_rows_of_several_apps_have_both_names() -> None:
     assert fleet.summary(rows)["hosts"] == 2
 
 
-def test_a_host_that_is_broken_or_drifts_makes_the_exit_status() -> None:
+def test_a_broken_or_drifting_host_fails_the_run() -> None:
     rows = [judged(), judged(candidate={"release": B}), judged(tracker=None)]
     assert fleet.fault(rows, []) is None
     assert fleet.fault([*rows, judged(drift=["x"])], []) == "A deploy would change: web1."
@@ -175,7 +175,7 @@ def test_ago(at: str, expected: str) -> None:
     assert fleet.ago(at, NOW) == expected
 
 
-def test_the_table_shows_what_differs_and_fits() -> None:
+def test_the_table_shows_differences_and_fits_the_terminal() -> None:
     rows = [
         judged(),
         judge("web2", answer(disk={**LABELS, "release": B})),
@@ -210,17 +210,17 @@ def test_the_page_is_self_contained_and_escapes() -> None:
     assert not re.search(r"(src=|href=|url\(|@import)", page)
 
 
-# The host's side
+# On the host
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"), [("@1764000000", "2025-11-24T16:00:00+00:00"), ("", None), ("n/a", None), ("@", None)]
+    ("timestamp", "expected"), [("@1764000000", "2025-11-24T16:00:00+00:00"), ("", None), ("n/a", None), ("@", None)]
 )
-def test_since(told: str, expected: str | None) -> None:
-    assert status.since(told) == expected
+def test_since(timestamp: str, expected: str | None) -> None:
+    assert status.since(timestamp) == expected
 
 
-def test_a_lease_is_seen_without_taking_the_lock(tmp_path: Path) -> None:
+def test_a_lease_is_read_without_taking_the_lock(tmp_path: Path) -> None:
     app = App("shop", tmp_path)
     assert lease.holder(app, "") is None
     app.lock.parent.mkdir()
@@ -243,8 +243,8 @@ def test_the_last_result() -> None:
     assert status.last(f"{proving}\n{older}") == {"message": "proving", "at": "2025-11-24T16:00:01+00:00"}
     assert status.last(older) == {"at": "2025-11-24T16:00:00+00:00"}
     ended = record(1_764_000_002, MESSAGE="serving", BOOTY_RESULT="switched", BOOTY_FROM=A, BOOTY_BY="anna")
-    told = {"message": "serving", "result": "switched", "from": A, "by": "anna", "at": "2025-11-24T16:00:02+00:00"}
-    assert status.last(f"{proving}\n{ended}\n{older}") == told
+    shown = {"message": "serving", "result": "switched", "from": A, "by": "anna", "at": "2025-11-24T16:00:02+00:00"}
+    assert status.last(f"{proving}\n{ended}\n{older}") == shown
 
 
 # On a real host
@@ -252,15 +252,15 @@ def test_the_last_result() -> None:
 
 @pytest.fixture
 def rows(site: Site, tmp_path: Path) -> Callable[..., tuple[Play, dict[str, dict[str, Any]]]]:
-    """Return a function that asks for the site's host, and for one where nobody answers."""
+    """Return a function that runs status.yml for the site's host, or also for one that does not answer."""
     away = tmp_path / "away.yml"
     away.write_text("booty: {hosts: {away: {ansible_host: 127.0.0.1, ansible_port: 1}}}\n")
 
     def ask(limit: str = "", *arguments: str, **variables: str) -> tuple[Play, dict[str, dict[str, Any]]]:
         file = tmp_path / "status.json"
-        given = {**site.variables, "status_format": "json", "status_file": str(file), **variables}
+        all_variables = {**site.variables, "status_format": "json", "status_file": str(file), **variables}
         limits = ["-i", str(away), "--limit", limit or site.host.name]
-        played = start("status.yml", site.inventory, given, *limits, *arguments).end()
+        played = start("status.yml", site.inventory, all_variables, *limits, *arguments).end()
         assert file.is_file(), played.output
         app = variables.get("app_name", "booty")
         shown = [row for row in json.loads(file.read_text())["hosts"] if row["app"] in {app, None}]
@@ -277,13 +277,13 @@ def test_every_host_is_a_row(site: Site, rows: Ask) -> None:
     site.deploy()
     sha = site.release()
     site.deploy()
-    played, told = rows("booty")
+    played, hosts = rows("booty")
     assert played.status != 0
     assert "Broken: " in played.output
-    assert set(told) == {site.host.name, site.bare.name, "away"}
-    row = told[site.host.name]
+    assert set(hosts) == {site.host.name, site.bare.name, "away"}
+    row = hosts[site.host.name]
     labels = {"release": sha, "environment": "staging"}
-    # The other host may serve what an earlier test deployed to it.
+    # Leave out the note about two releases: the other host may serve the release of an earlier test.
     assert [note for note in row["notes"] if not note.endswith("releases of staging")] == []
     assert row["level"] == ("look" if row["notes"] else "ok")
     assert (row["memory"], row["disk"], row["health"]) == (labels, labels, {"status": 200, **labels})
@@ -293,11 +293,11 @@ def test_every_host_is_a_row(site: Site, rows: Ask) -> None:
     assert row["last"]["release"] == sha
     assert abs((datetime.now(UTC) - datetime.fromisoformat(row["since"])).total_seconds()) < 600
     assert row["free"]["bytes"] > 0
-    assert told["away"]["level"] == "broken"
-    assert "Connection refused" in told["away"]["notes"][0]
+    assert hosts["away"]["level"] == "broken"
+    assert "Connection refused" in hosts["away"]["notes"][0]
 
 
-def test_the_screen_is_all_there_is(site: Site) -> None:
+def test_the_screen_is_the_only_output(site: Site) -> None:
     site.deploy()
     played = site.play("status.yml", status_format="json")
     assert played.status == 0, played.output
@@ -308,7 +308,7 @@ def test_the_screen_is_all_there_is(site: Site) -> None:
     assert f"{site.health()['release']}"[:9] in played.output
 
 
-def test_another_app_of_the_host_is_not_this_one(site: Site, rows: Ask) -> None:
+def test_the_status_of_another_app_of_the_host(site: Site, rows: Ask) -> None:
     """The call names the app, so the answer is about that app's units, paths and records alone."""
     site.deploy()
     row = rows(app_name="shop")[1][site.host.name]
@@ -316,8 +316,8 @@ def test_another_app_of_the_host_is_not_this_one(site: Site, rows: Ask) -> None:
     assert rows()[1][site.host.name]["last"]["result"] == "switched"
 
 
-def test_json_is_json_also_when_something_fails(site: Site, tmp_path: Path) -> None:
-    """Standard output is one document, whatever is wrong: the failure is a row, and its words go to standard error."""
+def test_json_stays_json_when_a_host_fails(site: Site, tmp_path: Path) -> None:
+    """Standard output is one JSON document. A failed host is a row of it; the message goes to standard error."""
     site.run(
         "id sandra || useradd --create-home --shell /bin/bash sandra; mkdir -p ~sandra/.ssh;"
         "cp ~/.ssh/authorized_keys ~sandra/.ssh/; chown -R sandra: ~sandra/.ssh"
@@ -337,17 +337,17 @@ def test_json_is_json_also_when_something_fails(site: Site, tmp_path: Path) -> N
     inventory = tmp_path / "hosts.yml"
     inventory.write_text(json.dumps({"booty": {"hosts": hosts}, "other": {"hosts": {"else": {}}}}))
     command = [str(Path(sys.executable).parent / "ansible-playbook"), "status.yml", "-i", str(inventory)]
-    found, messages = {}, {}
+    results, messages = {}, {}
     for limit in ("booty", "sandra", "else", "web"):
         arguments = ["--limit", limit, "-e", "status_format=json"]
         done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
         document = json.loads(done.stdout)
-        found[limit] = (done.returncode, {row["host"]: (row["level"], row["notes"][:1]) for row in document["hosts"]})
+        results[limit] = (done.returncode, {row["host"]: (row["level"], row["notes"][:1]) for row in document["hosts"]})
         assert document["summary"]["hosts"] == len(document["hosts"])
         assert (document["message"] or "").splitlines()[:1] == done.stderr.removeprefix("[ERROR]: ").splitlines()[:1]
         messages[limit] = document["message"]
     refused = ("broken", ["gives no answer: Task failed: Missing sudo password"])
-    assert found["booty"] == (
+    assert results["booty"] == (
         2,
         {
             "anchor": ("broken", ["gives no answer: Task failed: the connection plugin 'nosuch' was not found"]),
@@ -355,13 +355,13 @@ def test_json_is_json_also_when_something_fails(site: Site, tmp_path: Path) -> N
             "web": ("ok", []),
         },
     )
-    assert found["sandra"] == (2, {"sandra": refused})
-    assert found["web"] == (0, {"web": ("ok", [])})
-    assert found["else"] == (4, {})
+    assert results["sandra"] == (2, {"sandra": refused})
+    assert results["web"] == (0, {"web": ("ok", [])})
+    assert results["else"] == (4, {})
     assert "has no host in the group 'booty' that --limit else leaves" in messages["else"]
 
 
-def test_disk_and_memory_that_differ_stand_out(site: Site, rows: Ask) -> None:
+def test_a_release_on_disk_that_differs_from_memory_is_broken(site: Site, rows: Ask) -> None:
     site.deploy()
     sha = site.health()["release"]
     site.run(
@@ -371,7 +371,7 @@ def test_disk_and_memory_that_differ_stand_out(site: Site, rows: Ask) -> None:
         played, told = rows()
         assert played.status != 0
         assert f"Broken: {site.host.name}." in played.output
-        # The service says so itself.
+        # The release in memory is the service's own answer.
         assert f"release in memory is {sha}, on disk {B}" in told[site.host.name]["notes"]
         assert told[site.host.name]["level"] == "broken"
     finally:
@@ -451,7 +451,7 @@ def test_drift(site: Site, rows: Ask) -> None:
     assert f"A deploy would change: {site.host.name}." in played.output
     assert told[site.host.name]["drift"] == [f"release {old} → {new}", "booty.service differs"]
     assert (site.pid(), site.run(files)) == (pid, disk)
-    # Against what is there, there is none.
+    # Compared with the running release, there is no drift.
     assert rows(app_drift="true", app_release=str(old))[1][site.host.name]["drift"] == []
     assert rows()[1][site.host.name]["drift"] is None
 
@@ -461,7 +461,7 @@ def test_drift(site: Site, rows: Ask) -> None:
 
 @pytest.fixture(scope="module")
 def chromium() -> str:
-    """Return a browser; it is Debian's, and installed when it is not there."""
+    """Return the path of Debian's chromium, which is installed if it is missing."""
     if not shutil.which("chromium"):
         if os.geteuid() or not shutil.which("apt-get"):
             pytest.skip("the page is looked at with Debian's chromium: apt-get install chromium")
@@ -470,7 +470,7 @@ def chromium() -> str:
 
 
 class Served(http.server.SimpleHTTPRequestHandler):
-    """Serves a directory, and notes what was asked for."""
+    """Serves a directory, and records the paths of all requests."""
 
     def log_message(self, *_: Any) -> None:
         self.server.asked.append(self.path)  # type: ignore[attr-defined]
@@ -488,10 +488,10 @@ def served(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
         thread.join()
 
 
-# The page runs no script, by its own policy; a frame around it measures it, at a width that a window can't have.
-FRAME = """<iframe id="page" src="status.html" width="WIDTH" height="2000"></iframe><pre id="told"></pre><script>
+# The page's policy forbids scripts, so a script around an iframe measures it, at widths that no window can have.
+FRAME = """<iframe id="page" src="status.html" width="WIDTH" height="2000"></iframe><pre id="measured"></pre><script>
 document.getElementById("page").onload = ({target}) => {
-  const view = target.contentDocument, seen = []
+  const view = target.contentDocument, nodes = []
   const channels = (color) => color.match(/[0-9.]+/g).map(Number)
   const luminance = (color) => channels(color).slice(0, 3)
     .map((c) => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
@@ -504,12 +504,12 @@ document.getElementById("page").onload = ({target}) => {
     const shown = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim())
     if (!shown || !node.offsetParent) continue
     const [low, high] = [luminance(getComputedStyle(node).color), luminance(ground(node))].sort((a, b) => a - b)
-    seen.push([node.textContent.trim(), (high + 0.05) / (low + 0.05)])
+    nodes.push([node.textContent.trim(), (high + 0.05) / (low + 0.05)])
   }
-  document.getElementById("told").textContent = JSON.stringify({
+  document.getElementById("measured").textContent = JSON.stringify({
     ground: luminance(getComputedStyle(view.body).backgroundColor),
     overflow: view.documentElement.scrollWidth - view.documentElement.clientWidth,
-    faint: seen.filter(([, contrast]) => contrast < 4.5), seen: seen.map(([text]) => text),
+    faint: nodes.filter(([, contrast]) => contrast < 4.5), texts: nodes.map(([text]) => text),
     scripts: view.querySelectorAll("script").length,
   })
 }
@@ -520,16 +520,16 @@ document.getElementById("page").onload = ({target}) => {
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_in_a_browser(chromium: str, served: Any, tmp_path: Path, width: int, dark: bool) -> None:
-    """It is readable in both schemes, fits a phone, asks for nothing else, and runs nothing that a host says."""
+    """The page is readable in both color schemes, fits a phone, loads no other file and runs no text of a host."""
     evil = "<script>document.title = 'owned'</script><img src=/owned>"
-    given = {
+    answers = {
         "web1.internal": answer(),
         "web2.internal": answer(disk={**LABELS, "release": B}, candidate={"release": B}),
         "a-host-with-a-rather-long-name.eu-central-1.compute.internal": answer(last={**WENT_BACK, "message": evil}),
         "web4.internal": {"unreachable": True, "msg": "no route"},
         "web5.internal": answer(free={"bytes": 1, "share": 0.0}, drift=[f"release {A} → {B}"], tracker=None),
     }
-    page = fleet.page(TEMPLATE, fleet.rows_of(given), NOW)
+    page = fleet.page(TEMPLATE, fleet.rows_of(answers), NOW)
     (tmp_path / "status.html").write_text(page)
     (tmp_path / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
     quiet = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"
@@ -537,14 +537,14 @@ def test_the_page_in_a_browser(chromium: str, served: Any, tmp_path: Path, width
     flags += [f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={int(not dark)}"]
     address = f"http://127.0.0.1:{served.server_address[1]}/frame.html"
     done = subprocess.run([chromium, *flags, address], capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r'<pre id="told">(.+?)</pre>', done.stdout, re.DOTALL)
-    assert found, done.stdout + done.stderr
-    told = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
-    assert (told["ground"] < 0.2) is dark
-    assert told["overflow"] == 0
-    assert told["faint"] == []
-    assert {*given} <= {text.split()[0] for text in told["seen"]}
-    assert told["scripts"] == 0
-    assert any(evil in text for text in told["seen"])
-    # A browser asks any site for its icon.
+    match = re.search(r'<pre id="measured">(.+?)</pre>', done.stdout, re.DOTALL)
+    assert match, done.stdout + done.stderr
+    measured = json.loads(match[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert (measured["ground"] < 0.2) is dark
+    assert measured["overflow"] == 0
+    assert measured["faint"] == []
+    assert {*answers} <= {text.split()[0] for text in measured["texts"]}
+    assert measured["scripts"] == 0
+    assert any(evil in text for text in measured["texts"])
+    # A browser requests /favicon.ico from every site.
     assert {*served.asked} - {"/favicon.ico"} == {"/frame.html", "/status.html"}

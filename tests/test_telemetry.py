@@ -1,4 +1,4 @@
-"""Errors of the real service on a real host, in a real tracker: each once, rightly labelled, without secrets."""
+"""Errors of the real service in a real tracker: each arrives once, with the right labels and without secrets."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Planned(RuntimeError):
 
 
 def once(moment: str) -> None:
-    """Fail at the moment that a file names, which is then gone: the next start finds all well."""
+    """Fail if a file has this name, and remove the file, so that the next start succeeds."""
     with suppress(FileNotFoundError):
         STATE.joinpath(moment).unlink()
         raise Planned(moment)
@@ -132,7 +132,7 @@ async def large() -> None:
 @router.get("/ten/{number}")
 async def ten(number: int) -> None:
     STATE.joinpath(f"ten-{number}").touch()
-    while len(list(STATE.glob("ten-*"))) < 10:  # in whichever process
+    while len(list(STATE.glob("ten-*"))) < 10:  # in all processes together
         await asyncio.sleep(0.001)
     if number == 0:
         os.kill(int(os.environ["SYSTEMD_EXEC_PID"]), signal.SIGTERM)  # of the main process
@@ -141,7 +141,7 @@ async def ten(number: int) -> None:
 
 @router.get("/blocked")
 def blocked(seconds: float) -> None:
-    time.sleep(seconds)  # in a thread, which nobody can cut
+    time.sleep(seconds)  # in a thread, which can't be cancelled
 
 
 async def read(request: Request) -> bytes:
@@ -150,7 +150,7 @@ async def read(request: Request) -> bytes:
 
 @router.post("/leak/{part}")
 def leak(request: Request, part: str, body: bytes = Depends(read)) -> None:
-    """Take secrets to wherever they could leak from; each comes in by the client, or from a variable."""
+    """Put secrets into all data that an event or a log line has. They come from the request and from variables."""
     secret, log = os.environ["PLANTED"], logging.getLogger("shop")
     log.info("using %s", secret)
     log.error("can't use %s", secret, extra={"other": secret})
@@ -186,7 +186,7 @@ def release(site: Site, request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def ask(site: Site, path: str, body: str | None = None, **headers: str) -> int:
-    """Return the status of the answer, 200 also when it breaks off."""
+    """Send a request and return the status of the answer, also if its body is incomplete."""
     with closing(http.client.HTTPConnection(site.host.address, 8000, timeout=20)) as connection:
         connection.request("POST" if body else "GET", path, body, {"Connection": "close", **headers})
         with connection.getresponse() as answer:
@@ -196,7 +196,7 @@ def ask(site: Site, path: str, body: str | None = None, **headers: str) -> int:
 
 
 def received(site: Site, known: set[str], count: int) -> list[dict[str, Any]]:
-    """Wait for so many events, and a moment longer in case that there are more; return what came."""
+    """Wait for `count` new events, and one more second in case that there are more; return all of them."""
     deadline = time.monotonic() + 20
     while len(new := {event["id"] for event in site.tracker.events()} - known) < count and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -291,7 +291,7 @@ def processes(site: Site) -> list[str]:
 
 
 def check_labels(site: Site, sha: str) -> None:
-    """Check what each process was started with, and what errors of all of them say."""
+    """Check the labels in the environment of each process and in the events of all of them."""
     workers = int(site.variables["app_workers"])
     pids = processes(site)
     assert len(pids) == (1 if workers == 1 else 1 + workers)
@@ -318,14 +318,14 @@ def test_labels_are_right_after_a_deploy_a_rollback_a_kill_and_a_reboot(site: Si
     *_, victim = processes(site)
     site.run(f"kill -KILL {victim}")
     site.wait_for(f"! test -d /proc/{victim} && systemctl is-active booty.service")
-    assert site.health()["release"] == release  # the socket holds who comes too early
+    assert site.health()["release"] == release  # the socket queues the request until the service is ready
     assert victim not in processes(site)
     check_labels(site, release)
     hosts.reboot(site.host.instance, site.host.name)
     check_labels(site, release)
 
 
-def test_a_secret_shows_neither_in_an_event_nor_in_the_journal(site: Site, release: str) -> None:
+def test_a_secret_is_neither_in_an_event_nor_in_the_journal(site: Site, release: str) -> None:
     secrets = site.run("cat /etc/booty/secrets.env")
     site.place_secrets(f"{secrets}\nPLANTED={PLANTED}\nDATABASE_URL=postgres://shop:pw-of-db@db.example/shop\n")
     try:
@@ -366,24 +366,24 @@ def test_the_candidate_s_gate_is_one_event_of_its_release(site: Site, release: s
     (event,) = received(site, before, 1)
     assert event["message"] == "Booty release is being proven"
     assert (event["release"], event["environment"], event["level"]) == (sha, "staging", "info")
-    site.release()  # not to be deployed again by a test that expects one event
+    site.release()  # so that a test that expects one event does not deploy this release again
 
 
-# --- a tracker of one's own CA, behind a proxy ----------------------------------------------------------
+# --- a tracker with a private CA, behind a proxy --------------------------------------------------------
 
 
 class Passing(socketserver.StreamRequestHandler):
-    """Passes on what comes, in both directions, to where `there` says."""
+    """Forwards all bytes, in both directions, between a client and the address of `destination`."""
 
-    def there(self) -> tuple[str, int]:
-        """Return the place to pass on to, that of the server by default."""
+    def destination(self) -> tuple[str, int]:
+        """Return the address to connect to, by default the `target` of the server."""
         return self.server.target  # type: ignore[attr-defined, no-any-return]
 
     def handle(self) -> None:
-        with socket.create_connection(self.there(), timeout=20) as there:
-            thread = threading.Thread(target=self._pass, args=(there, self.connection))
+        with socket.create_connection(self.destination(), timeout=20) as upstream:
+            thread = threading.Thread(target=self._pass, args=(upstream, self.connection))
             thread.start()
-            self._pass(self.connection, there)
+            self._pass(self.connection, upstream)
             thread.join()
 
     @staticmethod
@@ -395,9 +395,9 @@ class Passing(socketserver.StreamRequestHandler):
 
 
 class Tunnel(Passing):
-    """An HTTP proxy's CONNECT."""
+    """An HTTP proxy that answers CONNECT."""
 
-    def there(self) -> tuple[str, int]:
+    def destination(self) -> tuple[str, int]:
         host, port = self.rfile.readline().split()[1].decode().split(":")
         while self.rfile.readline().strip():
             pass
@@ -408,7 +408,7 @@ class Tunnel(Passing):
 
 @contextmanager
 def passing(address: str, handler: type[Passing], target: tuple[str, int] | None = None) -> Iterator[Any]:
-    """Serve it on this machine, as the hosts see it."""
+    """Run a server with the handler on an address of this machine that hosts reach."""
     with socketserver.ThreadingTCPServer((address, 0), handler, bind_and_activate=True) as server:
         server.daemon_threads, server.block_on_close = True, False
         server.target, server.asked = target, []  # type: ignore[attr-defined]
@@ -418,7 +418,7 @@ def passing(address: str, handler: type[Passing], target: tuple[str, int] | None
 
 
 @pytest.mark.long
-def test_a_tracker_of_one_s_own_ca_behind_a_proxy(site: Site, release: str, tmp_path: Path) -> None:
+def test_a_tracker_with_a_private_ca_behind_a_proxy(site: Site, release: str, tmp_path: Path) -> None:
     parts = urlsplit(site.tracker.dsn)
     assert parts.hostname
     assert parts.port
@@ -471,10 +471,10 @@ def test_a_tracker_of_one_s_own_ca_behind_a_proxy(site: Site, release: str, tmp_
             site.deploy(app_restart="true", app_release=release)
 
 
-# --- a tracker that is of no use ------------------------------------------------------------------------
+# --- a tracker that does not work -----------------------------------------------------------------------
 
 DRAIN = 3
-# Each kind of it, and what the service may know by then of its last event.
+# Each kind of bad tracker, and the outcomes of the last event that the service may report by then.
 OUTCOMES: dict[str, list[str | int | None]] = {
     "refused": ["Connection refused"],
     "hanging": [None],
@@ -485,7 +485,7 @@ OUTCOMES: dict[str, list[str | int | None]] = {
 
 @pytest.fixture(scope="module")
 def short_drain(site: Site, release: str) -> Iterator[None]:
-    """Deploy the app once more, with a drain that tests can wait for."""
+    """Deploy the app again, with a drain of three seconds."""
     site.variables["app_drain_seconds"] = str(DRAIN)
     site.deploy(app_release=release)
     yield
@@ -493,7 +493,7 @@ def short_drain(site: Site, release: str) -> Iterator[None]:
 
 
 class Slow(http.server.BaseHTTPRequestHandler):
-    """Takes each event, after so long."""
+    """Accepts each event after `seconds`."""
 
     protocol_version = "HTTP/1.1"
     seconds = 1.0
@@ -501,7 +501,7 @@ class Slow(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
         time.sleep(self.seconds)
-        with suppress(OSError):  # nobody waits for the answer any more
+        with suppress(OSError):  # the client has closed the connection
             self.send_response(200)
             self.send_header("content-length", "2")
             self.end_headers()
@@ -512,14 +512,14 @@ class Slow(http.server.BaseHTTPRequestHandler):
 
 
 class Hanging(Slow):
-    """Takes the connection, and the event, and says nothing for longer than the service may take to stop."""
+    """Accepts the connection and the event, and answers later than the service may take to stop."""
 
     seconds = 30.0
 
 
 @contextmanager
 def bad_tracker(site: Site, kind: str) -> Iterator[str]:
-    """Have a tracker that is bad in one way, beside the good one, and give its DSN."""
+    """Run a tracker that is bad in one way, beside the good one, and yield its DSN."""
     address = urlsplit(site.tracker.url).hostname
     assert address
     with http.server.ThreadingHTTPServer((address, 0), Hanging if kind == "hanging" else Slow) as server:
@@ -534,7 +534,7 @@ def bad_tracker(site: Site, kind: str) -> Iterator[str]:
     if kind == "refused":
         yield dsn
         return
-    # What the service sends leaves, and not even a refusal comes back.
+    # The host drops all packets from the tracker: the service sends, and gets not even a refusal.
     rule = f"ip saddr {address} tcp sport {server.server_port} drop"
     site.run(
         f"nft 'add table inet hole; add chain inet hole in {{ type filter hook input priority -1; }}; "
@@ -547,7 +547,7 @@ def bad_tracker(site: Site, kind: str) -> Iterator[str]:
 
 
 def restart(site: Site) -> None:
-    # systemd lets a unit start five times in 10 s; where the tracker refuses, this test is quicker than that.
+    # systemd allows five starts of a unit in 10 s. If the tracker refuses at once, the test restarts more often.
     site.run("systemctl reset-failed booty.service; systemctl restart booty.service")
 
 
@@ -561,7 +561,7 @@ def stop(site: Site) -> tuple[float, list[str]]:
 
 
 def telemetry(site: Site) -> dict[str, Any]:
-    """Return what one of the processes says of its events."""
+    """Return the telemetry state of one process, from the internal socket."""
     program = r"""python3 - <<'END'
 import http.client, socket
 with socket.socket(socket.AF_UNIX) as internal:
@@ -571,12 +571,12 @@ with socket.socket(socket.AF_UNIX) as internal:
     answer.begin()
     print(answer.read().decode())
 END"""
-    told: dict[str, Any] = json.loads(site.run(program))["telemetry"]
-    return told
+    state: dict[str, Any] = json.loads(site.run(program))["telemetry"]
+    return state
 
 
 def health_until_the_end(kept: http.client.HTTPConnection) -> None:
-    """Ask on an open connection, now and while the service drains, until it says that this was the last answer."""
+    """Request /health on an open connection, until an answer of the draining service has `Connection: close`."""
     while True:
         kept.request("GET", "/health")
         with kept.getresponse() as answer:
@@ -588,7 +588,7 @@ def health_until_the_end(kept: http.client.HTTPConnection) -> None:
 
 
 def ask_for_too_long(site: Site) -> None:
-    """Ask for what outlasts the drain; how that ends is for other tests."""
+    """Send a request that takes longer than the drain. Other tests check how it ends."""
     with suppress(OSError, http.client.HTTPException):
         ask(site, "/blocked?seconds=60")
 
@@ -606,7 +606,7 @@ def test_a_bad_tracker_holds_up_neither_health_nor_the_stop_of_the_unit(
                 for number in range(20):
                     assert ask(site, f"/async/{number}") == 500
                     assert ask(site, "/health") == 200
-                # Where it takes its time, hardly one has an outcome yet: the stop meets a queue.
+                # A slow tracker has answered few events by now, so the service stops with events in its queue.
                 assert telemetry(site)["status"] in OUTCOMES[kind]
                 with closing(http.client.HTTPConnection(site.host.address, 8000, timeout=20)) as kept:
                     kept.connect()

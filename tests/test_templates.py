@@ -1,4 +1,4 @@
-"""What a host is told of a release: release.env and the units, rendered as a deploy does it."""
+"""The files of a release on a host: release.env and the units, rendered as a deploy renders them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHA = "a" * 40
 
 
 def wanted(release: str = SHA, **variables: Any) -> dict[str, Any]:
-    """Return it, with the role's defaults."""
+    """Return release.env and the units, rendered with the role's defaults and these variables."""
     given = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
     given |= {"ansible_managed": "Ansible managed", "app_environment": "staging", "app_telemetry_gate": False}
     told: dict[str, Any] = host_program.wanted({**given, **variables}, release)
@@ -34,7 +34,7 @@ def values(text: str, name: str) -> list[str]:
     return re.findall(rf"^{name}=(.*)$", text, re.MULTILINE)
 
 
-# What a host holds; status.html is the controller's page.
+# The templates of files on hosts. status.html.j2 is rendered for the controller.
 ON_HOSTS = sorted({*(ROLE / "templates").glob("*.j2")} - {ROLE / "templates/status.html.j2"})
 
 
@@ -85,7 +85,7 @@ def test_no_line_of_the_secrets_overrides_what_the_unit_sets(name: str) -> None:
     ("address", "stream"),
     [("0.0.0.0", "0.0.0.0:8000"), ("10.1.2.3", "10.1.2.3:8000"), ("::", "[::]:8000"), ("fd00::1", "[fd00::1]:8000")],
 )
-def test_the_address_is_named(address: str, stream: str) -> None:
+def test_the_socket_listens_on_the_address(address: str, stream: str) -> None:
     assert values(unit("booty.socket", app_address=address), "ListenStream") == [
         stream,
         "/run/booty/internal.sock",
@@ -108,26 +108,26 @@ def test_each_variable_reaches_the_unit(variable: str, value: Any, directive: st
     assert values(unit("booty.service", **{variable: value}), directive) == [expected]
 
 
-def test_the_watchdog_is_the_process_s_to_ask_for() -> None:
-    """A WatchdogSec= would kill a release that does not ping, to which a rollback may go."""
+def test_the_unit_leaves_the_watchdog_to_the_process() -> None:
+    """WatchdogSec= would kill an older release that sends no pings, and a rollback may go back to such a release."""
     service = unit("booty.service", app_watchdog_seconds=9)
     assert " BOOTY_WATCHDOG_SECONDS=9 " in service
     assert values(service, "WatchdogSec") == []
 
 
 def test_the_slice_holds_service_and_candidate_to_one_limit() -> None:
-    told = wanted(app_memory_max="256M")["units"]
-    assert values(told["system-booty.slice"], "MemoryMax") == ["256M"]
+    units = wanted(app_memory_max="256M")["units"]
+    assert values(units["system-booty.slice"], "MemoryMax") == ["256M"]
     for name in ("booty.service", "booty-candidate.service"):
-        assert values(told[name], "Slice") == ["system-booty.slice"]
+        assert values(units[name], "Slice") == ["system-booty.slice"]
 
 
-# What the unit's pause reads and calls, in places of the test's own.
+# The files and programs that the unit's pause uses, each replaced by one of the test.
 PLACES = {"/run/booty/starts": "starts", "/proc/uptime": "uptime", "/bin/systemctl": "systemctl", "/bin/sleep": "sleep"}
 
 
 def test_the_pauses_between_restarts(tmp_path: Path) -> None:
-    """Each line is a start: the uptime, NRestarts, and the seconds that it waits beyond those of RestartSec=."""
+    """A pair is a start: the uptime and NRestarts. The start then waits some seconds in addition to RestartSec=."""
     line = re.findall(r"ExecStartPre=-\+/bin/sh -c '(.*?)'$", unit("booty.service"), re.MULTILINE | re.DOTALL)[0]
     script = line.replace("\\\n", "").replace("$$", "$").replace("%%", "%")
     for place, name in PLACES.items():
@@ -146,13 +146,13 @@ def test_the_pauses_between_restarts(tmp_path: Path) -> None:
 
     starts = [(100.5, 0), (101.5, 1), (103, 2), (106, 3), (112, 4), (121, 5), (138, 6), (170, 7), (202, 8)]
     assert [pause(*start) for start in starts] == [0, 0, 1, 3, 7, 15, 29, 29, 29]
-    # By hand: the count begins anew, or is what it was in the second before an automatic restart.
+    # After a start by hand NRestarts is 0, or unchanged in the second before an automatic restart.
     assert [pause(*start) for start in [(233, 8), (234, 0), (236, 1), (238, 2)]] == [0, 0, 0, 1]
-    # After an hour a crash is the first of a row, whatever the count of the months is.
+    # A crash one hour later begins a new series, although NRestarts goes on.
     assert [pause(*start) for start in [(4000, 3), (4002, 4), (4004, 5), (4008, 6)]] == [0, 0, 1, 3]
 
 
-def test_a_changed_unit_has_another_name_in_the_process() -> None:
+def test_a_changed_unit_changes_booty_unit() -> None:
     def name(**variables: Any) -> str:
         return str(re.findall(r"BOOTY_UNIT=(\w+)", unit("booty.service", **variables))[0])
 

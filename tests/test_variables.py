@@ -1,4 +1,4 @@
-"""Every variable of all roles: what can't be is refused with its name, and what can be means the same in every form."""
+"""Every variable of all roles: a bad value is refused by name, and a good value means the same in every form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 SPECS = {name: spec for role in ("app", "host") for name, spec in variables.specs(role).items()}
 NAMES = sorted(SPECS)
-# What no variable of a type can be, whatever it is for. A dict, and nothing at all, is no value of any.
+# Values that are bad for every variable of a type. A dict and null are bad for every type.
 NEVER: list[Any] = [None, {}, {"a": 1}]
 BAD: dict[str, list[Any]] = {
     "bool": [*NEVER, "", "maybe", "y", "t", "2", 2, 1.5, "none", [True], [], "true false"],
@@ -26,7 +26,7 @@ BAD: dict[str, list[Any]] = {
     "path": [*NEVER, True, 1.5, [], ["a"], "two\nlines", "\x1b[31m"],
     "list": [*NEVER, True, [None], [[]], [{}], [""], [True], "[", "[1, {}]", "a: 1", ["\x1b[31m"], 1.5],
 }
-# A value of each variable that is neither its default nor what another row tries.
+# A good value of a variable, which is neither the default nor in another row.
 GOOD: dict[str, Any] = {
     "app_name": "shop", "app_serve": "shop.web:app",
     "app_release": "v1.2", "app_repository": "/srv/shop", "app_path": "services/web",
@@ -40,7 +40,7 @@ GOOD: dict[str, Any] = {
 
 
 def good(name: str) -> Any:
-    """Return a value that a variable can have, in its type."""
+    """Return a good value of a variable, in its type."""
     if name in GOOD:
         return GOOD[name]
     spec = SPECS[name]
@@ -56,7 +56,7 @@ def faults(values: dict[str, dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_not_of_its_type_is_refused_by_name(name: str) -> None:
+def test_a_bad_value_is_refused_by_name(name: str) -> None:
     spec = SPECS[name]
     for bad in BAD[spec["type"]]:
         (said,) = faults({"web1": {name: bad}})
@@ -86,7 +86,7 @@ def test_a_good_value_means_the_same_in_every_form(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_default_can_be(name: str) -> None:
+def test_a_default_is_a_good_value(name: str) -> None:
     default = SPECS[name].get("default")
     if default is not None and "{{" not in str(default):
         variables.convert(name, default)
@@ -180,7 +180,7 @@ def test_somebody_gets_in(options: tuple[Any, ...], said: str | None) -> None:
     assert [sentence.startswith(str(said)) for sentence in found] == ([True] if said else [])
 
 
-# Ansible itself evaluates this one: the forms of the inventory and of the command line are real.
+# Ansible evaluates this playbook, so the values come from a real inventory and a real command line.
 PROBE = """
 - name: Begin
   hosts: booty
@@ -212,7 +212,7 @@ PROBE = """
         (("--limit", "web2,web3", "-e", "app_canary=0"), ["2"]),
     ],
 )  # fmt: skip
-def test_waves_whatever_gives_them(tmp_path: Path, arguments: tuple[str, ...], shown: list[str]) -> None:
+def test_waves_from_every_source(tmp_path: Path, arguments: tuple[str, ...], shown: list[str]) -> None:
     assert [batch for batch, _ in probe(tmp_path, *arguments)] == shown
 
 
@@ -225,14 +225,14 @@ def test_waves_whatever_gives_them(tmp_path: Path, arguments: tuple[str, ...], s
         (("-e", 'host_firewall_ports=[80] host_deploy_keys="ssh-ed25519 AAAA me"'), "[80]", "True"),
     ],
 )
-def test_lists_of_the_host_whatever_gives_them(
+def test_lists_of_role_host_from_every_source(
     tmp_path: Path, arguments: tuple[str, ...], ports: str, has_user: str
 ) -> None:
     assert probe(tmp_path, "-e", "app_canary=0", *arguments) == [("4", f"{ports} {has_user}")]
 
 
 def probe(directory: Path, *arguments: str) -> list[tuple[str, str]]:
-    """Return the size of each wave, and what else the probe tells."""
+    """Run the probe; return the size of each wave, and the variables that the probe prints."""
     (directory / "probe.yml").write_text(PROBE.replace("ROLE_VARS", str(ROOT / "roles/host/vars/main.yml")))
     (directory / "hosts").write_text("[booty]\nweb1\nweb2\nweb3\nweb4\n[all:vars]\nhost_firewall_ports=[8000]\n")
     done = subprocess.run(
@@ -250,17 +250,17 @@ def probe(directory: Path, *arguments: str) -> list[tuple[str, str]]:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    told = [line.strip()[1:-1] for line in done.stdout.splitlines() if line.strip().startswith("<")]
-    return [(line.split(" ", 1)[0], line.split(" ", 1)[1]) for line in told]
+    messages = [line.strip()[1:-1] for line in done.stdout.splitlines() if line.strip().startswith("<")]
+    return [(message.split(" ", 1)[0], message.split(" ", 1)[1]) for message in messages]
 
 
-def test_the_playbooks_ask_for_all_roles() -> None:
-    """A variable of a role that no playbook checks would be refused by nobody."""
+def test_the_playbooks_check_the_variables_of_all_roles() -> None:
+    """A playbook checks only the variables of the roles in `__app_roles`, so each role of its plays must be there."""
     for path in (ROOT / "playbooks").glob("*.yml"):
         plays = yaml.safe_load(path.read_text())
         if path.name != "hosts.yml":
             imports = [task["ansible.builtin.import_role"] for play in plays for task in play.get("tasks", [])]
-            # Ansible's own check has other rules, and reads the specification for each of these again.
+            # Ansible's own check is off: it has other rules, and reads the specification again for each import.
             assert all(imported["rolespec_validate"] is False for imported in imports)
             roles = {imported["name"].removeprefix("booty.deploy.") for imported in imports}
             assert {*plays[0].get("vars", {}).get("__app_roles", ["app"])} == roles, path

@@ -1,4 +1,4 @@
-"""Measurements: tables and ratios to read, never assertions."""
+"""Benchmarks: they print tables and ratios, and assert nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import TypeVar
 from sandbox import hosts
 
 Measured = TypeVar("Measured")
-# Two runs at once on one machine need two names, as those of tests do.
+# The name of the sandbox instance. Two benchmarks at once on one machine need different names.
 INSTANCE = os.environ.get("BOOTY_TEST_INSTANCE", "bench")
 
 
 def on_hosts(measure: Callable[[list[hosts.Host], Path], Measured], count: int = 1) -> Measured:
-    """Measure on sandbox hosts of its own, with a directory that holds their inventory; remove both."""
+    """Call `measure` with new sandbox hosts and a directory that holds their inventory; remove both afterwards."""
     with tempfile.TemporaryDirectory(prefix="booty-bench-") as name:
         try:
             return measure(hosts.up(INSTANCE, count, with_tracker=False, inventory=Path(name, "hosts.yml")), Path(name))

@@ -1,7 +1,7 @@
-"""What a change of release costs those who are connected: a plain restart, a held socket, and ours.
+"""Failed and slow requests during a change of release: with a plain restart, a held socket, and Booty.
 
-`python -m tests.bench.cutover` prints a row for each: failed requests of how many, and the slowest ones beside those of
-a quiet run of the same length on the same host.
+`python -m tests.bench.cutover` prints a row for each: failed requests, all requests, and the slowest ones. The row
+`quiet` is a run of the same length on the same host without any change.
 """
 
 from __future__ import annotations
@@ -24,14 +24,10 @@ SECONDS = 8
 
 
 def measure(on: list[hosts.Host], directory: Path) -> None:
-    """Take turns on one host, and print the table."""
+    """Change the release on one host, each way in turn, and print the table."""
     (host,) = on
     repository = Repository(directory / "repository")
-    variables = {
-        "app_environment": "staging",
-        "app_repository": str(repository.path),
-        "app_cache": str(directory / "artifacts"),
-    }
+    variables = repository.variables(directory)
 
     def play(playbook: str) -> None:
         command = [str(Path(sys.executable).parent / "ansible-playbook"), playbook, "-i", str(directory / "hosts.yml")]
@@ -49,7 +45,7 @@ def measure(on: list[hosts.Host], directory: Path) -> None:
     ways: dict[str, Callable[[], Any]] = {
         "quiet": lambda: None,
         "plain restart": lambda: host.ssh("systemctl restart booty.socket booty.service"),
-        # uvicorn's own stop closes what is idle at once; without any drain at all, that is what is left of it.
+        # SIGKILL closes all connections at once, as a stop without any drain does.
         "held socket, no drain": lambda: host.ssh("systemctl kill --signal=KILL booty.service; sleep 3"),
         "held socket, drain": lambda: host.ssh("systemctl restart booty.service"),
         "Booty": ours,
@@ -64,9 +60,9 @@ def measure(on: list[hosts.Host], directory: Path) -> None:
             reports[name].append(load.report)
     print(f"\n24 clients over raw sockets, {RUNS} changes each, {SECONDS} s a run\n")
     print("| cutover | failed | of | p99.9, ms | slowest, ms |\n| --- | --- | --- | --- | --- |")
-    for name, found in reports.items():
-        failed, requests = (sum(report[key] for report in found) for key in ("failed", "requests"))
-        tail, slowest = (sorted(report[key] for report in found)[RUNS // 2] * 1000 for key in ("p99.9", "slowest"))
+    for name, runs in reports.items():
+        failed, requests = (sum(report[key] for report in runs) for key in ("failed", "requests"))
+        tail, slowest = (sorted(report[key] for report in runs)[RUNS // 2] * 1000 for key in ("p99.9", "slowest"))
         print(f"| {name} | {failed} | {requests} | {tail:.0f} | {slowest:.0f} |")
 
 

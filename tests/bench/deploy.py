@@ -1,10 +1,10 @@
-"""How long a deploy takes: ours, the plainest one in pyinfra, and a shell script as the floor.
+"""How long a deploy takes: with Booty, with the plainest deploy in pyinfra, and with a shell script as the floor.
 
-`python -m tests.bench.deploy [--runs N] [HOSTS …]` prints medians over runs that take turns on the same hosts, for each
-number of hosts (1 unless told), and their ratios: seconds, the controller's CPU seconds a host, and kilobytes sent a
-host; of several numbers also a chart. The plain ones ship one archive with the app and its dependencies, as plain ones
-do; with `apart`, the app alone, the dependencies being there already, which Booty always does. Ours also proves, drains
-and confirms, and goes in waves of one host and then the rest.
+`python -m tests.bench.deploy [--runs N] [HOSTS …]` prints medians and ratios for each number of hosts (default 1): the
+seconds, and for each host the controller's CPU seconds and the kilobytes sent. The tools take turns on the same hosts.
+With several numbers of hosts it also prints a chart. pyinfra and the script ship one archive with the app and its
+dependencies; with `apart` they ship only the app, because the dependencies are on the host already, as with Booty.
+Only Booty also proves, drains and confirms, and deploys in waves: one host, then the rest.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ for _ in range(600):
         assert urllib.request.urlopen('http://127.0.0.1:9000/health').status == 200; break
     except OSError: time.sleep(0.05)
 else: raise SystemExit('no health')" """
-# As plain as a unit gets: it binds its port itself, and is up when it is started.
+# The plainest unit: the service binds its port itself, and systemd does not wait until it is ready.
 UNIT = """[Service]
 EnvironmentFile=/opt/booty/plain/release.env
 ExecStart=/usr/bin/env ${RELEASE_DIR}/bin/serve --host 127.0.0.1 --port 9000
@@ -50,7 +50,7 @@ WantedBy=multi-user.target
 
 @dataclass
 class Cost:
-    """What a run took: seconds, and of the controller and the network for each host."""
+    """The cost of a run: seconds, and for each host the controller's CPU seconds and the kilobytes sent."""
 
     seconds: float
     cpu: float
@@ -58,10 +58,10 @@ class Cost:
 
 
 def cost(action: Callable[[], None], on: list[hosts.Host]) -> Cost:
-    """Run an action and return what it took."""
+    """Run an action and return its cost."""
 
     def spent() -> float:
-        # The children that have ended, and theirs: all of a tool but ssh's masters, which outlive it.
+        # Children that have ended, and their children: all processes of a tool but ssh's masters, which outlive it.
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
 
@@ -76,14 +76,14 @@ def cost(action: Callable[[], None], on: list[hosts.Host]) -> Cost:
 
 
 def checked(*command: str | Path) -> None:
-    """Run a command; say what it said and stop when it fails."""
+    """Run a command; if it fails, print its output and exit."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
 
 
 def pyinfra() -> list[str | Path]:
-    """Return pyinfra's command, in an environment of its own."""
+    """Return the command of pyinfra, which is installed in a virtual environment of its own."""
     lock = ROOT / "requirements" / "bench.txt"
 
     def build(work: Path) -> None:
@@ -113,13 +113,9 @@ Took = dict[str, dict[str, list[Cost]]]
 
 
 def measure(on: list[hosts.Host], directory: Path, runs: int) -> Took:  # noqa: PLR0915 - reads from top to bottom
-    """Take turns on the same hosts, and print the table."""
+    """Deploy to the same hosts with each tool in turn, and print the table."""
     repository = Repository(directory / "repository")
-    variables = {
-        "app_environment": "staging",
-        "app_repository": str(repository.path),
-        "app_cache": str(directory / "artifacts"),
-    }
+    variables = repository.variables(directory)
 
     def ours(sha: str) -> None:
         extra = json.dumps({**variables, "app_release": sha})
@@ -172,12 +168,12 @@ def measure(on: list[hosts.Host], directory: Path, runs: int) -> Took:  # noqa: 
     def with_shell(release: str, apart: bool = False) -> None:
         archive, pointer = files_of(release, apart)
 
-        def one(host: hosts.Host) -> None:
+        def deploy_to(host: hosts.Host) -> None:
             ssh = ["-F", "none", *hosts.ssh_options(INSTANCE), f"root@{host.address}"]
             checked("sh", ROOT / "tests/bench/deploy.sh", *ssh, "--", archive, release, pointer, unit, HEALTH)
 
         with ThreadPoolExecutor(len(on)) as pool:
-            list(pool.map(one, on))
+            list(pool.map(deploy_to, on))
 
     checked(BIN / "ansible-playbook", "bootstrap.yml", "-i", directory / "hosts.yml", "-e", json.dumps(variables))
     for host in on:
@@ -198,7 +194,7 @@ def measure(on: list[hosts.Host], directory: Path, runs: int) -> Took:  # noqa: 
         "shell, apart": partial(with_shell, apart=True),
     }
     took: Took = {name: {"re-deploy": [], "nothing to do": []} for name in tools}
-    for name, tool in tools.items():  # the first one installs what stays
+    for name, tool in tools.items():  # the first deploy installs files that the later ones keep
         tool(release())
         print(f"{name} is ready", file=sys.stderr)
     for _ in range(runs):
@@ -226,7 +222,7 @@ def measure(on: list[hosts.Host], directory: Path, runs: int) -> Took:  # noqa: 
 
 
 def cell(costs: list[Cost]) -> str:
-    """Write what several runs took."""
+    """Format the costs of several runs."""
     seconds = [each.seconds for each in costs]
     cpu, sent = (
         statistics.median(values) for values in zip(*((each.cpu, each.kilobytes) for each in costs), strict=True)
@@ -235,7 +231,7 @@ def cell(costs: list[Cost]) -> str:
 
 
 def chart(kind: str, by_count: dict[int, Took]) -> None:
-    """Print how the seconds grow with the hosts, as a chart that Markdown's readers draw."""
+    """Print the seconds by number of hosts, as a Mermaid chart."""
     tools = list(next(iter(by_count.values())))
     print(f'\n```mermaid\nxychart-beta\n    title "{kind}, s: {", ".join(tools)}"')
     print(f'    x-axis "hosts" {list(by_count)}\n    y-axis "s"')
@@ -249,8 +245,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("hosts", nargs="*", type=int, default=[1], help="numbers of hosts")
     parser.add_argument("--runs", type=int, default=7)
-    told = parser.parse_args()
-    by_count = {count: on_hosts(partial(measure, runs=told.runs), count) for count in told.hosts}
+    options = parser.parse_args()
+    by_count = {count: on_hosts(partial(measure, runs=options.runs), count) for count in options.hosts}
     if len(by_count) > 1:
         for kind in ("re-deploy", "nothing to do"):
             chart(kind, by_count)

@@ -1,4 +1,4 @@
-"""The plainest deploy in pyinfra: ship, write two files, restart, ask for health. Reads what it ships from the data."""
+"""The plainest deploy in pyinfra: ship, write two files, restart, check health. Its inputs are the data of a host."""
 
 from pyinfra import host
 from pyinfra.operations import files, server, systemd

@@ -1,10 +1,10 @@
-"""What telemetry costs: the quiet path and the error path of the service with Sentry and without, in one run.
+"""The cost of telemetry: requests with and without an error, to the service with Sentry and without, in one run.
 
     .venv/bin/python -m tests.bench.telemetry [--seconds 3] [--rounds 5] [--on-a-host]
 
-Both services run all the time and are asked in turns, so that what else the machine does meets both. Where wrk is
-installed it is the client, else a small one of our own, which then takes a part of the machine too: CPU time of the
-service says more than requests a second.
+Both services run all the time and get requests in turns, so that other load of the machine affects both. The client is
+wrk if it is installed, else a small one in this file. A client needs CPU time too, so the service's CPU time says more
+than its requests a second.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ sys.exit(main())
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Says nothing of a service that was stopped before its answer."""
+    """A server that prints no error when the service stops before it has read the answer."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing."""
+        """Print no error."""
 
 
 class Accepting(http.server.BaseHTTPRequestHandler):
-    """A tracker that takes everything."""
+    """A tracker that accepts every event."""
 
     protocol_version = "HTTP/1.1"
 
@@ -66,7 +66,7 @@ class Accepting(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b"{}")
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Print no request."""
 
 
 def tracker() -> str:
@@ -77,7 +77,7 @@ def tracker() -> str:
 
 
 class Service:
-    """The service as a process of its own."""
+    """The service in another process."""
 
     def __init__(self, directory: Path, **settings: str) -> None:
         with closing(socket.create_server(("127.0.0.1", 0))) as sock:
@@ -104,14 +104,14 @@ class Service:
                 time.sleep(0.05)
 
     def cpu(self) -> tuple[float, float]:
-        """Return the seconds of CPU that the service has used: its event loop, which is the main thread, and all."""
+        """Return the CPU seconds of the service: of the main thread, which has the event loop, and of all threads."""
         process = Path(f"/proc/{self.process.pid}")
         stats = (process / "task" / str(self.process.pid) / "stat", process / "stat")
         loop, whole = (stat.read_text().rpartition(")")[2].split()[11:13] for stat in stats)
         return sum(map(int, loop)) / TICK, sum(map(int, whole)) / TICK
 
     def stop(self) -> None:
-        """Stop it."""
+        """Stop the service."""
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(10)
 
@@ -120,14 +120,14 @@ class Service:
 def services() -> Iterator[dict[str, Service]]:
     """Run the service without Sentry and with it."""
     with tempfile.TemporaryDirectory() as directory:
-        found = {
+        running = {
             "without Sentry": Service(Path(directory)),
             "with Sentry": Service(Path(directory), SENTRY_DSN=tracker(), SENTRY_RELEASE="0" * 40),
         }
         try:
-            yield found
+            yield running
         finally:
-            for service in found.values():
+            for service in running.values():
                 service.stop()
 
 
@@ -146,13 +146,13 @@ async def _client(port: int, path: str, until: float) -> int:
 
 
 def load(port: int, path: str, seconds: float) -> int:
-    """Ask for so long and return how many answers came."""
+    """Send requests for some seconds, and return the number of answers."""
     if wrk := shutil.which("wrk"):
         url, options = f"http://127.0.0.1:{port}{path}", ["-t1", f"-c{CLIENTS}", f"-d{seconds:g}s"]
         done = subprocess.run([wrk, *options, url], capture_output=True, text=True, check=True)
-        told = re.search(r"(\d+) requests in", done.stdout)
-        assert told
-        return int(told[1])
+        match = re.search(r"(\d+) requests in", done.stdout)
+        assert match
+        return int(match[1])
 
     async def ask() -> int:
         until = time.monotonic() + seconds
@@ -162,19 +162,19 @@ def load(port: int, path: str, seconds: float) -> int:
 
 
 def on_a_host(arguments: list[str]) -> None:
-    """Deploy to a sandbox host, and run this very program there: in its network, by its Python, of the release."""
+    """Deploy to a sandbox host, and run this program on it with the Python of the release."""
     from tests.bench import on_hosts
 
-    def measure(found: list[Any], directory: Path) -> None:
+    def measure(hosts: list[Any], directory: Path) -> None:
         ansible, inventory = str(Path(sys.executable).parent / "ansible-playbook"), str(directory / "hosts.yml")
         for playbook in ("bootstrap.yml", "deploy.yml"):
             command = [ansible, playbook, "-i", inventory, "-e", "app_environment=staging"]
             subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=300)
-        there = (
+        remote = (
             "mkdir -p bench/of/this && cat > bench/of/this/one.py && . /etc/booty/release.env && systemctl stop booty"
         )
-        there += f" && $BOOTY_RELEASE_DIR/bin/python bench/of/this/one.py {' '.join(arguments)}"
-        done = found[0].ssh(there, input=Path(__file__).read_text(), timeout=600)
+        remote += f" && $BOOTY_RELEASE_DIR/bin/python bench/of/this/one.py {' '.join(arguments)}"
+        done = hosts[0].ssh(remote, input=Path(__file__).read_text(), timeout=600)
         print(done.stdout or done.stderr, end="")
 
     on_hosts(measure)
@@ -201,9 +201,9 @@ def main() -> None:
                     answers = load(service.port, path, args.seconds)
                     rate = answers / (time.monotonic() - began)
                     loop, whole = ((after - b) / answers * 1000 for after, b in zip(service.cpu(), before, strict=True))
-                    if turn:  # the first warms up
+                    if turn:  # the first turn warms up
                         measured[name].append((rate, loop, whole))
-            rows = [tuple(map(statistics.median, zip(*found, strict=True))) for found in measured.values()]
+            rows = [tuple(map(statistics.median, zip(*turns, strict=True))) for turns in measured.values()]
             for name, (rate, loop, whole) in zip(running, rows, strict=True):
                 print(f"| `{path}` | {name} | {rate:.0f} | {loop:.2f} | {whole:.2f} |")
             (rate, *costs), (rate_with, *costs_with) = rows

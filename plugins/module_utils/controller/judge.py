@@ -55,7 +55,7 @@ def obstacles(
     if host["user_id"] == 0:
         yield (
             f"app_user is {user}, which is root on {name}: the service would have root's rights. Name another user,"
-            " which bootstrap.yml makes: app_user: {app}"
+            f" which bootstrap.yml makes: app_user: {app}"
         )
     elif not host["ready"] and not check:
         yield (

@@ -526,6 +526,6 @@ def test_one_of_twenty_hosts_fails(fleet: Fleet, break_it: Callable[[Host], Call
         played = fleet.start("deploy.yml").end()
     assert played.status == 0, played.output
     assert load.report["failures"] == []
-    # README.md quotes these figures: pytest -rP prints them.
+    # The figures of docs/scale.md: pytest -rP shows them.
     print(f"{break_it.__name__}: {requests} and {load.report['requests']} requests, none failed")
     assert {demo.health(host)["release"] for host in fleet.hosts} == {new}

@@ -524,7 +524,7 @@ HASH = f"--hash=sha256:{'0' * 64}"
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("-e .", "the app is built from its commit, and its dependencies are wheels. Leave out what is editable"),
+        ("-e .", "the app is built from its commit, and its dependencies are wheels. out what is editable|Remove out what is editable"),
         (f"--editable=./lib {HASH}", "the app is built from its commit, and its dependencies are wheels."),
         ("-r base.txt", "a lock is one file. Lock what that file names too"),
         ("--requirement=base.txt", "a lock is one file."),
@@ -576,8 +576,8 @@ def test_a_line_that_a_lock_can_have(option: str) -> None:
             f"is no UTF-8 (line {LOCK.count(chr(10)) + 1}). Write it as",
         ),
         ("pyproject.toml", PROJECT.encode("utf-16"), "is UTF-16 (line 1). Write it as UTF-8, and commit."),
-        ("pyproject.toml", b"[project]\nname = shop\n", "can't be read: Invalid value (at line 2, column 8). Mend it"),
-        ("pyproject.toml", b"project = 1\n", "can't be read: `project` is no table. Mend it, and commit."),
+        ("pyproject.toml", b"[project]\nname = shop\n", "can't be read: Invalid value (at line 2, column 8). Fix it"),
+        ("pyproject.toml", b"project = 1\n", "can't be read: `project` is no table. Fix it, and commit."),
         ("pyproject.toml", b"[project]\ndependencies = 'a'\n", "can't be read: `dependencies` is no list."),
         ("pyproject.toml", b"[project]\ndependencies = ['a >> 1']\n", "can't be read: Expected"),
         ("pyproject.toml", b"[project]\nrequires-python = 'new'\n", "can't be read: Invalid specifier: 'new'."),
@@ -648,8 +648,9 @@ def test_dependencies_that_nothing_declares_are_told(shop: Repository, tmp_path:
     shop.write("app/pyproject.toml", PROJECT.replace("dependencies", "#"))
     sha = shop.commit("Declare nothing")
     assert built(shop.path, tmp_path / "cache", sha)["notices"] == [
-        f"The app of commit {sha[:12]} declares no dependencies to its build backend, so it can't be told whether"
-        " app/requirements.txt locks all that it imports. They belong into app/pyproject.toml: [project] dependencies."
+        f"The app of commit {sha[:12]} declares no dependencies to its build backend, so Booty can't check whether"
+        " app/requirements.txt locks all packages that it imports. Declare them in app/pyproject.toml: [project]"
+        " dependencies."
     ]
 
 

@@ -289,7 +289,7 @@ def test_a_rollback_keeps_what_it_achieved(pair: Site) -> None:
     assert output.index(f"{one}, {other}: from {new} back to {old}") < output.index("Prove the release and make")
     assert f"{other} did not go back: {old} does not serve: systemctl start booty-candidate.service" in output
     assert f"{one} stay where they went back to." in output
-    assert f"Mend that, then: ansible-playbook rollback.yml --limit {other} -e app_release={old}" in output
+    assert f"Fix that, then: ansible-playbook rollback.yml --limit {other} -e app_release={old}" in output
     # The hosts have parted: nobody knows which of the two releases is bad.
     status, output = rollback()
     assert status != 0

@@ -174,7 +174,7 @@ class RegisterAction(ActionBase):
         try:
             new = register(sha, wanted["environments"], wanted["changed"], wanted["repository"], wanted["seconds"])
         except RegistrationError as error:
-            why = f"Registration in Sentry failed: {error}\n{sha} serves all the same. Mend that, then deploy again."
+            why = f"Registration in Sentry failed: {error}\n{sha} serves all the same. Fix that, then deploy again."
             if wanted["required"]:
                 raise AnsibleActionFail(why) from None
             return {**result, "registration": "failed", "msg": why}

@@ -78,7 +78,7 @@ def outcome(answers: dict[str, dict[str, Any]], cutovers: dict[str, dict[str, An
     ):
         if hosts:
             command = f"ansible-playbook {playbook} --limit {','.join(hosts)} -e app_release={release}"
-            lines.append(f"Mend that, then: {command}")
+            lines.append(f"Fix that, then: {command}")
     return "\n".join(lines)
 
 

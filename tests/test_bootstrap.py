@@ -46,9 +46,9 @@ def of(text: str, mode: str = "644") -> str:
         ({"path": "/f", "text": "a\n"}, of("b\n"), "file", "-b\n+a"),
         ({"path": "/f", "text": "a\n"}, None, "file", "--- /dev/null\n+++ /f\n@@ -0,0 +1 @@\n+a"),
         ({"path": "/f", "text": "a\n", "mode": "0440"}, of("a\n", "440"), None, ""),
-        ({"path": "/f", "text": "a\n", "wanted": False}, None, None, ""),
-        ({"path": "/f", "text": "a\n", "wanted": False}, of("b\n"), "absent", "-b"),
-        ({"path": "/f", "text": "a\n", "wanted": False, "keep": True}, of("b\n"), None, ""),
+        ({"path": "/f", "text": "a\n", "present": False}, None, None, ""),
+        ({"path": "/f", "text": "a\n", "present": False}, of("b\n"), "absent", "-b"),
+        ({"path": "/f", "text": "a\n", "present": False, "keep": True}, of("b\n"), None, ""),
     ],
 )
 def test_what_differs_is_found(entry: dict[str, Any], host: str | None, state: str | None, difference: str) -> None:
@@ -60,7 +60,7 @@ def test_what_differs_is_found(entry: dict[str, Any], host: str | None, state: s
 
 def test_the_hosts_answer_is_read() -> None:
     text = "a banner\r\nsystem=debian 12\r\nfile /x=root 644 file QT09Qg==\r\n"
-    assert host_files.seen(text) == {"system": "debian 12", "file /x": "root 644 file QT09Qg=="}
+    assert host_files.host_values(text) == {"system": "debian 12", "file /x": "root 644 file QT09Qg=="}
 
 
 class New:

@@ -524,7 +524,10 @@ HASH = f"--hash=sha256:{'0' * 64}"
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("-e .", "the app is built from its commit, and its dependencies are wheels. out what is editable|Remove out what is editable"),
+        (
+            "-e .",
+            "the app is built from its commit, and its dependencies are wheels. Remove the editable requirement",
+        ),
         (f"--editable=./lib {HASH}", "the app is built from its commit, and its dependencies are wheels."),
         ("-r base.txt", "a lock is one file. Lock what that file names too"),
         ("--requirement=base.txt", "a lock is one file."),
@@ -666,9 +669,9 @@ def test_files_that_python_reads_at_its_start(tmp_path: Path) -> None:
     build.pack_release(tmp_path / "r.tar.gz", release, manifest, b"", 0)
     (release / "layer.pth").write_bytes(contents(str(tmp_path / "r.tar.gz"))["layer.pth"])
     text = (release / "layer.pth").read_text()
-    (release / "layer.pth").write_text(
-        text.replace("/opt/booty/layers/L", str(layer)).replace("/opt/booty/layers/R", str(runner))
-    )
+    for name, folder in (("L", layer), ("R", runner)):
+        text = text.replace(f"os.path.normpath(sys.prefix + '/../../layers/{name}')", f"'{folder}'")
+    (release / "layer.pth").write_text(text)
     program = (
         f"import site, sys; site.addsitedir('{release}'); import spaced, uuid; assert sys.started and uuid.uuid4;"
         f" assert sys.path.index('{release}') < sys.path.index('{layer}') < sys.path.index('{tmp_path}/space')"

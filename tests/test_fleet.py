@@ -246,7 +246,7 @@ def test_a_run_goes_on_over_an_ancestor_that_came_between(pair: Site, tmp_path: 
     older, newer = pair.release(), pair.release()
     runs = overlap(pair, tmp_path, older, newer, pair.inventory)
     assert (runs.first.status, runs.second.status) == (0, 0), runs.second.output
-    assert f"Another run had it serve {older} meanwhile" in " ".join(runs.second.output.split())
+    assert f"Another run deployed {older} here meanwhile" in " ".join(runs.second.output.split())
     assert serving(pair.host, pair.bare) == [newer, newer]
 
 
@@ -288,9 +288,9 @@ def test_a_rollback_keeps_what_it_achieved(pair: Site) -> None:
     assert load.report["failures"] == []
     assert output.index(f"{one}, {other}: from {new} back to {old}") < output.index("Prove the release and make")
     assert f"{other} did not go back: {old} does not serve: systemctl start booty-candidate.service" in output
-    assert f"{one} stay where they went back to." in output
+    assert f"These hosts went back, and stay there: {one}." in output
     assert f"Fix that, then: ansible-playbook rollback.yml --limit {other} -e app_release={old}" in output
-    # The hosts have parted: nobody knows which of the two releases is bad.
+    # The hosts serve different releases, and Booty can't tell which of them is bad.
     status, output = rollback()
     assert status != 0
     assert f"{one}: from {old} back to {new}" in output

@@ -2,7 +2,7 @@
 
 DOCUMENTATION = """
 module: rollback
-short_description: Tell where each host goes back to, and afterwards which hosts did not
+short_description: Plan a rollback, and report the hosts that did not go back
 description:
   - >-
     Fails before any host is changed when no host can go back, or when hosts would go back to different releases.

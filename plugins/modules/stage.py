@@ -2,7 +2,7 @@
 
 DOCUMENTATION = """
 module: stage
-short_description: Build a release on the controller, and put on a host what it lacks
+short_description: Build a release on the controller, and send the archives that a host lacks
 description:
   - >-
     An artifact that the cache has is not built again, and a layer that the host has is not sent again.

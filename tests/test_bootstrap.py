@@ -283,7 +283,7 @@ def test_a_bootstrap_that_dies_half_way_is_taken_back(new: New) -> None:
     with new.start("-v", "-e", wrong, **QUICK) as process:
         assert process.stdout
         for line in process.stdout:
-            if "Try whether" in line:
+            if "Log in as the" in line and "before" not in line:
                 process.send_signal(signal.SIGKILL)
                 break
     pending = new.bootstrap(**QUICK)  # from where it may be shut out, or meets what is armed
@@ -359,7 +359,7 @@ def test_a_sudo_user_with_a_password(new: New) -> None:
     assert played.status != 0
     assert "password" in played.output
     played = new.ready("-e", json.dumps({"ansible_become_password": "s3cret"}), **login)
-    assert "Say `ansible_user: deploy` in the inventory" in words(played)
+    assert "Set `ansible_user: deploy` in the inventory" in words(played)
     # The first user is not asked any more.
     assert new.ready(**login).recap(new.host.name)["changed"] == 0
 

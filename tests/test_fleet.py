@@ -75,7 +75,7 @@ def test_a_wave_that_is_judged_bad_goes_back_and_the_next_does_not_start(
     assert set(load.report["releases"]) == {old, new}
     records = pair.bare.ssh("journalctl -t booty-deploy --output=json --output-fields=BOOTY_BY").stdout
     assert (f"takes back {new}" in records) == (canary == "0")
-    assert "Waves before stay" not in played.output
+    assert "waves before stay" not in played.output
 
 
 @pytest.mark.parametrize("policy", [pytest.param("wave", marks=pytest.mark.long), "all"])
@@ -286,7 +286,7 @@ def test_a_rollback_keeps_what_it_achieved(pair: Site) -> None:
     assert status != 0
     assert serving(pair.host, pair.bare) == [old, new]
     assert load.report["failures"] == []
-    assert output.index(f"{one}, {other}: from {new} back to {old}") < output.index("Prove the release and make")
+    assert output.index(f"{one}, {other}: from {new} back to {old}") < output.index("Prove the release and switch")
     assert f"{other} did not go back: {old} does not serve: systemctl start booty-candidate.service" in output
     assert f"These hosts went back, and stay there: {one}." in output
     assert f"Fix that, then: ansible-playbook rollback.yml --limit {other} -e app_release={old}" in output
@@ -499,7 +499,7 @@ def test_a_host_that_is_lost_after_its_point_goes_back_if_it_is_there_again(pair
     assert played.status != 0
     assert f"Not in order: {pair.bare.name}" in output
     assert re.search("It can't be reached any more: .* Went back to " + old, output)
-    assert "Waves before stay" not in output
+    assert "waves before stay" not in output
     assert serving(pair.host, pair.bare) == [old, old]
     assert load.report["failures"] == []
 

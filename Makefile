@@ -1,4 +1,4 @@
-# Every target sets up what it needs. HOSTS and SUITE shape the sandbox.
+# Every target makes the virtual environment first. HOSTS and SUITE are the number and the Debian suite of sandbox hosts.
 HOSTS ?= 1
 SUITE ?= bookworm
 PYTHON ?= python3
@@ -14,26 +14,26 @@ help: ## Show the targets
 
 setup: $(VENV)/.ready ## Make the controller's virtual environment
 
-demo: setup ## From nothing to deployed sandbox hosts and one error in the local tracker
+demo: setup ## Deploy to new sandbox hosts, and show one error in the local tracker
 	@$(BIN)/python -m sandbox.demo --hosts $(HOSTS) --suite $(SUITE)
 
 sandbox: setup ## Boot HOSTS sandbox hosts of SUITE and a tracker
 	@$(BIN)/python -m sandbox up --hosts $(HOSTS) --suite $(SUITE)
 
-sandbox-down: setup ## Remove every sandbox host, and all that belongs to it
+sandbox-down: setup ## Remove every sandbox host and the tracker
 	@$(BIN)/python -m sandbox down --all
 
-test: setup ## Run the tests, those of `make test-long` aside
+test: setup ## Run the tests, except those of `make test-long`
 	$(BIN)/pytest
 
-test-long: setup ## Run the tests that take long: new hosts in every state, controllers and hosts that die
+test-long: setup ## Run the long tests: new hosts in every state, controllers and hosts that fail
 	$(BIN)/pytest -m long
 
-bench: setup ## Measure deploys against pyinfra and a shell script, and cutovers against plainer ones
+bench: setup ## Compare deploys with pyinfra and a shell script, and cutovers with simpler ones
 	PYTHONPATH=collections $(BIN)/python -m tests.bench.deploy
 	PYTHONPATH=collections $(BIN)/python -m tests.bench.cutover
 
-lint: setup ## ansible-lint, yamllint, ruff, types
+lint: setup ## Run ruff, mypy, yamllint and ansible-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -57,7 +57,8 @@ LOCK := --quiet --universal --python-version 3.11 --generate-hashes --custom-com
 clean: sandbox-down ## Remove the sandbox and the virtual environment
 	rm -rf $(VENV)
 
-# pip brings the locked uv, which brings the rest in a fraction of pip's time. Bytecode halves the start of every play.
+# pip installs the locked uv, and uv installs the other packages faster than pip. Compiled bytecode halves the time that
+# every play needs to start.
 $(VENV)/.ready: requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Booty needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(SUDO) apt-get install -y -q python3-venv || \
@@ -66,7 +67,7 @@ $(VENV)/.ready: requirements/dev.txt
 	sed -n '/^uv==/,/[^\\]$$/p' $< > $(VENV)/uv.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r $<
-	@# molecule looks for Ansible on PATH, also when it is called as .venv/bin/molecule by somebody who did not activate.
+	@# molecule searches Ansible on PATH. So path.pth adds bin/ to PATH, for calls of .venv/bin/molecule without `activate`.
 	@echo 'import os, sys; os.environ["PATH"] = os.pathsep.join((sys.prefix + "/bin", os.environ.get("PATH", os.defpath)))' \
 		> $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/path.pth
 	@touch $@

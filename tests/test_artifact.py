@@ -163,7 +163,7 @@ def test_a_lock_without_hashes_is_refused(repository: Repository, cache: Path) -
 
 
 @pytest.mark.parametrize(
-    ("dependency", "fault"),
+    ("dependency", "problem"),
     [
         ("fastapi>=0.100", None),
         ("Pydantic_Settings", None),
@@ -175,10 +175,10 @@ def test_a_lock_without_hashes_is_refused(repository: Repository, cache: Path) -
         ('tomli; python_version >= "3.11"', "which is not locked"),
     ],
 )
-def test_a_lock_out_of_date_is_seen(dependency: str, fault: str | None) -> None:
+def test_a_lock_out_of_date_is_seen(dependency: str, problem: str | None) -> None:
     locked = lock.pins((ROOT / "app/requirements.txt").read_text(), PYTHON, MACHINE)
     found = lock.outdated([dependency], locked, PYTHON, MACHINE)
-    assert fault in found if fault else found == ""
+    assert problem in found if problem else found == ""
 
 
 @pytest.mark.parametrize("line", ["a==1 \\", "a==1 --hash=sha256:00 \\", 'a==1 ; python_version < "4" \\', "A==1\\"])
@@ -187,7 +187,7 @@ def test_spellings_of_a_line_of_a_lock(line: str) -> None:
     text = f"# a comment\n--only-binary :all:\n{line}\n    --hash=sha256:01\n{via}"
     ((name, pin),) = lock.pins(text, PYTHON, MACHINE).items()
     assert (name, pin.version) == ("a", "1")
-    assert {"b", "c-d"} <= pin.wanted_by
+    assert {"b", "c-d"} <= pin.required_by
 
 
 def test_the_bill_of_materials(repository: Repository, tmp_path: Path) -> None:

@@ -230,8 +230,8 @@ class TestACommit:
         sha, serves = repository.git("rev-parse", "HEAD"), site.health()["release"]
         self.refused(
             site,
-            f"{site.host.name} serves {serves}, which is no ancestor of {sha} as far as {repository.path} knows:"
-            " what it brought would be lost. Fetch and merge it first, or mean it: -e app_require_ancestor=false",
+            f"{site.host.name} serves {serves}, which is no ancestor of {sha} in {repository.path}, so its"
+            " changes would be lost. Fetch and merge it first, or deploy without them: -e app_require_ancestor=false",
             app_repository=str(repository.path),
             app_require_ancestor="true",
         )
@@ -240,9 +240,9 @@ class TestACommit:
         serves = site.health()["release"]
         self.refused(
             site,
-            f"{site.host.name} has {serves} already, made from Python 3.11, app,"
-            " booty.main:create_app() and not from Python 3.11, app, other:app. A"
-            " release is known by its SHA, so deploy another commit: git commit --allow-empty",
+            f"{site.host.name} has {serves} already, built from Python 3.11, app,"
+            " booty.main:create_app() and not from Python 3.11, app, other:app. Two"
+            " builds of one commit can't differ, so deploy another commit: git commit --allow-empty",
             app_release=str(serves),
             app_serve="other:app",
         )
@@ -362,8 +362,9 @@ def test_another_user_while_the_old_one_serves(site: Site) -> None:
         site.run("userdel other")
     assert played.status != 0
     assert (
-        f"{site.host.name} serves as the user booty, from whom /var/lib/booty would be taken for other while it runs."
-        " Stop it first; requests are refused until the deploy is through: systemctl stop booty.socket booty.service"
+        f"{site.host.name} serves as the user booty, and a deploy would give /var/lib/booty to other while that"
+        " service runs. Stop it first; requests are refused until the deploy ends: systemctl stop booty.socket"
+        " booty.service"
     ) in words(played)
 
 

@@ -524,7 +524,10 @@ HASH = f"--hash=sha256:{'0' * 64}"
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("-e .", "the app is built from its commit, and its dependencies are wheels. Leave out what is editable"),
+        (
+            "-e .",
+            "the app is built from its commit, and its dependencies are wheels. Remove the editable requirement",
+        ),
         (f"--editable=./lib {HASH}", "the app is built from its commit, and its dependencies are wheels."),
         ("-r base.txt", "a lock is one file. Lock what that file names too"),
         ("--requirement=base.txt", "a lock is one file."),
@@ -576,8 +579,8 @@ def test_a_line_that_a_lock_can_have(option: str) -> None:
             f"is no UTF-8 (line {LOCK.count(chr(10)) + 1}). Write it as",
         ),
         ("pyproject.toml", PROJECT.encode("utf-16"), "is UTF-16 (line 1). Write it as UTF-8, and commit."),
-        ("pyproject.toml", b"[project]\nname = shop\n", "can't be read: Invalid value (at line 2, column 8). Mend it"),
-        ("pyproject.toml", b"project = 1\n", "can't be read: `project` is no table. Mend it, and commit."),
+        ("pyproject.toml", b"[project]\nname = shop\n", "can't be read: Invalid value (at line 2, column 8). Fix it"),
+        ("pyproject.toml", b"project = 1\n", "can't be read: `project` is no table. Fix it, and commit."),
         ("pyproject.toml", b"[project]\ndependencies = 'a'\n", "can't be read: `dependencies` is no list."),
         ("pyproject.toml", b"[project]\ndependencies = ['a >> 1']\n", "can't be read: Expected"),
         ("pyproject.toml", b"[project]\nrequires-python = 'new'\n", "can't be read: Invalid specifier: 'new'."),
@@ -648,8 +651,9 @@ def test_undeclared_dependencies_give_a_notice(shop: Repository, tmp_path: Path)
     shop.write("app/pyproject.toml", PROJECT.replace("dependencies", "#"))
     sha = shop.commit("Declare nothing")
     assert built(shop.path, tmp_path / "cache", sha)["notices"] == [
-        f"The app of commit {sha[:12]} declares no dependencies to its build backend, so it can't be told whether"
-        " app/requirements.txt locks all that it imports. They belong into app/pyproject.toml: [project] dependencies."
+        f"The app of commit {sha[:12]} declares no dependencies to its build backend, so Booty can't check whether"
+        " app/requirements.txt locks all packages that it imports. Declare them in app/pyproject.toml: [project]"
+        " dependencies."
     ]
 
 
@@ -665,9 +669,9 @@ def test_files_that_python_reads_at_its_start(tmp_path: Path) -> None:
     build.pack_release(tmp_path / "r.tar.gz", release, manifest, b"", 0)
     (release / "layer.pth").write_bytes(contents(str(tmp_path / "r.tar.gz"))["layer.pth"])
     text = (release / "layer.pth").read_text()
-    (release / "layer.pth").write_text(
-        text.replace("/opt/booty/layers/L", str(layer)).replace("/opt/booty/layers/R", str(runner))
-    )
+    for name, folder in (("L", layer), ("R", runner)):
+        text = text.replace(f"os.path.normpath(sys.prefix + '/../../layers/{name}')", f"'{folder}'")
+    (release / "layer.pth").write_text(text)
     program = (
         f"import site, sys; site.addsitedir('{release}'); import spaced, uuid; assert sys.started and uuid.uuid4;"
         f" assert sys.path.index('{release}') < sys.path.index('{layer}') < sys.path.index('{tmp_path}/space')"

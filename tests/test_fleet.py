@@ -75,7 +75,7 @@ def test_a_wave_that_is_judged_bad_goes_back_and_the_next_does_not_start(
     assert set(load.report["releases"]) == {old, new}
     records = pair.bare.ssh("journalctl -t booty-deploy --output=json --output-fields=BOOTY_BY").stdout
     assert (f"takes back {new}" in records) == (canary == "0")
-    assert "Waves before stay" not in played.output
+    assert "waves before stay" not in played.output
 
 
 @pytest.mark.parametrize("policy", [pytest.param("wave", marks=pytest.mark.long), "all"])
@@ -246,7 +246,7 @@ def test_a_run_replaces_an_ancestor_of_another_run(pair: Site, tmp_path: Path) -
     older, newer = pair.release(), pair.release()
     runs = overlap(pair, tmp_path, older, newer, pair.inventory)
     assert (runs.first.status, runs.second.status) == (0, 0), runs.second.output
-    assert f"Another run had it serve {older} meanwhile" in " ".join(runs.second.output.split())
+    assert f"Another run deployed {older} here meanwhile" in " ".join(runs.second.output.split())
     assert serving(pair.host, pair.bare) == [newer, newer]
 
 
@@ -286,11 +286,11 @@ def test_a_rollback_keeps_what_it_achieved(pair: Site) -> None:
     assert status != 0
     assert serving(pair.host, pair.bare) == [old, new]
     assert load.report["failures"] == []
-    assert output.index(f"{one}, {other}: from {new} back to {old}") < output.index("Prove the release and make")
+    assert output.index(f"{one}, {other}: from {new} back to {old}") < output.index("Prove the release and switch")
     assert f"{other} did not go back: {old} does not serve: systemctl start booty-candidate.service" in output
-    assert f"{one} stay where they went back to." in output
-    assert f"Mend that, then: ansible-playbook rollback.yml --limit {other} -e app_release={old}" in output
-    # The hosts have parted: nobody knows which of the two releases is bad.
+    assert f"These hosts went back, and stay there: {one}." in output
+    assert f"Fix that, then: ansible-playbook rollback.yml --limit {other} -e app_release={old}" in output
+    # The hosts serve different releases, and Booty can't tell which of them is bad.
     status, output = rollback()
     assert status != 0
     assert f"{one}: from {old} back to {new}" in output
@@ -494,7 +494,7 @@ def test_a_host_that_is_cut_off_after_the_switch_goes_back_once_reachable(pair: 
     assert played.status != 0
     assert f"Not in order: {pair.bare.name}" in output
     assert re.search("It can't be reached any more: .* Went back to " + old, output)
-    assert "Waves before stay" not in output
+    assert "waves before stay" not in output
     assert serving(pair.host, pair.bare) == [old, old]
     assert load.report["failures"] == []
 

@@ -138,7 +138,7 @@ def test_archives_that_did_not_arrive_are_removed_after_a_day(app: App) -> None:
         (
             {"path": "/opt/d"},
             "root 755 directory /home/d",
-            "a link to /home/d, where the service's sandbox sees nothing",
+            "a link to /home/d, which the service's sandbox hides",
         ),
         ({"path": "/etc/d"}, "root 755 directory /home/d", None),
         ({"path": "/home/a/.ssh", "owner": "a"}, "a 700 directory /home/b", None),
@@ -150,7 +150,7 @@ def test_archives_that_did_not_arrive_are_removed_after_a_day(app: App) -> None:
         ({"path": "/opt/d"}, "root 644 file QQ==", "/opt/d is a file and not a directory: move it away"),
         ({"path": "/opt/f", "text": ""}, "root 755 directory", "/opt/f is a directory and not a file: move it away"),
         ({"path": "/opt/f", "text": ""}, "root 777 link", None),
-        ({"path": "/opt/f", "text": "", "wanted": False}, "root 755 directory", None),
+        ({"path": "/opt/f", "text": "", "present": False}, "root 755 directory", None),
     ],
 )
 def test_misplaced(entry: dict[str, str], on_host: str | None, message: str | None) -> None:

@@ -284,7 +284,7 @@ def test_a_deploy_is_registered_once(site: Site, sentry: Sentry) -> None:
 
     again = site.deploy()
     assert again.recap(site.host.name)["changed"] == 0
-    assert f"Registered in Sentry: {sha} and its deploy to staging already were." in words(again.output)
+    assert f"Sentry has {sha} and its deploy to staging already." in words(again.output)
     assert sentry.deploys == {sha: ["staging"]}
 
 

@@ -8,14 +8,14 @@ import pytest
 from ansible_collections.booty.deploy.plugins.module_utils.controller import rollback
 
 
-def answer(serves: str = "x", release: str = "a", *obstacles: str, has: tuple[str, ...] = ("a", "x")) -> dict[str, Any]:
+def answer(serves: str = "x", release: str = "a", *problems: str, has: tuple[str, ...] = ("a", "x")) -> dict[str, Any]:
     pointer = {"SENTRY_RELEASE": serves} if serves else {}
     host = {"running": pointer, "pointer": pointer, "releases": [*has]}
-    return {"host": host, "release": release, "obstacles": [*obstacles]}
+    return {"host": host, "release": release, "problems": [*problems]}
 
 
 AWAY = {"unreachable": True, "msg": "no route"}
-NO_PYTHON = {"rc": 127, "msg": "not found", "obstacles": ["not found"]}
+NO_PYTHON = {"rc": 127, "msg": "not found", "problems": ["not found"]}
 NO_HISTORY = answer("x", "", "web2 has no other release.", has=("x",))
 BARE = answer("", "", "web2 lacks the user.", has=())
 
@@ -62,4 +62,4 @@ def test_the_outcome(other: dict[str, Any], became: dict[str, Any], lines: list[
     assert all(line in said for line in lines), said
     assert bool(said) == bool(lines)
     if lines:
-        assert "web1 stay where they went back to." in said
+        assert "These hosts went back, and stay there: web1." in said

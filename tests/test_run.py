@@ -129,7 +129,7 @@ def booty_settings(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
             "DEFAULT_NO_LOG is True (env: ANSIBLE_NO_LOG) and must be False: a failure would be",
         ),
         ("ANSIBLE_ENABLE_TASK_DEBUGGER", "1", "a failed step would wait for a person instead of going back."),
-        ("ANSIBLE_TASK_TIMEOUT", "5", "Ansible would give up on a step that goes on on the host."),
+        ("ANSIBLE_TASK_TIMEOUT", "5", "Ansible would end a step that continues on the host."),
     ],
 )
 def test_settings_of_the_shell(booty_settings: pytest.MonkeyPatch, name: str, value: str, reason: str) -> None:
@@ -199,7 +199,7 @@ def test_an_ansible_cfg_in_the_users_home(inventory: Path, tmp_path: Path) -> No
     status, output = playbook("deploy.yml", "-i", inventory, folder=tmp_path, HOME=str(tmp_path))
     assert status == 4
     assert (
-        f"Ansible's setting TASK_TIMEOUT is 5 ({own}) and must be 0: Ansible would give up on a step that goes on on"
+        f"Ansible's setting TASK_TIMEOUT is 5 ({own}) and must be 0: Ansible would end a step that continues on"
         f" the host. Remove it from {own}."
     ) in output
     own.write_text("[defaults]\nforks = 3\n")

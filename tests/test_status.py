@@ -136,15 +136,15 @@ def test_rows_of_several_apps_have_both_names() -> None:
     rows = fleet.rows_of({"web1": {"apps": {**answer()["apps"], "shop": shop}}, "web2": {"unreachable": True}})
     assert [row["name"] for row in rows] == ["web1 booty", "web1 shop", "web2"]
     assert fleet.mixed(rows) == []  # each app has a release of its own
-    assert fleet.fault(rows, []) == "Broken: web2. A deploy would change: web1 shop."
+    assert fleet.failure(rows, []) == "Broken: web2. A deploy would change: web1 shop."
     assert fleet.summary(rows)["hosts"] == 2
 
 
 def test_a_broken_or_drifting_host_fails_the_run() -> None:
     rows = [judged(), judged(candidate={"release": B}), judged(tracker=None)]
-    assert fleet.fault(rows, []) is None
-    assert fleet.fault([*rows, judged(drift=["x"])], []) == "A deploy would change: web1."
-    assert fleet.fault([*rows, judge("web2", {"unreachable": True})], []) == "Broken: web2."
+    assert fleet.failure(rows, []) is None
+    assert fleet.failure([*rows, judged(drift=["x"])], []) == "A deploy would change: web1."
+    assert fleet.failure([*rows, judge("web2", {"unreachable": True})], []) == "Broken: web2."
 
 
 def test_a_fleet_on_two_releases_is_not_in_order() -> None:
@@ -155,7 +155,7 @@ def test_a_fleet_on_two_releases_is_not_in_order() -> None:
     assert said == f"production is on 2 releases: {A} on web1, web2; {B} on web3."
     assert [row["level"] for row in rows] == ["look"] * 3
     assert rows[2]["notes"] == ["serves one of 2 releases of production"]
-    assert (fleet.fault(rows, [said]) or "").startswith(said)
+    assert (fleet.failure(rows, [said]) or "").startswith(said)
     elsewhere = {**other, "environment": "staging"}
     apart = judge("web4", answer(memory=elsewhere, disk=elsewhere, health={"status": 200, **elsewhere}))
     assert fleet.mixed([judged(), apart, judge("web5", {"unreachable": True})]) == []

@@ -21,7 +21,7 @@ def wanted(release: str = SHA, **variables: Any) -> dict[str, Any]:
     """Return release.env and the units, rendered with the role's defaults and these variables."""
     given = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
     given |= {"ansible_managed": "Ansible managed", "app_environment": "staging", "app_telemetry_gate": False}
-    told: dict[str, Any] = host_program.wanted({**given, **variables}, release)
+    told: dict[str, Any] = host_program.rendered({**given, **variables}, release)
     return told
 
 

@@ -48,9 +48,9 @@ def good(name: str) -> Any:
     return others[spec["type"]]
 
 
-def faults(values: dict[str, dict[str, Any]]) -> list[str]:
+def problems(values: dict[str, dict[str, Any]]) -> list[str]:
     """Return what is said of hosts' variables."""
-    found = variables.Faults(values)
+    found = variables.Problems(values)
     typed = {host: variables.typed(given, host, found) for host, given in values.items()}
     return [*found] or [*variables.differing(typed)]
 
@@ -59,12 +59,12 @@ def faults(values: dict[str, dict[str, Any]]) -> list[str]:
 def test_a_bad_value_is_refused_by_name(name: str) -> None:
     spec = SPECS[name]
     for bad in BAD[spec["type"]]:
-        (said,) = faults({"web1": {name: bad}})
+        (said,) = problems({"web1": {name: bad}})
         assert said.startswith(f"{name} is "), said
         assert ": write " in said
         assert said.endswith(".")
     if "choices" in spec:
-        (said,) = faults({"web1": {name: "other"}})
+        (said,) = problems({"web1": {name: "other"}})
         assert said == f'{name} is "other": write {", ".join(spec["choices"][:-1])} or {spec["choices"][-1]}.'
 
 
@@ -137,32 +137,34 @@ SERVES = ("shop", "a-b:app", "shop:1a", "shop:app(1)", "shop/web:app", "shop:app
     ],
 )  # fmt: skip
 def test_what_a_type_alone_allows(name: str, value: Any, write: str) -> None:
-    assert faults({"web1": {name: value}}) == [f"{name} is {json.dumps(value, ensure_ascii=False)}: write {write}."]
+    assert problems({"web1": {name: value}}) == [f"{name} is {json.dumps(value, ensure_ascii=False)}: write {write}."]
 
 
 def test_hosts_are_named_where_they_differ() -> None:
-    assert faults({"web1": {"app_port": 0}, "web2": {"app_port": 0}}) == ["app_port is 0: write a port, 1 to 65535."]
-    assert faults({"web1": {"app_port": 1}, "web2": {"app_port": "x"}}) == [
+    assert problems({"web1": {"app_port": 0}, "web2": {"app_port": 0}}) == ["app_port is 0: write a port, 1 to 65535."]
+    assert problems({"web1": {"app_port": 1}, "web2": {"app_port": "x"}}) == [
         'app_port of web2 is "x": write a port, 1 to 65535.'
     ]
     many = {f"web{number}": {"app_workers": 0 if number else 1} for number in range(8)}
-    assert faults(many) == ["app_workers of web1, web2, web3, web4 and 3 others is 0: write a whole number, 1 or more."]
+    assert problems(many) == [
+        "app_workers of web1, web2, web3, web4 and 3 others is 0: write a whole number, 1 or more."
+    ]
 
 
 @pytest.mark.parametrize("name", variables.RUN_WIDE)
 def test_what_is_read_once_for_all_must_be_equal(name: str) -> None:
-    (said,) = faults({"web1": {}, "web2": {name: good(name)}, "web3": {}}) or ("",)
+    (said,) = problems({"web1": {}, "web2": {name: good(name)}, "web3": {}}) or ("",)
     if good(name) == SPECS[name]["default"]:
-        (said,) = faults({"web1": {}, "web2": {name: False}, "web3": {}})
+        (said,) = problems({"web1": {}, "web2": {name: False}, "web3": {}})
     assert said.startswith(f"{name} must be equal on all hosts of a run and is ")
     assert "on web1, web3; " in said
-    assert faults({"web1": {name: good(name)}, "web2": {name: f"{good(name)}".replace("'", '"')}}) == []
+    assert problems({"web1": {name: good(name)}, "web2": {name: f"{good(name)}".replace("'", '"')}}) == []
 
 
 def test_a_long_value_and_one_that_may_be_a_secret_are_not_shown_whole() -> None:
-    assert len(faults({"web1": {"app_serve": "x-" * 999}})[0]) < 200
-    assert "hunter2" not in faults({"web1": {"app_artifact_url": "https://me:hunter2@store.example.com"}})[0]
-    assert "hunter2" not in faults({"web1": {"app_wave_check": ["hunter2"]}})[0]
+    assert len(problems({"web1": {"app_serve": "x-" * 999}})[0]) < 200
+    assert "hunter2" not in problems({"web1": {"app_artifact_url": "https://me:hunter2@store.example.com"}})[0]
+    assert "hunter2" not in problems({"web1": {"app_wave_check": ["hunter2"]}})[0]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_a_long_value_and_one_that_may_be_a_secret_are_not_shown_whole() -> None
     ],
 )  # fmt: skip
 def test_somebody_gets_in(options: tuple[Any, ...], said: str | None) -> None:
-    found = variables.Faults(["web1"])
+    found = variables.Problems(["web1"])
     variables.access("web1", dict(zip(variables.ACCESS, options, strict=True)), found)
     assert [sentence.startswith(str(said)) for sentence in found] == ([True] if said else [])
 

@@ -1,7 +1,7 @@
-"""What a person wants to know while a playbook runs: the wave, the step, its hosts, its seconds; and why one failed.
+"""Show for each step of a playbook its wave, its hosts and its seconds, and for a failure its reason.
 
-Only what changed something, says something or failed gets a line. With -v or more, Ansible's own output comes back, and
-ANSIBLE_STDOUT_CALLBACK=default brings it back altogether.
+A step gets a line if it changed a host, has a message or failed. -v adds Ansible's own output, and
+ANSIBLE_STDOUT_CALLBACK=default shows nothing but that.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ extends_documentation_fragment:
   - result_format_callback
 """
 
-# What became of a host, the good first. Those that the host itself does not say are Ansible's own.
+# The states of a host at the end of a run, the good ones first. The host program reports some of them as `state`; the
+# others come from Ansible's counts.
 STATES = {
     "switched": C.COLOR_CHANGED,
     "changed": C.COLOR_CHANGED,
@@ -55,52 +56,52 @@ INDENT = " " * 11
 
 
 def names(hosts: list[str]) -> str:
-    """Return hosts as a line has room for them."""
+    """Return the names of at most four hosts, or the number of hosts."""
     return ", ".join(hosts) if len(hosts) <= 4 else f"{len(hosts)} hosts"
 
 
-def cause(result: Mapping[str, Any]) -> str:
-    """Return all that a failed result says of why, the message first."""
-    said = [str(result.get("msg") or result.get("censored") or result.get("reason") or "No reason given.").strip()]
-    if said[0] == "Assertion failed" and "assertion" in result:
-        said.append(str(result["assertion"]))
+def problem(result: Mapping[str, Any]) -> str:
+    """Return the message and the output of a failed result."""
+    texts = [str(result.get("msg") or result.get("censored") or result.get("reason") or "No reason given.").strip()]
+    if texts[0] == "Assertion failed" and "assertion" in result:
+        texts.append(str(result["assertion"]))
     for name in ("stderr", "module_stderr", "stdout", "module_stdout"):
         text = str(result.get(name) or "").strip()
-        if text and text not in "\n".join(said):
-            said.append(text)
-    return "\n".join(said)
+        if text and text not in "\n".join(texts):
+            texts.append(text)
+    return "\n".join(texts)
 
 
 def states(
-    hosts: set[str], told: Mapping[str, str], away: set[str], summaries: Mapping[str, Mapping[str, int]]
+    hosts: set[str], reported: Mapping[str, str], unreachable: set[str], summaries: Mapping[str, Mapping[str, int]]
 ) -> dict[str, list[str]]:
-    """Sort hosts by what became of them.
+    """Return the hosts by their states at the end of a run.
 
     Args:
-        hosts: all that the run was about.
-        told: what hosts themselves said became of them, in one of the words of STATES.
-        away: those that could not be reached, be that the run's end or not.
-        summaries: Ansible's counts of those that it got to.
+        hosts: all hosts of the run.
+        reported: the `state` that the host program reported, by host.
+        unreachable: the hosts that Ansible could not reach, even if it ignored that.
+        summaries: Ansible's counts, by host.
     """
-    found: dict[str, list[str]] = {}
+    by_state: dict[str, list[str]] = {}
     for host in sorted(hosts):
         counts = summaries.get(host, {})
-        if host in told:
-            state = told[host]
-        elif host in away:
+        if host in reported:
+            state = reported[host]
+        elif host in unreachable:
             state = "unreachable"
         elif counts.get("failures"):
             state = "failed"
-        elif told or not counts:  # it was about switching, and this one was not
+        elif reported or not counts:  # the run switches hosts, and did not switch this one
             state = "untouched"
         else:
             state = "changed" if counts["changed"] else "unchanged"
-        found.setdefault(state, []).append(host)
-    return dict(sorted(found.items(), key=lambda item: list(STATES).index(item[0])))
+        by_state.setdefault(state, []).append(host)
+    return dict(sorted(by_state.items(), key=lambda item: list(STATES).index(item[0])))
 
 
 def brief(method: Callable[..., None]) -> Callable[..., None]:
-    """Leave the event to Ansible's own output when that is asked for."""
+    """Decorate a handler of an event: with -v, Ansible's own handler runs instead."""
 
     @wraps(method)
     def chosen(self: CallbackModule, *arguments: Any, **named: Any) -> None:
@@ -113,7 +114,7 @@ def brief(method: Callable[..., None]) -> Callable[..., None]:
 
 
 class CallbackModule(default.CallbackModule):
-    """Ansible's own output, but for what is brief."""
+    """Ansible's own callback, with shorter output without -v."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "stdout"
@@ -121,10 +122,10 @@ class CallbackModule(default.CallbackModule):
 
     def __init__(self) -> None:
         super().__init__()
-        # What nearly each task's process would load for itself.
+        # Load the test plugins before Ansible forks: the process of nearly each task would load them again.
         list(test_loader.all())
-        # What is loaded by now stays. Looking through it again and again for what may go costs a tenth of a run, and
-        # copies its pages into each task's process.
+        # Exclude the loaded objects from garbage collection. Each collection would examine them, which takes a tenth of
+        # a run, and would copy their memory pages into the process of each task.
         gc.freeze()
         self._began = time.monotonic()
         self._starts: dict[str, float] = {}
@@ -132,131 +133,130 @@ class CallbackModule(default.CallbackModule):
         self._play_name, self._waves = "", 0
         self._step: tuple[Task, list[str], list[str], float] | None = None
         self._hosts: set[str] = set()
-        self._said: dict[str, str] = {}
-        self._last = ("", "")
-        self._told: dict[str, str] = {}
-        self._away: set[str] = set()
+        self._failures: dict[str, str] = {}
+        self._last_failure = ("", "")
+        self._states: dict[str, str] = {}
+        self._unreachable: set[str] = set()
         self._unpruned: list[str] = []
         self._screen = self._json = False
-        # One line that comes and goes: what is under way. Only where it can be taken back.
+        # Whether a line shows the step that is under way: only a terminal can replace it.
         self._live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
-    # What is going on
+    # Plays and tasks
 
     def v2_playbook_on_play_start(self, play: Play) -> None:
-        """Note the play, or the wave of it; a line says so once there is something to say below it."""
+        """Prepare the heading of a play or a wave; it is shown above the first line that follows."""
         self._flush()
         name = play.get_name().strip()
-        told = play.get_variable_manager().get_vars(play=play)
-        everyone, batch = told.get("ansible_play_hosts_all", []), told.get("ansible_play_batch", [])
-        # Only an extra variable beats the play's own default.
-        self._json = told.get("status_format") == "json" and not self._display.verbosity
-        self._hosts.update(set(everyone) - {"localhost"})
+        variables = play.get_variable_manager().get_vars(play=play)
+        hosts, batch = variables.get("ansible_play_hosts_all", []), variables.get("ansible_play_batch", [])
+        self._json = variables.get("status_format") == "json" and not self._display.verbosity
+        self._hosts.update(set(hosts) - {"localhost"})
         self._waves = self._waves + 1 if name == self._play_name else 1
         self._play_name = name
-        wave = f"wave {self._waves}: " if play.serial and len(everyone) > 1 else ""
+        wave = f"wave {self._waves}: " if play.serial and len(hosts) > 1 else ""
         parts = [name, f"{wave}{names(batch)}", "check: nothing is changed" if play.check_mode else ""]
         self._heading = " · ".join(part for part in parts if part)
         if self._display.verbosity:
             super().v2_playbook_on_play_start(play)
 
     def v2_playbook_on_task_start(self, task: Task, is_conditional: bool) -> None:
-        """Note when a step begins, and show it while it is under way."""
+        """Record the start of a step, and show the step on a terminal until the next line."""
         self._flush()
         self._starts[task._uuid] = time.monotonic()
         if self._display.verbosity:
             super().v2_playbook_on_task_start(task, is_conditional)
         elif self._live:
             text = f"{INDENT}… {task.name or task.get_name()}"[: self._display.columns]
-            # The cursor stays at the line's beginning, so that whatever comes next is written over it.
+            # \r moves the cursor to the start of the line, so the next line overwrites this one.
             sys.stdout.write(f"\033[K{text}\r")
             sys.stdout.flush()
 
     @brief
     def v2_playbook_on_handler_task_start(self, task: Task) -> None:
-        """A handler is a step like others."""
+        """Show a handler like any other step."""
         self.v2_playbook_on_task_start(task, False)
 
     @brief
     def v2_playbook_on_include(self, included_file: Any) -> None:
-        """Of a file that is included, its steps are what counts."""
+        """Show nothing: the steps of the included file follow."""
 
     @brief
     def v2_playbook_on_no_hosts_matched(self) -> None:
-        """That there is a host is what the first play sees to."""
+        """Show nothing: the filter `refuse` ends a run without a host."""
 
     @brief
     def v2_playbook_on_no_hosts_remaining(self) -> None:
-        """The hosts' own lines have said why."""
+        """Show nothing: the failures of the hosts were shown."""
 
-    # What became of a step
+    # Results of tasks
 
     def v2_runner_on_ok(self, result: CallbackTaskResult) -> None:
-        """Show what changed, and what has a message."""
-        self._note(result)
+        """Show a result that changed its host or has a message."""
+        self._record(result)
         if self._show_screen(result):
             return
         if self._display.verbosity:
             super().v2_runner_on_ok(result)
             return
         self._handle_warnings(result.result)
-        said = [] if "results" in result.result else self._message(result)
+        texts = [] if "results" in result.result else self._message(result)
         if result.result.get("changed"):
             if not self._step or self._step[0]._uuid != result.task._uuid:
                 self._flush()
                 self._step = (result.task, [], [], 0.0)
             _, hosts, messages, _ = self._step
             hosts.append(result.host.get_name())
-            messages += said
+            messages += texts
             self._step = (result.task, hosts, messages, self._seconds(result.task))
         else:
-            self._tell(said)
+            self._show_messages(texts)
 
     @brief
     def v2_runner_item_on_ok(self, result: CallbackTaskResult) -> None:
-        """Show an item's message; that it changed something is said once for all of them."""
-        self._note(result)
+        """Show the message of an item; the result of the loop shows whether items changed their hosts."""
+        self._record(result)
         self._handle_warnings(result.result)
-        self._tell(self._message(result))
+        self._show_messages(self._message(result))
 
     @brief
     def v2_runner_on_skipped(self, result: CallbackTaskResult) -> None:
-        """Nothing happened."""
+        """Show only the warnings."""
         self._handle_warnings(result.result)
 
     @brief
     def v2_runner_item_on_skipped(self, result: CallbackTaskResult) -> None:
-        """Nothing happened."""
+        """Show nothing."""
 
     def v2_runner_on_failed(self, result: CallbackTaskResult, ignore_errors: bool = False) -> None:
-        """Show why, all of it, once."""
-        self._note(result)
+        """Show the whole problem once."""
+        self._record(result)
         if self._show_screen(result):
             return
         if self._display.verbosity:
             super().v2_runner_on_failed(result, ignore_errors)
         elif result.task.args.get("verb") == "status":
-            pass  # the host's row says it
-        elif not (result.task.loop and "results" in result.result):  # else its items have said it
-            self._failure("FAILED (ignored)" if ignore_errors else "FAILED", result, cause(result.result))
+            pass  # the row of the host in the table shows the problem
+        elif not (result.task.loop and "results" in result.result):  # the items of a loop were shown
+            self._failure("FAILED (ignored)" if ignore_errors else "FAILED", result, problem(result.result))
 
     @brief
     def v2_runner_item_on_failed(self, result: CallbackTaskResult) -> None:
-        """Show why."""
+        """Show the problem of an item."""
         item = self._get_item_label(result.result)
-        self._failure("FAILED", result, f"{item}: {cause(result.result)}")
+        self._failure("FAILED", result, f"{item}: {problem(result.result)}")
 
     def v2_runner_on_unreachable(self, result: CallbackTaskResult) -> None:
-        """Show why, unless the host's row of the status screen will."""
-        self._away.add(result.host.get_name())
+        """Show the problem, unless the table of status.yml shows it."""
+        self._unreachable.add(result.host.get_name())
         if self._display.verbosity:
             super().v2_runner_on_unreachable(result)
         elif result.task.args.get("verb") != "status":
-            self._failure("UNREACHABLE", result, cause(result.result))
+            self._failure("UNREACHABLE", result, problem(result.result))
 
     @brief
     def v2_on_file_diff(self, result: CallbackTaskResult) -> None:
-        """Show what changes in files, and on which host."""
+        """Show the changes of files with their host."""
         results = result.result.get("results", [result.result])
         for diff in (each["diff"] for each in results if each.get("diff") and each.get("changed")):
             if text := self._get_diff(diff):
@@ -264,15 +264,15 @@ class CallbackModule(default.CallbackModule):
                 self._line(f"{INDENT}{self.host_label(result)}: {result.task.name}", C.COLOR_DIFF_LINES)
                 self._display.display(text)
 
-    # What became of the hosts
+    # The end of a run
 
     def v2_playbook_on_stats(self, stats: AggregateStats) -> None:
-        """Show Ansible's counts, and what became of each host in a word."""
+        """Show Ansible's counts, and the state of each host."""
         self._flush()
         if self._screen:
             return
         if self._json:
-            rows = [{"host": host, "level": "broken", "notes": [said]} for host, said in self._said.items()]
+            rows = [{"host": host, "level": "broken", "notes": [text]} for host, text in self._failures.items()]
             counts = {"hosts": len(rows), "levels": {"ok": 0, "look": 0, "broken": len(rows)}}
             document = {
                 "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -285,22 +285,22 @@ class CallbackModule(default.CallbackModule):
         super().v2_playbook_on_stats(stats)
         summaries = {host: stats.summarize(host) for host in stats.processed}
         failed = {host for host, counts in summaries.items() if counts["failures"]}
-        for state, hosts in states(self._hosts | failed, self._told, self._away, summaries).items():
+        for state, hosts in states(self._hosts | failed, self._states, self._unreachable, summaries).items():
             self._line(f"{state:<13}{', '.join(hosts)}", STATES[state])
         for line in self._unpruned:
             self._line(line, C.COLOR_WARN)
         self._line(f"{time.monotonic() - self._began:.1f} s")
 
-    # How it is shown
+    # Output
 
     def _line(self, text: str, color: str | None = None) -> None:
-        """Write lines, over the one that shows what is under way."""
+        """Write lines over the line of the step that is under way."""
         if self._live:
             sys.stdout.write("\033[K")
         self._display.display(text, color=color, stderr=self._json)
 
     def _head(self) -> None:
-        """Say which play, or wave, the next lines are about, unless that was said."""
+        """Write the heading of the play or wave, once."""
         self._flush()
         if self._heading:
             self._line(f"\n{self._heading}", C.COLOR_HIGHLIGHT)
@@ -311,58 +311,58 @@ class CallbackModule(default.CallbackModule):
         return now - self._starts.get(task._uuid, now)
 
     def _flush(self) -> None:
-        """Write the line of the step that changed something, and what it has to say."""
+        """Write the line of the last step that changed hosts, and its messages."""
         if self._step:
             (task, hosts, messages, seconds), self._step = self._step, None
             self._head()
             self._line(f"{seconds:7.1f} s  {task.name or task.get_name()} · {names(sorted(hosts))}", C.COLOR_CHANGED)
-            self._tell(messages)
+            self._show_messages(messages)
 
     def _message(self, result: CallbackTaskResult) -> list[str]:
-        """Return what a result has to say to a person, if anything."""
-        told = result.result
-        if not told.get("_ansible_verbose_always") or told.get("msg") == "All assertions passed":
+        """Return the message of a result, as a list of one or none."""
+        values = result.result
+        if not values.get("_ansible_verbose_always") or values.get("msg") == "All assertions passed":
             return []
-        self._clean_results(told, result.task.action)
-        return [self._plain(told.get("msg", told))]
+        self._clean_results(values, result.task.action)
+        return [self._plain(values.get("msg", values))]
 
-    def _tell(self, messages: list[str]) -> None:
-        """Write what there is to say to a person."""
+    def _show_messages(self, messages: list[str]) -> None:
         if messages:
             self._head()
         for message in messages:
             self._line(textwrap.indent(message, INDENT), C.COLOR_OK)
 
-    def _plain(self, said: Any) -> str:
-        """Return a message as text, its lines as they are."""
-        if isinstance(said, str):
-            return said
-        if isinstance(said, list) and all(isinstance(line, str) for line in said):
-            return "\n".join(said)
-        return textwrap.dedent(self._dump_results(said if isinstance(said, Mapping) else {"msg": said})).strip()
+    def _plain(self, message: Any) -> str:
+        """Return a message as text: strings and lists of strings unchanged, other values as YAML."""
+        if isinstance(message, str):
+            return message
+        if isinstance(message, list) and all(isinstance(line, str) for line in message):
+            return "\n".join(message)
+        values = message if isinstance(message, Mapping) else {"msg": message}
+        return textwrap.dedent(self._dump_results(values)).strip()
 
-    def _failure(self, word: str, result: CallbackTaskResult, said: str) -> None:
-        """Write that and why a step failed; what was just written of this host, or of another one, is not repeated."""
+    def _failure(self, word: str, result: CallbackTaskResult, text: str) -> None:
+        """Write a failure, without the text that was already written about this host or about this step."""
         self._handle_warnings(result.result)
         self._head()
         host, color = self.host_label(result), C.COLOR_UNREACHABLE if word == "UNREACHABLE" else C.COLOR_ERROR
         self._line(f"{self._seconds(result.task):7.1f} s  {word} · {result.task.name} · {host}", color)
-        before, self._said[host] = self._said.get(host, ""), said
-        if (result.task._uuid, said) != self._last:
-            self._line(textwrap.indent(said.removeprefix(before).strip() or "as above", INDENT), color)
-        self._last = (result.task._uuid, said)
+        before, self._failures[host] = self._failures.get(host, ""), text
+        if (result.task._uuid, text) != self._last_failure:
+            self._line(textwrap.indent(text.removeprefix(before).strip() or "as above", INDENT), color)
+        self._last_failure = (result.task._uuid, text)
 
-    def _note(self, result: CallbackTaskResult) -> None:
-        """Note what a host says became of it, and what it could not remove; of a delegated task, the other host's."""
-        told, state = result.result, result.result.get("state")
+    def _record(self, result: CallbackTaskResult) -> None:
+        """Record the `state` and the `unpruned` releases of a host; for a delegated task, those of the other host."""
+        state = result.result.get("state")
         host = str(result.task.delegate_to or result.host.get_name())
         if isinstance(state, str) and state in STATES:
-            self._told[host] = state
-        if unpruned := told.get("unpruned"):
+            self._states[host] = state
+        if unpruned := result.result.get("unpruned"):
             self._unpruned.append(f"{host}: {unpruned}")
 
     def _show_screen(self, result: CallbackTaskResult) -> bool:
-        """Show a result that is a screen of its own; standard output is then a file or a pipe like any other."""
+        """Show a result with a `screen`, the only text on standard output; return whether there is one."""
         if "screen" not in result.result:
             return False
         self._handle_warnings(result.result)

@@ -13,14 +13,14 @@ from ansible_collections.booty.deploy.plugins.module_utils.controller import (
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "app_ports": host_access.app_ports,
-    "faults": variables.all_faults,
+    "problems": variables.all_problems,
     "fleet": fleet.fleet,
     "keep_open": host_access.keep_open,
     "listeners": host_access.listeners,
     "misplaced": host_files.misplaced,
     "refuse": run_check.refuse,
     "removed": host_files.removed,
-    "seen": host_files.seen,
+    "host_values": host_files.host_values,
     "sshd_refusals": host_access.sshd_refusals,
     "stale": host_files.stale,
     "typed": variables.typed_value,

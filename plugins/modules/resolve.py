@@ -3,37 +3,26 @@
 DOCUMENTATION = """
 module: resolve
 short_description: Resolve a release to its commit
-description:
-  - >-
-    Turns a SHA, a short SHA, a tag or a branch of a git repository on the controller into the 40 characters of its
-    commit.
+description: Returns the 40 characters of the commit that a SHA, a short SHA, a tag or a branch names.
 author: The Booty authors
 options:
   repository:
     type: path
     required: true
-    description:
-      - >-
-        The git repository on the controller: its top folder, or a git directory.
+    description: "The git repository on the controller: its top folder, or a git directory."
   path:
     type: str
     required: true
-    description:
-      - >-
-        The folder of the app in it.
+    description: The folder of the app in it.
   release:
     type: str
     required: true
-    description:
-      - >-
-        The SHA, tag or branch.
+    description: The SHA, tag or branch.
 """
 
 RETURN = """
 release:
-  description:
-    - >-
-      The 40 characters of the commit.
+  description: The 40 characters of the commit.
   returned: success
   type: raw
 """

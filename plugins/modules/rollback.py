@@ -2,21 +2,15 @@
 
 DOCUMENTATION = """
 module: rollback
-short_description: Tell where each host goes back to, and afterwards which hosts did not
-description:
-  - >-
-    Fails before any host is changed when no host can go back, or when hosts would go back to different releases.
+short_description: Plan a rollback, and report the hosts that did not go back
+description: Fails before a change if no host can go back, or if hosts would go back to different releases.
 author: The Booty authors
 options:
   answers:
     type: dict
     required: true
-    description:
-      - >-
-        What M(booty.deploy.preflight) returned, by host.
+    description: The results of M(booty.deploy.preflight), by host.
   cutovers:
     type: dict
-    description:
-      - >-
-        What M(booty.deploy.host_program) returned to the verb V(cutover), by host.
+    description: The results of M(booty.deploy.host_program) for the verb V(cutover), by host.
 """

@@ -2,31 +2,23 @@
 
 DOCUMENTATION = """
 module: stage
-short_description: Build a release on the controller, and put on a host what it lacks
-description:
-  - >-
-    An artifact that the cache has is not built again, and a layer that the host has is not sent again.
+short_description: Build a release on the controller, and send the archives that a host lacks
+description: Uses an artifact in the cache without a build, and sends no layer that the host has.
 author: The Booty authors
 options:
   release:
     type: str
     required: true
-    description:
-      - >-
-        The commit.
+    description: The commit.
   host:
     type: dict
     required: true
-    description:
-      - >-
-        The RV(booty.deploy.preflight#module:host) that preflight returned.
+    description: The RV(booty.deploy.preflight#module:host) that preflight returned.
 """
 
 RETURN = """
 brought:
-  description:
-    - >-
-      The archive that the cutover is to bring along.
+  description: The archive that the cutover has to send.
   returned: success
   type: raw
 """

@@ -1,1 +1,1 @@
-"""The controller's side of Booty. The plugins beside it are thin shims: each takes one class or function from here."""
+"""The controller code. Each plugin of the collection imports one class or function from this package."""

@@ -1,4 +1,4 @@
-"""Several apps in one inventory: `apps/NAME.yml` beside its hosts describes an app, and `-e app=NAME` chooses it."""
+"""Load the variables of an app, which `-e app=NAME` chooses, from `apps/NAME.yml` beside the inventory's hosts."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from jinja2.runtime import Context
 
 
 def described() -> dict[str, Path]:
-    """Return the file of each app that the inventories of the run describe, by the app's name."""
+    """Return the `apps/NAME.yml` files of the run's inventories, by the app's name."""
     sources = [Path(source) for source in command_line.CLIARGS.get("inventory") or () if "," not in source]
     folders = [(source if source.is_dir() else source.parent) / "apps" for source in sources]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yml"))}
 
 
 def chosen(context: Context) -> str | None:
-    """Return the app that `-e app=NAME` chooses; None without it."""
+    """Return NAME of `-e app=NAME`; None without this option."""
     name = context.get("app")
     return None if name is None else str(name)
 
 
 def load(context: Context, hosts: list[str], known: set[str]) -> Iterator[str]:
-    """Set the variables of the chosen app on all hosts, or say why that can't be done.
+    """Set the variables of the chosen app on all hosts, or yield the problems.
 
-    The variables have the precedence of `set_fact`: they go before everything in the inventory, and `-e` goes before
-    them. No play could say `vars_files:` for that, since `hostvars` and `serial:` do not see the variables of a play.
+    The variables have the precedence of `set_fact`: they override the inventory, and `-e` overrides them.
+    `vars_files:` of a play can't replace this function: `hostvars` and `serial:` do not see the variables of a play.
 
     Args:
         context: the variables of the play.
         hosts: the hosts of the run.
-        known: the names of all variables of the roles.
+        known: the names of all variables that the roles have.
     """
     name, files = chosen(context), described()
     names = ", ".join(sorted(files))
@@ -43,8 +43,8 @@ def load(context: Context, hosts: list[str], known: set[str]) -> Iterator[str]:
             yield f"The inventory describes several apps: {names}. Choose one: -e app={min(files)}"
         return
     if name not in files:
-        where = f"; there are: {names}" if files else ""
-        yield f"-e app={name}: no inventory of this run has a file apps/{name}.yml beside its hosts{where}."
+        others = f"; there are: {names}" if files else ""
+        yield f"-e app={name}: no inventory of this run has a file apps/{name}.yml beside its hosts{others}."
         return
     try:
         variables = DataLoader().load_from_file(str(files[name]), trusted_as_template=True)
@@ -60,7 +60,7 @@ def load(context: Context, hosts: list[str], known: set[str]) -> Iterator[str]:
 
 
 def misplaced(file: Path, name: str, variables: dict[str, Any], known: set[str]) -> Iterator[str]:
-    """Say which variables of an app's file Booty does not know, and that the app has another name than its file."""
+    """Yield a problem for each unknown variable in an app's file, and for an app_name that is not the file's name."""
     for variable in variables:
         if variable.startswith(("app_", "host_")) and variable not in known:
             yield f"{file}: Booty has no variable {variable}. See: ansible-doc -t role booty.deploy.app"

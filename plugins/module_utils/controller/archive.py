@@ -1,4 +1,4 @@
-"""Write archives whose bytes depend only on what they hold, and keep them in a cache."""
+"""Write reproducible archives, and keep them in the controller's cache."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-# How long an archive stays in the cache after its last use.
+# Days that an archive stays in the cache after its last use.
 KEEP_DAYS = 30
-# What an installer notes about this very installation: paths and times of the controller.
+# Files in which an installer records paths and times of the controller.
 NOT_SHIPPED = {
     ".lock",
     "RECORD",
@@ -31,10 +31,10 @@ NOT_SHIPPED = {
 
 
 def files(tree: Path) -> Iterator[Path]:
-    """Return the files and links of a tree that are shipped, in the order of their names."""
+    """Yield the files and links of a tree that an archive gets, sorted by name."""
     for path in sorted(tree.rglob("*")):
         relative = path.relative_to(tree)
-        # `bin/` at the top of an installation holds scripts that name the controller's Python.
+        # The scripts in the top-level `bin/` of an installation start the controller's Python.
         if path.name in NOT_SHIPPED or relative.parts[0] == "bin" or (path.is_dir() and not path.is_symlink()):
             continue
         if "__pycache__" not in relative.parts:
@@ -45,11 +45,11 @@ def pack(tree: Path, archive: Path, mtime: int, extra: dict[str, bytes | Path] |
     """Write a tree as a `.tar.gz` whose bytes depend only on its files' names, contents and executable bits.
 
     Args:
-        tree: what is packed.
-        archive: where to; it appears whole or not at all.
-        mtime: the time, in seconds since 1970, that every entry carries.
-        extra: more entries by name: a file's bytes, or where a link points to.
-        prefix: what the tree's names begin with in the archive.
+        tree: the folder to pack.
+        archive: the file to write, in one rename.
+        mtime: the modification time of every entry, in seconds since 1970.
+        extra: more entries by name: the bytes of a file, or the target of a link.
+        prefix: a prefix for the names of the tree's files.
     """
     buffer = io.BytesIO()
     with (
@@ -77,69 +77,69 @@ def pack(tree: Path, archive: Path, mtime: int, extra: dict[str, bytes | Path] |
                 bool(path.lstat().st_mode & stat.S_IXUSR),
             )
     write(archive, buffer.getvalue())
-    # Last: an archive that has its digest is whole.
+    # The digest is written last, so an archive with a digest is complete.
     write(digest_of(archive), hashlib.sha256(buffer.getvalue()).hexdigest().encode())
 
 
 def write(path: Path, content: bytes) -> None:
-    """Make a file that appears whole or not at all."""
+    """Write a file in one rename, so that no other process reads a part of it."""
     temporary = path.with_name(f"{path.name}.partial")
     temporary.write_bytes(content)
     temporary.replace(path)
 
 
 def digest_of(archive: Path) -> Path:
-    """Return where an archive's SHA-256 is noted when it is built: a host finds out if it is another one later."""
+    """Return the file with an archive's SHA-256, against which a host checks its copy."""
     return archive.with_name(f"{archive.name}.sha256")
 
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Let one process at a time build: a host's fork that comes second finds what the first one made."""
+    """Hold an flock on a directory of the cache: one process builds, the others wait for its archive."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def made(archive: Path) -> bool:
-    """Tell whether the cache has an archive."""
+def cached(archive: Path) -> bool:
+    """Return whether the cache has an archive."""
     return archive.exists() and digest_of(archive).exists()
 
 
 def once(archive: Path, build: Callable[[Path], None]) -> None:
     """Build an archive unless the cache has it."""
-    if not made(archive):
+    if not cached(archive):
         with locked(archive.parent):
-            if not made(archive):
+            if not cached(archive):
                 build(archive)
 
 
 def use(cache: Path, *archives: Path) -> None:
-    """Note in the cache that archives are in use, so that `tidy` of another deploy leaves them."""
-    # A cache that can't be written to is used as it is.
+    """Record in the cache that archives are in use, so that `tidy` of another deploy keeps them."""
+    # The cache may be read-only; then its archives are used without this record.
     with suppress(OSError), locked(cache):
-        for archive in filter(made, archives):
-            # Not the archive's own time: `aws s3 sync` would take it for another one.
+        for archive in filter(cached, archives):
+            # The digest's time is set, because `aws s3 sync` uploads an archive whose own time changed.
             os.utime(digest_of(archive))
 
 
 def tidy(cache: Path) -> None:
-    """Remove what belongs to archives that no deploy has used for KEEP_DAYS."""
-    before = datetime.now(UTC).timestamp() - KEEP_DAYS * 86400
+    """Remove the archives that no deploy has used for KEEP_DAYS, and the files beside them."""
+    oldest = datetime.now(UTC).timestamp() - KEEP_DAYS * 86400
     with locked(cache):
         old = []
         for path in (path for path in cache.glob("*/*") if path.name != "lock"):
             digest = path.with_name(re.sub(r"\.(tar\.gz|cdx\.json|requires\.json).*", ".tar.gz.sha256", path.name))
-            # Without a digest it is what a killed build left.
-            if (digest if digest.exists() else path).stat().st_mtime < before:
+            # A killed build leaves a file without a digest.
+            if (digest if digest.exists() else path).stat().st_mtime < oldest:
                 old.append(path)
         for path in old:
             path.unlink()
 
 
 def described(archive: Path, dest: str) -> dict[str, Any]:
-    """Describe an archive that the cache has, and where it belongs on a host."""
+    """Return the file, digest and size of a cached archive, and its place on a host."""
     return {
         "file": str(archive),
         "sha256": digest_of(archive).read_text(),
@@ -149,7 +149,6 @@ def described(archive: Path, dest: str) -> dict[str, Any]:
 
 
 def key(*parts: str | bytes) -> str:
-    """Return a short name for what something is made from."""
-    return hashlib.sha256(b"\0".join(part if isinstance(part, bytes) else part.encode() for part in parts)).hexdigest()[
-        :20
-    ]
+    """Return a short hash of the inputs of an archive."""
+    inputs = b"\0".join(part if isinstance(part, bytes) else part.encode() for part in parts)
+    return hashlib.sha256(inputs).hexdigest()[:20]

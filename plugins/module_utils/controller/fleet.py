@@ -1,4 +1,4 @@
-"""The state of a run: what this run has learned about each host, from the results that tasks registered."""
+"""The state of a run: the results that tasks registered for each host."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Fleet(TypedDict):
     """The results of all hosts; lists of hosts and environments are sorted.
 
     Attributes:
-        answers: what booty.deploy.preflight returned, by host.
-        cutovers: what the cutover returned, by host.
-        statuses: what the verb status returned, by host; where no host was asked, why not.
+        answers: the results of booty.deploy.preflight, by host.
+        cutovers: the results of the verb cutover, by host.
+        statuses: the results of the verb status, by host; or that of booty.deploy.resolve, which failed.
         unreachable: the hosts that preflight could not reach.
         switched_before: the hosts that this run switched and has not taken back.
         failed: the hosts whose cutover failed.
@@ -45,14 +45,14 @@ def fleet(context: Context, hosts: Iterable[str]) -> Fleet:
         return {host: values[name] for host, values in variables.items() if name in values}
 
     answers, cutovers, backs = results("__app_info"), results("__app_cutover"), results("__app_back")
-    unasked = context.get("__app_resolved")
+    resolved = context.get("__app_resolved")
     changed = [host for host, result in cutovers.items() if result.get("changed")]
     return {
         "answers": answers,
         "cutovers": cutovers,
-        "statuses": {host: values.get("__app_status", unasked) for host, values in variables.items()},
+        "statuses": {host: values.get("__app_status", resolved) for host, values in variables.items()},
         "unreachable": sorted(host for host, answer in answers.items() if "unreachable" in answer),
-        "switched_before": sorted(host for host, one in cutovers.items() if "state" in one and host not in backs),
+        "switched_before": sorted(host for host, result in cutovers.items() if "state" in result and host not in backs),
         "failed": sorted(host for host, result in cutovers.items() if result.get("failed")),
         "releases": sorted({answer["release"] for answer in answers.values() if answer.get("release")}),
         "environments": sorted({everything[host]["app_environment"] for host in answers}),

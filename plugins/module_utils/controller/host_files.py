@@ -1,4 +1,7 @@
-"""Compares what a host should have with what it said it has. Works on text alone: the host may have no Python yet."""
+"""Compare the files that a host has with those that it should have, from the output of a shell script on the host.
+
+The host may have no Python yet, so no module of Ansible can read its files.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ import difflib
 from typing import Any
 
 
-def seen(text: str) -> dict[str, str]:
-    """Read the `name=value` lines of `look.sh`; others, as a login's banner, are passed over."""
+def host_values(text: str) -> dict[str, str]:
+    """Return the `name=value` lines in the output of `look.sh`; other lines, such as a login banner, are ignored."""
     pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
     return {name: value.strip() for name, _, value in pairs}
 
@@ -24,68 +27,69 @@ def _difference(path: str, before: str | None, after: str | None) -> str:
     return "\n".join(lines)
 
 
-def stale(wanted: list[dict[str, Any]], host: dict[str, str]) -> list[dict[str, Any]]:
-    """Choose the files and directories that are not as they should be.
+def stale(entries: list[dict[str, Any]], host: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the files and directories that a bootstrap has to write or remove.
 
     Args:
-        wanted: each with `path` and `part`; without a `text` it is a directory. `owner` (root) and `mode` (0755, a file
-            0644) have defaults. One that is not `wanted` goes, unless it says `keep`.
-        host: what `seen` returned; `file <path>` is "owner mode kind", and the content of a file in base64, or where
-            the link leads that stands in the place of a directory.
+        entries: the files and directories of the role, each with `path` and `part`. An entry without `text` is a
+            directory. The default of `owner` is root, that of `mode` is 0755 for a directory and 0644 for a file.
+            `present: false` removes a file, unless the entry has `keep: true`.
+        host: the result of `host_values`. Its value for `file <path>` is "owner mode kind", then the content of a file
+            in base64, or the target of a link to a directory.
 
     Returns:
-        those that differ, with their defaults filled in, their `state` (file, directory or absent), and, for a
-        person, a line in `summary` and all of it in `difference`.
+        the entries that differ, with their defaults, their `state` (file, directory or absent), and the texts for
+        messages: a line as `summary`, a diff as `difference`.
     """
-    found = []
-    for entry in wanted:
+    differing = []
+    for entry in entries:
         path, text = entry["path"], entry.get("text")
         kind = "directory" if text is None else "file"
         full = {"owner": "root", "mode": "0755" if text is None else "0644", "state": kind, **entry}
-        there = host.get(f"file {path}")
-        owner, mode, is_kind, content = [*(there or "").split(" "), "", "", ""][:4]
-        before = base64.b64decode(content).decode(errors="replace") if is_kind == "file" else None
-        if not entry.get("wanted", True):
-            if there and not entry.get("keep"):
+        value = host.get(f"file {path}")
+        owner, mode, host_kind, content = [*(value or "").split(" "), "", "", ""][:4]
+        before = base64.b64decode(content).decode(errors="replace") if host_kind == "file" else None
+        if not entry.get("present", True):
+            if value and not entry.get("keep"):
                 difference = _difference(path, before or "", None)
-                found.append({**full, "state": "absent", "summary": f"remove {path}", "difference": difference})
+                differing.append({**full, "state": "absent", "summary": f"remove {path}", "difference": difference})
             continue
-        if (owner, mode.zfill(4), is_kind, before) == (full["owner"], full["mode"], kind, text):
+        if (owner, mode.zfill(4), host_kind, before) == (full["owner"], full["mode"], kind, text):
             continue
-        is_now = "" if there is None else f" (it is {owner}, {mode.zfill(4)})"
+        is_now = "" if value is None else f" (it is {owner}, {mode.zfill(4)})"
         summary = (
             f"{'write' if kind == 'file' else 'make the directory'} {path}: {full['owner']}, {full['mode']}{is_now}"
         )
         difference = "" if text is None else f"\n{_difference(path, before, text)}"
-        found.append({**full, "summary": summary, "difference": f"{summary}{difference}".strip()})
-    return found
+        differing.append({**full, "summary": summary, "difference": f"{summary}{difference}".strip()})
+    return differing
 
 
-# A service with ProtectHome= and PrivateTmp= does not see what lies there.
+# ProtectHome= and PrivateTmp= hide these directories from the service.
 HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
 
 
-def misplaced(wanted: list[dict[str, Any]], host: dict[str, str]) -> list[str]:
-    """Say what stands in the place of a file or a directory and can't be made into it; arguments as for `stale`.
+def misplaced(entries: list[dict[str, Any]], host: dict[str, str]) -> list[str]:
+    """Return a problem for each path where the host has a thing of another kind; the arguments are those of `stale`.
 
-    A link to a directory is fine, if that belongs to whom the directory has to belong, and the service sees it.
+    A link to a directory may replace a directory, if the target has the right owner and the service's sandbox shows it.
     """
-    found = []
-    for entry in (entry for entry in wanted if entry.get("wanted", True)):
+    problems = []
+    for entry in (entry for entry in entries if entry.get("present", True)):
         path, owner = entry["path"], entry.get("owner", "root")
         kind = "file" if "text" in entry else "directory"
-        is_owner, _, is_kind, target = [*host.get(f"file {path}", "").split(" ", 3), "", "", ""][:4]
-        linked = is_kind == "directory" and target
-        if linked and is_owner != owner:
-            found.append(f"{path} is a link to {target}, which belongs to {is_owner}: chown {owner}: {target}")
+        host_owner, _, host_kind, target = [*host.get(f"file {path}", "").split(" ", 3), "", "", ""][:4]
+        linked = host_kind == "directory" and target
+        if linked and host_owner != owner:
+            problems.append(f"{path} is a link to {target}, which belongs to {host_owner}: chown {owner}: {target}")
         elif linked and kind == "directory" and target.startswith(HIDDEN) and path.startswith("/opt/"):
-            found.append(f"{path} is a link to {target}, where the service's sandbox sees nothing: move that elsewhere")
-        elif is_kind in {"directory", "file", "link"} and is_kind != kind and (kind, is_kind) != ("file", "link"):
-            what = "a link that leads to no directory" if is_kind == "link" else f"a {is_kind}"
-            found.append(f"{path} is {what} and not a {kind}: move it away")
-    return found
+            problems.append(f"{path} is a link to {target}, which the service's sandbox hides: move that elsewhere")
+        elif host_kind in {"directory", "file", "link"} and host_kind != kind and (kind, host_kind) != ("file", "link"):
+            name = "a link that leads to no directory" if host_kind == "link" else f"a {host_kind}"
+            problems.append(f"{path} is {name} and not a {kind}: move it away")
+    return problems
 
 
 def removed(paths: str, part: str) -> list[dict[str, Any]]:
-    """Turn paths, separated by blanks, into entries of files that `stale` wants to be gone."""
-    return [{"part": part, "path": path, "wanted": False} for path in paths.split()]
+    """Return an entry for `stale` for each path, separated by blanks, so that the file is removed."""
+    return [{"part": part, "path": path, "present": False} for path in paths.split()]

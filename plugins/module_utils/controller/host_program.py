@@ -1,7 +1,7 @@
-"""Call Booty's program on a host: one Python, that reads the program and the call from its standard input.
+"""Call the host program: a Python on the host reads the program and the call from its standard input.
 
-An ordinary module would take three times as long for each call: it brings Ansible's own library along, and unpacks and
-imports that first. What is read and compiled here, is so once, before Ansible forks for each task of each host.
+A module of Ansible would take three times as long for each call, because it unpacks and imports Ansible's library
+first. This module reads the program and compiles the templates at its import, before Ansible forks for each task.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from . import variables
 from .git import descends
 
 ROLE = Path(__file__).parents[3] / "roles" / "app"
-# The Python that releases run with. It reads and writes UTF-8 whatever the host's locale is.
+# The Python of the releases, with UTF-8 in any locale.
 PYTHON = "/usr/bin/python3 -I -X utf8"
-# Reads the call, then the program, which it imports from memory; what follows is the file that came along.
+# Standard input has the call as a line of JSON, then the program as a zip archive, then the attached file. The program
+# is imported from memory.
 START = """
 import json, os, sys
 if os.geteuid():
@@ -38,15 +39,15 @@ if os.geteuid():
         f"Booty needs root on a host, and became the user with the ID {os.geteuid()}. Remove ansible_become and"
         " ansible_become_user from the inventory, --become-user, and become_user from ansible.cfg."
     )
-told = json.loads(sys.stdin.buffer.readline())
+request = json.loads(sys.stdin.buffer.readline())
 program = os.memfd_create("booty_host")
 with open(program, "wb", closefd=False) as file:
-    file.write(sys.stdin.buffer.read(told["size"]))
+    file.write(sys.stdin.buffer.read(request["size"]))
 sys.path.insert(0, f"/proc/self/fd/{program}")
 from booty_host.__main__ import call
-call(told)
+call(request)
 """
-# What a value from a command line is turned into, by verb.
+# The arguments of each verb and their types: a value from the command line is a string.
 VERBS: dict[str, dict[str, Any]] = {
     "info": {"user": {"type": "str", "required": True}},
     "cutover": {
@@ -71,15 +72,15 @@ VERBS: dict[str, dict[str, Any]] = {
         "step": {"type": "str", "choices": ["begin", "end"]},
     },
 }
-# These verbs go on when the connection ends, so they run in a systemd scope of their own. In the login's scope, logind
-# would kill them with the login (`KillUserProcesses=yes`). --scope replaces systemd-run by the command, so the process
-# keeps its input, its output and its parents.
+# These verbs continue when the connection ends, so each runs in a systemd scope of its own. In the scope of the login,
+# logind would kill the process at the end of the login (`KillUserProcesses=yes`). `systemd-run --scope` executes the
+# command in its own process, so standard input, standard output and parent process stay the same.
 DETACHED = ("cutover", "remove", "take_back")
 ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 
 
 def program() -> bytes:
-    """Return the program as a zip archive."""
+    """Return the host program as a zip archive."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted((ROLE / "files" / "booty_host").glob("*.py")):
@@ -88,7 +89,7 @@ def program() -> bytes:
 
 
 def templates_of_units(app: str) -> dict[str, str]:
-    """Return the template of each unit of an app, by the unit's name; the host program's `App` has the same names."""
+    """Return the template of each unit of an app, by the unit's name; `App` of the host program has the same names."""
     return {
         "system-{}.slice".format(app.replace("-", r"\x2d")): "app.slice.j2",
         f"{app}.socket": "app.socket.j2",
@@ -98,14 +99,14 @@ def templates_of_units(app: str) -> dict[str, str]:
 
 
 def templates() -> Environment:
-    """Return the role's templates, compiled, with Ansible's own filters and tests."""
+    """Return a Jinja environment with the role's templates, compiled, and with Ansible's filters and tests."""
     environment = Environment(
         loader=FileSystemLoader(ROLE / "templates"),
         trim_blocks=True,
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    # Jinja's own win, since Ansible's know Ansible's kind of what is undefined.
+    # Jinja's filters and tests override Ansible's, which expect Ansible's own class of undefined values.
     environment.filters = FilterModule().filters() | environment.filters
     environment.tests = TestModule().tests() | environment.tests
     for name in ("release.env.j2", *templates_of_units("booty").values()):
@@ -114,23 +115,23 @@ def templates() -> Environment:
 
 
 CODE = program()
-# Which run of a playbook this is: a host goes back only from what the same run did there.
+# The ID of this run of a playbook. The verb take_back undoes only a cutover with the same ID.
 RUN = uuid.uuid4().hex
 TEMPLATES = templates()
 
-# What a host is told that is asked without a release in mind.
+# The result of `rendered` for a question that is about no release.
 NOTHING: dict[str, Any] = {"pointer": "", "units": {}}
 
 
-def wanted(options: dict[str, Any], release: str) -> dict[str, Any]:
-    """Return what a host is to be told of a release.
+def rendered(options: dict[str, Any], release: str) -> dict[str, Any]:
+    """Return the texts of release.env and of the units.
 
     Args:
-        options: the role's.
-        release: the commit; empty when only the host knows which one it will be.
+        options: the options of the role app.
+        release: the commit; empty for a rollback to the release before, which the host chooses.
 
     Returns:
-        the text of release.env as `pointer`, empty without a release, and of each unit by its name as `units`.
+        `pointer`, the text of release.env, empty without a release; `units`, the text of each unit by its name.
     """
 
     def render(name: str) -> str:
@@ -141,21 +142,21 @@ def wanted(options: dict[str, Any], release: str) -> dict[str, Any]:
 
 
 def who() -> str:
-    """Return who runs this, and where: for those who meet the host's deploy lock, and for its journal."""
+    """Return the user and the name of the controller, for the host's deploy lock and its journal."""
     try:
         user = pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:  # as in a container, with a user that has no name
+    except KeyError:  # a user without a name, as in a container
         user = str(os.geteuid())
     return f"{user}@{os.uname().nodename}"
 
 
-# What an item of a loop began, for a later item of it: the process that asks a host, its answer's pipe; or the answer.
+# The items of a loop share these, by host: the process that calls a host with the pipe of its answer, and the answers.
 BEGUN: dict[str, tuple[int, int]] = {}
 ENDED: dict[str, dict[str, Any]] = {}
 
 
 def begin(host: str, work: Callable[[], dict[str, Any]]) -> None:
-    """Ask a host in a process of its own; at most as many run as Ansible has forks."""
+    """Start a process that calls a host; no more processes run at a time than Ansible has forks."""
     if len(BEGUN) >= context.CLIARGS["forks"]:
         oldest = next(iter(BEGUN))
         ENDED[oldest] = end(oldest)
@@ -174,27 +175,27 @@ def begin(host: str, work: Callable[[], dict[str, Any]]) -> None:
 
 
 def end(host: str) -> dict[str, Any]:
-    """Wait for the answer of a host that was asked, and return it."""
+    """Wait for the answer of the process that `begin` started for a host, and return it."""
     if host in ENDED:
         return ENDED.pop(host)
     pid, reader = BEGUN.pop(host)
     with os.fdopen(reader) as pipe:
-        answer = pipe.read()
+        text = pipe.read()
     os.waitpid(pid, 0)
-    told: dict[str, Any] = json.loads(answer or '{"failed": true, "msg": "The process that asked it was killed."}')
-    return told
+    answer: dict[str, Any] = json.loads(text or '{"failed": true, "msg": "The process that asked it was killed."}')
+    return answer
 
 
 class HostProgramAction(ActionBase):
-    """Call a verb with its arguments.
+    """Call a verb of the host program with its arguments.
 
-    A `cutover`, and a `status` with a `release`, tell the host what that is to look like. A cutover takes along what
-    was `brought` for it: an archive's `file`, its `sha256` and where it belongs (`dest`). `success_msg` is what there
-    is to say when all went well. A `take_back` in two steps, each in a loop over hosts, asks all of them at once.
+    A `cutover`, and a `status` with a `release`, send the texts that `rendered` returns. A cutover attaches the archive
+    in `brought`: its `file`, its `sha256` and its place (`dest`). `success_msg` is the message after a success. A loop
+    over hosts with the step `begin` of `take_back`, and then with the step `end`, calls all hosts at the same time.
     """
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the host's answer, or `rc` and what was said when there is none."""
+        """Return the host's answer; without one, `rc` and the output of the host's shell in `msg`."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         verb = self._task.args.get("verb")
         if verb not in VERBS:
@@ -208,7 +209,7 @@ class HostProgramAction(ActionBase):
             arguments |= NOTHING
         elif verb == "status":
             release = arguments.pop("release")
-            arguments |= NOTHING if release is None else wanted(self.options(task_vars), release)
+            arguments |= NOTHING if release is None else rendered(self.options(task_vars), release)
         else:
             arguments["by"] = f"{who()} {arguments['by']}"
         if verb in {"cutover", "take_back"}:
@@ -217,7 +218,7 @@ class HostProgramAction(ActionBase):
             brought = arguments.pop("brought")
             attached = Path(brought["file"]).read_bytes() if brought else b""
             arguments |= {name: brought.get(name, "") for name in ("dest", "sha256")}
-            arguments |= wanted(self.options(task_vars), arguments.pop("release"))
+            arguments |= rendered(self.options(task_vars), arguments.pop("release"))
             arguments["over_ssh"] = self._connection.transport == "ssh"
         if step == "begin":
             begin(self._task.delegate_to, lambda: self.ask(verb, arguments))
@@ -234,7 +235,10 @@ class HostProgramAction(ActionBase):
         return result
 
     def ask(self, verb: str, arguments: dict[str, Any], attached: bytes = b"") -> dict[str, Any]:
-        """Return a host's answer to a call. A host that is lost stays in the run, to be taken back if it returns."""
+        """Return a host's answer to a call.
+
+        A host that is lost during a cutover stays in the run, so that `take_back` reaches it if it returns.
+        """
         try:
             return self.call(verb, arguments, attached)
         except AnsibleConnectionFailure as error:
@@ -245,21 +249,21 @@ class HostProgramAction(ActionBase):
     def moved_on(
         self, before: dict[str, str], now: dict[str, str], release: str, task_vars: dict[str, Any] | None
     ) -> str:
-        """Say that another run's release came between, and that a release descends from it; else nothing.
+        """Return a notice if another run deployed an ancestor of the release since preflight; "" otherwise.
 
         Args:
-            before: what the host answered as `seen` when the release was judged.
-            now: what the cutover found there.
-            release: the commit that is to serve.
-            task_vars: Ansible's.
+            before: the `seen` in the host's answer to preflight.
+            now: the `seen` in its answer to the cutover.
+            release: the commit of this cutover.
+            task_vars: Ansible's variables of the host.
         """
         commits = before["release"], now["release"], release
         if commits[0] == commits[1] or not descends(self.options(task_vars)["app_repository"], *commits):
             return ""
-        return f"Another run had it serve {commits[1]} meanwhile, from which {release} descends; so this one went on."
+        return f"Another run deployed {commits[1]} here meanwhile. {release} descends from it, so this run continued."
 
     def call(self, verb: str, arguments: dict[str, Any], attached: bytes = b"") -> dict[str, Any]:
-        """Return a host's answer to a call, or `rc` and what was said when there is none."""
+        """Return a host's answer to a call; without one, `rc` and the output of the host's shell in `msg`."""
         call = {
             "app": self._templar.template(self._templar.available_variables["app_name"]),
             "verb": verb,
@@ -277,16 +281,16 @@ class HostProgramAction(ActionBase):
         try:
             answer: dict[str, Any] = json.loads(done["stdout"].splitlines()[-1])
         except (IndexError, ValueError):
-            said = (done["stderr"] or done["stdout"]).strip() or "no reason given"
-            return {"failed": True, "rc": done["rc"], "msg": f"The host's Python said: {said}"}
+            output = (done["stderr"] or done["stdout"]).strip() or "no reason given"
+            return {"failed": True, "rc": done["rc"], "msg": f"The host's Python said: {output}"}
         return answer
 
     def _pin(self, verb: str) -> None:
-        """Set what this call needs of ssh, whatever a user's own ansible.cfg, shell or inventory sets.
+        """Set the options of ssh that a call needs, over those of ansible.cfg, the shell and the inventory.
 
-        Without ServerAlive a controller would wait for ever for a host that is gone; an option of the user's own comes
-        first and wins. With `retries` Ansible would send the call again when the connection is lost, while the host
-        still works on the first one.
+        ServerAliveInterval ends the wait for a host that is gone. ssh takes the first value of an option, so the user's
+        own value wins. `reconnection_retries` is 0, because Ansible would send the call again after a lost connection,
+        while the host still works on the first call.
         """
         extra = self._connection.get_option("ssh_extra_args") or ""
         self._connection.set_option("ssh_extra_args", f"{extra} {ALIVE}".strip())
@@ -294,17 +298,17 @@ class HostProgramAction(ActionBase):
             self._connection.set_option("reconnection_retries", 0)
 
     def options(self, task_vars: dict[str, Any] | None) -> dict[str, Any]:
-        """Return the role's options for this host, each of its type.
+        """Return the options of the role app for this host, in their types.
 
         Raises:
-            AnsibleActionFail: one is missing or not of its type.
+            AnsibleActionFail: an option is missing or has a wrong type.
         """
         known = variables.specs("app")
-        given = self._templar.template({name: value for name, value in (task_vars or {}).items() if name in known})
-        faults = variables.Faults([""])
-        options: dict[str, Any] = variables.typed(given, "", faults)
-        for name in (name for name, spec in known.items() if spec.get("required") and name not in given):
-            faults.add(name, variables.NOT_SET, "")
-        if found := [*faults]:
-            raise AnsibleActionFail("\n".join(found))
+        values = self._templar.template({name: value for name, value in (task_vars or {}).items() if name in known})
+        problems = variables.Problems([""])
+        options: dict[str, Any] = variables.typed(values, "", problems)
+        for name in (name for name, spec in known.items() if spec.get("required") and name not in values):
+            problems.add(name, variables.NOT_SET, "")
+        if sentences := [*problems]:
+            raise AnsibleActionFail("\n".join(sentences))
         return options

@@ -1,6 +1,6 @@
-"""Ask a host all that matters to a release, and judge its answer before anything is touched.
+"""Ask a host for everything that can stop a release, and find the problems in its answer before the host is changed.
 
-One step of one process, since a fleet pays for each of them with every host, even for those that are skipped.
+All checks are one task, because each task costs time on every host, even if it is skipped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .build import MACHINES
 from .git import descends, normal
 from .host_program import HostProgramAction
 
-# How much room one may need, and how far a host's clock may be off.
+# The disk space that a release may need, and the difference between two clocks at which preflight fails.
 ROOM_MEGABYTES = 200
 CLOCK_SECONDS = 600
 NO_TOKEN = (
@@ -27,7 +27,7 @@ NO_TOKEN = (
 )
 
 
-def obstacles(
+def problems_of(
     host: dict[str, Any],
     options: dict[str, Any],
     release: str,
@@ -35,21 +35,21 @@ def obstacles(
     check: bool,
     secrets_command: Callable[[], str],
 ) -> Iterator[str]:
-    """Say what of a host stands against a release.
+    """Yield each problem that keeps a host from taking a release.
 
     Args:
-        host: what it answered.
-        options: the role's.
-        release: the commit; empty when that does not matter.
-        name: the host's, in the inventory.
-        check: whether nothing is to be changed, be the host ready or not.
-        secrets_command: returns the command that puts the secrets there.
+        host: the answer of the host.
+        options: the options of the role app.
+        release: the commit; empty for a rollback, whose release is on the host.
+        name: the name of the host in the inventory.
+        check: whether Ansible is in check mode, which a host that was never bootstrapped passes too.
+        secrets_command: returns the command that places secrets.env on the host.
     """
     app, user, port = options["app_name"], options["app_user"], options["app_port"]
     production = options["app_environment"].lower() in {"production", "prod"}
     if host["machine"] not in MACHINES:
-        fit = " and ".join(MACHINES)
-        yield f"{name} is {host['machine']}; releases are built for {fit}, 64 bit. Take such a machine."
+        machines = " and ".join(MACHINES)
+        yield f"{name} is {host['machine']}; releases are built for {machines}, 64 bit. Take such a machine."
     if tuple(map(int, host["python"].split("."))) < (3, 11):
         yield f"{name} has Python {host['python']}; Booty needs 3.11 or newer (Debian 12 or newer)."
     if host["user_id"] == 0:
@@ -61,11 +61,11 @@ def obstacles(
         yield (
             f"{name} lacks the user {user} or Booty's directories. Make it ready first: ansible-playbook bootstrap.yml"
         )
-    off = int(abs(host["clock"] - time.time()))
-    if off >= CLOCK_SECONDS:
+    seconds = int(abs(host["clock"] - time.time()))
+    if seconds >= CLOCK_SECONDS:
         yield (
-            f"The clocks of {name} and of this machine differ by {off} seconds: errors would show at wrong times, and"
-            " TLS may fail. See which is wrong, and set it: timedatectl"
+            f"The clocks of {name} and of this machine differ by {seconds} seconds: errors would show at wrong times,"
+            " and TLS may fail. See which is wrong, and set it: timedatectl"
         )
     staged = host["manifests"].get(release)
     room = host["free"] // 1_000_000
@@ -79,14 +79,14 @@ def obstacles(
             f"{options['app_address']}:{port} is taken on {name}: {host['port_taken']}. Stop that, or choose another"
             " app_port."
         )
-    # systemd gives the directory to whom a unit names, at its start: the candidate's would take it from the service.
+    # At the start of the candidate, systemd would give StateDirectory= to the new user while the old service needs it.
     if host["running"] and host["state_owner"] not in {"", user}:
         yield (
-            f"{name} serves as the user {host['state_owner']}, from whom /var/lib/{app} would be taken for {user} while"
-            f" it runs. Stop it first; requests are refused until the deploy is through: systemctl stop {app}.socket"
-            f" {app}.service"
+            f"{name} serves as the user {host['state_owner']}, and a deploy would give /var/lib/{app} to {user} while"
+            " that service runs. Stop it first; requests are refused until the deploy ends: systemctl stop"
+            f" {app}.socket {app}.service"
         )
-    yield from made_otherwise(host, options, release, name)
+    yield from unusable_copy(host, options, release, name)
     secrets = host["secrets"]
     if secrets["closed"]:
         yield (
@@ -94,61 +94,61 @@ def obstacles(
             f" /etc/{app}/secrets.env"
         )
     elif secrets["readable"] or (production and secrets["usable"] and (host["ready"] or not check)):
-        why = secrets["readable"] or f"Production does not start without a usable SENTRY_DSN, and {secrets['usable']}"
-        yield f"{why}.\nType the file's lines (SENTRY_DSN=…), then Ctrl-D:\n  {secrets_command()}"
+        problem = (
+            secrets["readable"] or f"Production does not start without a usable SENTRY_DSN, and {secrets['usable']}"
+        )
+        yield f"{problem}.\nType the file's lines (SENTRY_DSN=…), then Ctrl-D:\n  {secrets_command()}"
 
 
-def made_otherwise(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
-    """Say that a host has a release which is damaged, or was made from something else than what is asked for."""
-    staged = host["manifests"].get(release)
-    if staged == {}:
-        there = f"/opt/{options['app_name']}/releases/{release}"
+def unusable_copy(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
+    """Yield a problem if the host's copy of a release is damaged, or was built for another Python or other options."""
+    manifest = host["manifests"].get(release)
+    if manifest == {}:
+        folder = f"/opt/{options['app_name']}/releases/{release}"
         if serving(host) == release:
             step = "It serves, so deploy another commit: git commit --allow-empty -m 'Build anew'"
         else:
-            step = f"Remove it there, and deploy again: rm -r {there}"
-        yield f"{there} on {name} is damaged: it has no release.json that can be read. {step}"
-    if staged:
+            step = f"Remove it there, and deploy again: rm -r {folder}"
+        yield f"{folder} on {name} is damaged: it has no release.json that can be read. {step}"
+    if manifest:
         path, serve = normal(options["app_path"]), options["app_serve"]
-        asked = f"Python {host['python']}, {path}, {serve}"
-        # Older ones don't say all.
-        there = f"Python {staged['python']}, {staged.get('path', path)}, {staged.get('serve', serve)}"
-        if there != asked:
+        needed = f"Python {host['python']}, {path}, {serve}"
+        # The manifest of an older Booty has no `path` and no `serve`.
+        actual = f"Python {manifest['python']}, {manifest.get('path', path)}, {manifest.get('serve', serve)}"
+        if actual != needed:
             yield (
-                f"{name} has {release} already, made from {there} and not from {asked}. A release is known by its SHA,"
-                " so deploy another commit: git commit --allow-empty -m 'Build anew'"
+                f"{name} has {release} already, built from {actual} and not from {needed}. Two builds of one commit"
+                " can't differ, so deploy another commit: git commit --allow-empty -m 'Build anew'"
             )
 
 
 def serving(host: dict[str, Any]) -> str:
-    """Return the release that serves, as far as the host knows."""
+    """Return the release of the running service; without one, that of release.env, or "" if there is none."""
     return host["running"].get("SENTRY_RELEASE") or host["pointer"].get("SENTRY_RELEASE") or ""
 
 
-def lost(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
-    """Say that a release would lose what the one that serves brought, where that is asked for."""
+def not_an_ancestor(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
+    """Yield a problem if app_require_ancestor is set and the release does not descend from the one that serves."""
     before, repository = serving(host), options["app_repository"]
-    if not options["app_require_ancestor"] or not before:
-        return
-    if not descends(repository, before, release):
+    if options["app_require_ancestor"] and before and not descends(repository, before, release):
         yield (
-            f"{name} serves {before}, which is no ancestor of {release} as far as {repository} knows: what it brought"
-            " would be lost. Fetch and merge it first, or mean it: -e app_require_ancestor=false"
+            f"{name} serves {before}, which is no ancestor of {release} in {repository}, so its changes would be lost."
+            " Fetch and merge it first, or deploy without them: -e app_require_ancestor=false"
         )
 
 
-def no_way_back(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
-    """Say that a host does not have the release that it is to go back to."""
+def no_rollback_target(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
+    """Yield a problem if a host does not have the release that it should go back to."""
     if release not in host["releases"]:
-        named, has = options["app_release"], ", ".join(host["releases"]) or "none"
+        target, releases = options["app_release"], ", ".join(host["releases"]) or "none"
         yield (
-            f"{name} has no {'other release that served' if named == 'HEAD' else f'release {named}'} to go back to."
-            f" It has {has}. Deploy one: ansible-playbook deploy.yml -e app_release=<sha>"
+            f"{name} has no {'other release that served' if target == 'HEAD' else f'release {target}'} to go back to."
+            f" It has {releases}. Deploy one: ansible-playbook deploy.yml -e app_release=<sha>"
         )
 
 
 def notices(host: dict[str, Any], options: dict[str, Any], name: str) -> Iterator[str]:
-    """Say what a person should know although the release will serve."""
+    """Yield a warning if the firewall of a host closes app_port: the release serves, but no client reaches it."""
     if host["lets_in"] and options["app_port"] not in host["lets_in"]:
         yield (
             f"But the firewall of {name} lets in TCP {', '.join(map(str, host['lets_in']))} and not app_port"
@@ -157,52 +157,51 @@ def notices(host: dict[str, Any], options: dict[str, Any], name: str) -> Iterato
 
 
 class PreflightAction(HostProgramAction):
-    """Ask about a `release`; with `goes_back` about the one to go back to, the one before unless it is named."""
+    """Check a host for a `release`; with `goes_back`, for a rollback, by default to the release that served before."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return what stands against the release, as `obstacles`; and if the host answered, its answer as `host`.
+        """Return the `problems`, and the host's answer as `host`.
 
-        With it come the `release`; whether it is `due`, so that there is anything to do; what is done, as `by`; what
-        there is to say when that is done, as `success_msg`; and without it what the host would be told, as `wanted`.
+        With `host` come the `release`; `due`, whether the cutover has anything to do; `by`, the words for the journal;
+        and `success_msg`, the message after a cutover. Without `host` comes `rendered`, the text of the units.
         """
         result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
-        _, given = self.validate_argument_spec(
+        _, arguments = self.validate_argument_spec(
             {"release": {"type": "str", "default": ""}, "goes_back": {"type": "bool", "default": False}}
         )
-        release, goes_back, check = given["release"], given["goes_back"], self._task.check_mode
+        release, goes_back, check = arguments["release"], arguments["goes_back"], self._task.check_mode
         options = self.options(task_vars)
         registers = options["app_registration"] and options["app_registration_required"]
         if registers and not os.environ.get("SENTRY_AUTH_TOKEN"):
-            return {**result, "obstacles": [NO_TOKEN]}
-        told = host_program.wanted(options, release)
+            return {**result, "problems": [NO_TOKEN]}
+        rendered = host_program.rendered(options, release)
         by = f"{'goes back to' if goes_back else 'deploys'} {release}"
-        waits = {"by": f"{host_program.who()} {by}", "wait": options["app_lock_wait"]}
-        answer = self.call("info", {"user": options["app_user"], **waits, **told})
+        lock = {"by": f"{host_program.who()} {by}", "wait": options["app_lock_wait"]}
+        answer = self.call("info", {"user": options["app_user"], **lock, **rendered})
         if "host" not in answer:
-            return {**result, **answer, "failed": False, "obstacles": [answer["msg"]], "wanted": told}
+            return {**result, **answer, "failed": False, "problems": [answer["msg"]], "rendered": rendered}
         host, name = answer["host"], (task_vars or {})["inventory_hostname"]
         if goes_back:
             others = (each for each in host["served"] if each in host["releases"] and each != serving(host))
             release = release or next(others, "")
             by = f"goes back to {release}"
-            found = [*no_way_back(host, options, release, name)]
+            problems = [*no_rollback_target(host, options, release, name)]
         else:
-            found = [*lost(host, options, release, name)]
-        # What is gone back to served once: what it is made from, and for what, is no matter.
-        found += obstacles(host, options, "" if goes_back else release, name, check, self._secrets_command)
-        if found:
+            problems = [*not_an_ancestor(host, options, release, name)]
+        # A rollback target has served before; its manifest is not compared with app_path, app_serve and Python.
+        problems += problems_of(host, options, "" if goes_back else release, name, check, self._secrets_command)
+        if problems:
             fields = {"result": "refused", "release": release, "from": host["pointer"].get("SENTRY_RELEASE", "")}
-            self.call("record", {"message": " ".join(found), "fields": {**fields, "by": host_program.who()}})
+            self.call("record", {"message": " ".join(problems), "fields": {**fields, "by": host_program.who()}})
+        message = [f"{name} serves {release} as {options['app_environment']}", *notices(host, options, name)]
         return {
             **result,
             "host": host,
             "release": release,
-            "obstacles": found,
+            "problems": problems,
             "due": options["app_restart"] or bool(host["unsettled"]),
             "by": by,
-            "success_msg": "\n".join(
-                [f"{name} serves {release} as {options['app_environment']}", *notices(host, options, name)]
-            ),
+            "success_msg": "\n".join(message),
         }
 
     def _secrets_command(self) -> str:

@@ -1,4 +1,4 @@
-"""Read what a commit locks, and check that the lock has what the app needs."""
+"""Read the lock of a commit, and check that it has the dependencies that the app requires."""
 
 from __future__ import annotations
 
@@ -17,57 +17,52 @@ from packaging.utils import canonicalize_name
 from .process import BuildError
 
 
-def text(content: bytes, what: str) -> str:
-    """Return a file's text; raise BuildError unless it is UTF-8.
-
-    Args:
-        content: its bytes.
-        what: its name, for a message.
-    """
+def text(content: bytes, name: str) -> str:
+    """Return the text of a file; raise BuildError, which has the file's name, unless it is UTF-8."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         kind = "UTF-16" if content[:2] in {b"\xff\xfe", b"\xfe\xff"} else "no UTF-8"
-        raise BuildError(f"{what} is {kind} (line {line}). Write it as UTF-8, and commit.") from None
+        raise BuildError(f"{name} is {kind} (line {line}). Write it as UTF-8, and commit.") from None
 
 
 @dataclass
 class Pin:
-    """A locked dependency: its version (none for a URL), and the names of what wants it, as far as the lock says."""
+    """A locked dependency: its version ("" for a URL), and the packages that require it (`via` comments)."""
 
     version: str
-    wanted_by: set[str] = field(default_factory=set)
+    required_by: set[str] = field(default_factory=set)
 
 
 def pins(lock: str, python: str, machine: str) -> dict[str, Pin]:
-    """Return what a lock installs on such a host, by its normalized name.
+    """Return the dependencies that a lock installs for a Python and machine, by their normalized names.
 
     Raises:
         BuildError: a line is no locked requirement; the message begins with its number.
     """
-    found: dict[str, Pin] = {}
+    locked: dict[str, Pin] = {}
     pin, entry, first = None, "", ""
     for number, line in enumerate(lock.splitlines(), 1):
         if pin and not entry and (via := re.match(r"\s+# +(?:via )?([\w.-]+)", line)):
-            pin.wanted_by.add(canonicalize_name(via[1]))
+            pin.required_by.add(canonicalize_name(via[1]))
         first = first or f"line {number}, '{line.strip()}'"
         entry += re.sub(r"(^|\s+)#.*", "", line)
         if entry.endswith("\\"):
             entry = f"{entry[:-1]} "
             continue
-        if entry.strip() and (pinned := requirement_of(entry.strip(), first)):
-            pin = Pin("" if pinned.url else next(iter(pinned.specifier)).version)
-            if applies(pinned, python, machine):
-                found[canonicalize_name(pinned.name)] = pin
+        if entry.strip() and (requirement := requirement_of(entry.strip(), first)):
+            pin = Pin("" if requirement.url else next(iter(requirement.specifier)).version)
+            if applies(requirement, python, machine):
+                locked[canonicalize_name(requirement.name)] = pin
         entry, first = "", ""
-    return found
+    return locked
 
 
 def requirement_of(entry: str, where: str) -> Requirement | None:
-    """Return what an entry of a lock pins, None when it is an option; raise BuildError when it can't be installed."""
-    if why := unlockable(entry):
-        raise BuildError(f"{where}: {why}")
+    """Return the requirement in an entry of a lock, None for an option; raise BuildError when it can't be installed."""
+    if problem := unlockable(entry):
+        raise BuildError(f"{where}: {problem}")
     if entry.startswith("-"):
         return None
     try:
@@ -80,15 +75,15 @@ def requirement_of(entry: str, where: str) -> Requirement | None:
 
 
 def unlockable(entry: str) -> str:
-    """Say why an entry of a lock can't be installed from an index by its hash; nothing when it can."""
-    where = re.sub(r"^[\w.\[\], -]+@\s*", "", entry)
+    """Return the problem that keeps uv from installing an entry of a lock from an index by its hash; "" for none."""
+    url = re.sub(r"^[\w.\[\], -]+@\s*", "", entry)
     if re.match(r"(-e|--editable)\b", entry):
-        return "the app is built from its commit, and its dependencies are wheels. Leave out what is editable"
+        return "the app is built from its commit, and its dependencies are wheels. Remove the editable requirement"
     if re.match(r"(-r|--requirement|-c|--constraint)\b", entry):
         return "a lock is one file. Lock what that file names too"
-    if re.match(r"(-f|--find-links)(?!.*https?://)", entry) or re.match(r"file:|[./~]|[^\s:@]+\.(whl|gz|zip)\b", where):
+    if re.match(r"(-f|--find-links)(?!.*https?://)", entry) or re.match(r"file:|[./~]|[^\s:@]+\.(whl|gz|zip)\b", url):
         return "a file is in no index. Publish it to one, or put its code into the app"
-    if re.match(r"(git|hg|svn|bzr)\+", where):
+    if re.match(r"(git|hg|svn|bzr)\+", url):
         return "a repository has no wheel with a hash. Publish one to an index, or put its code into the app"
     if not entry.startswith("-") and not re.search(r"--hash[= ]|#sha\d+=", entry):
         return "it has no --hash"
@@ -105,16 +100,16 @@ LINUX = {
 
 
 def applies(requirement: Requirement, python: str, machine: str, extra: str = "") -> bool:
-    """Tell whether a requirement is one on such a host, of a package that was asked for with an extra."""
-    there = {"python_version": python, "python_full_version": f"{python}.0", "platform_machine": machine}
-    return requirement.marker is None or requirement.marker.evaluate({**LINUX, **there, "extra": extra})
+    """Return whether the marker of a requirement holds for a Python, a machine and an extra."""
+    host = {"python_version": python, "python_full_version": f"{python}.0", "platform_machine": machine}
+    return requirement.marker is None or requirement.marker.evaluate({**LINUX, **host, "extra": extra})
 
 
 def project(pyproject: str) -> dict[str, Any]:
-    """Return the table `project` of a pyproject.toml; empty when it has none.
+    """Return the table `project` of a pyproject.toml; empty when the file has none.
 
     Raises:
-        BuildError: the file can't be read, or lists dependencies that can't be.
+        BuildError: the file or one of its dependencies can't be parsed.
     """
     try:
         table = tomllib.loads(pyproject).get("project", {})
@@ -137,40 +132,41 @@ def outdated(
     machine: str,
     layer: dict[str, list[str]] | None = None,
 ) -> str:
-    """Say what an app wants on such a host that the lock does not have; nothing when it has all.
+    """Return the first requirement of an app that the lock does not meet, as the end of a sentence; "" for none.
 
-    What its dependencies want in turn is uv's to check, which installs nothing that is not locked. But uv is not
-    told of the app's extras: a lock names a package without them.
+    uv checks the requirements of the dependencies: it installs only locked packages. But uv can't check the app's
+    extras, because a lock names a package without its extras.
 
     Args:
-        dependencies: what the app wants, each as in its metadata.
-        locked: what the lock has.
-        python: the host's Python, as `3.11`.
+        dependencies: the requirements in the app's metadata.
+        locked: the dependencies that the lock installs.
+        python: the host's Python, such as `3.11`.
         machine: the host's architecture.
-        layer: what each package of the layer wants; without it extras are not looked at.
+        layer: the requirements of each package of the layer; without them the extras are not checked.
     """
     pending = [(Requirement(dependency), "", "") for dependency in dependencies]
-    asked: set[tuple[str, str]] = set()
-    for wanted, extra, wanted_by in pending:
-        if not applies(wanted, python, machine, extra):
+    checked: set[tuple[str, str]] = set()
+    for requirement, extra, parent in pending:
+        if not applies(requirement, python, machine, extra):
             continue
-        name = canonicalize_name(wanted.name)
-        pin, what = locked.get(name), f"{wanted_by}wants {str(wanted).partition(';')[0]}"
+        name = canonicalize_name(requirement.name)
+        pin, clause = locked.get(name), f"{parent}wants {str(requirement).partition(';')[0]}"
         if pin is None:
-            return f"{what}, which is not locked"
-        if pin.version and not wanted.specifier.contains(pin.version, prereleases=True):
-            return f"{what}, but {pin.version} is locked"
-        for each in wanted.extras - {more for package, more in asked if package == name}:
-            asked.add((name, each))
-            # `extra` stands in the marker of what only the extra wants.
-            more = [Requirement(text) for text in (layer or {}).get(name, []) if "extra" in text]
-            pending += [(one, each, f"wants {wanted.name}[{each}], which ") for one in more]
+            return f"{clause}, which is not locked"
+        if pin.version and not requirement.specifier.contains(pin.version, prereleases=True):
+            return f"{clause}, but {pin.version} is locked"
+        for each in sorted(requirement.extras):
+            if (name, each) not in checked:
+                checked.add((name, each))
+                # The marker of a requirement that belongs to an extra contains the word `extra`.
+                of_extras = [Requirement(text) for text in (layer or {}).get(name, []) if "extra" in text]
+                pending += [(one, each, f"wants {requirement.name}[{each}], which ") for one in of_extras]
     return ""
 
 
 def bill(pyproject: str, locked: dict[str, Pin], sha: str, time: int) -> bytes:
     """Return a release's bill of materials as CycloneDX JSON; the same bytes for the same commit."""
-    # Here, since only a build needs it.
+    # These imports are slow, and only a build needs them.
     from cyclonedx.model.bom import Bom, BomMetaData  # noqa: PLC0415
     from cyclonedx.model.component import Component, ComponentType  # noqa: PLC0415
     from cyclonedx.output.json import JsonV1Dot6  # noqa: PLC0415
@@ -187,16 +183,15 @@ def bill(pyproject: str, locked: dict[str, Pin], sha: str, time: int) -> bytes:
         )
         for dependency, pin in locked.items()
     }
-    made = Bom(
+    document = Bom(
         components=components.values(),
         serial_number=uuid.uuid5(uuid.NAMESPACE_OID, f"{sha} {json.dumps(sorted(locked))}"),
         metadata=BomMetaData(component=app, timestamp=datetime.fromtimestamp(time, UTC)),
     )
     for parent, component in {name: app, **components}.items():
-        made.register_dependency(
-            component, [components[child] for child, pin in locked.items() if parent in pin.wanted_by]
-        )
+        children = [components[child] for child, pin in locked.items() if parent in pin.required_by]
+        document.register_dependency(component, children)
     with warnings.catch_warnings():
-        # A lock need not say what the app itself wants; the library warns of an app that wants nothing.
+        # The library warns of an app without dependencies; a lock without `via` comments makes such an app.
         warnings.simplefilter("ignore")
-        return JsonV1Dot6(made).output_as_string(indent=1).encode() + b"\n"
+        return JsonV1Dot6(document).output_as_string(indent=1).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""Run a program of the controller."""
+"""Run a program on the controller."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 class BuildError(Exception):
-    """A release can't be resolved or built; the message says what to do."""
+    """A release can't be resolved or built. The message names the next step."""
 
 
 def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, input: bytes = b"") -> bytes:
-    """Run a command with `input` and return its output; raise BuildError with what it said when it fails."""
+    """Run a command with `input` and return its output; raise BuildError with its standard error when it fails."""
     try:
-        # A fixed umask: modes of files end up in an archive.
+        # The umask is fixed, because archives contain the modes of the files.
         done = subprocess.run(command, cwd=cwd, env=env, input=input, capture_output=True, umask=0o022, check=False)
     except FileNotFoundError:
         raise BuildError(f"This machine has no {command[0]}. Install it first.") from None

@@ -1,7 +1,7 @@
 """Register a release and its deploy in Sentry, from the controller, through the official sentry-cli.
 
-sentry-cli finds its token, organization, project and server in the controller's environment by itself: nothing of them
-is an argument, and of the environment it sends the token alone.
+sentry-cli reads its token, organization, project and server from the controller's environment. So none of them is an
+argument, which the process list would show. sentry-cli sends only the token.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .git import git, git_environment
 from .process import BuildError
 
 SENTRY_CLI = Path(sysconfig.get_path("scripts"), "sentry-cli")
-# No `.env` of whoever calls, no debug log, no backtrace, no look for a newer version.
+# sentry-cli reads no `.env`, writes no debug log and no backtrace, and does not ask for a newer version.
 QUIET = {
     "SENTRY_LOAD_DOTENV": "0",
     "SENTRY_LOG_LEVEL": "error",
@@ -35,18 +35,18 @@ QUIET = {
 
 
 class RegistrationError(Exception):
-    """Sentry was not told; the message says why."""
+    """The registration in Sentry failed; the message has the reason."""
 
 
 def sentry_cli(seconds: int) -> Callable[..., str]:
-    """Return a function that runs sentry-cli and returns what it printed; all calls together have `seconds`."""
+    """Return a function that runs sentry-cli and returns its output; all calls together may take `seconds`."""
     deadline = time.monotonic() + seconds
 
     def call(*arguments: str, **environment: str) -> str:
         try:
             done = subprocess.run(
                 [SENTRY_CLI, *arguments],
-                # It reads a .sentryclirc of the working directory and those above: none that others can write.
+                # sentry-cli reads .sentryclirc in the working directory and its parents. Only root can write to `/`.
                 cwd="/",
                 env={**git_environment(), **QUIET, **environment},
                 stdin=subprocess.DEVNULL,
@@ -61,26 +61,27 @@ def sentry_cli(seconds: int) -> Callable[..., str]:
         except OSError as error:
             raise RegistrationError(f"{SENTRY_CLI}: {error.strerror}; the Python package sentry-cli has it") from None
         if done.returncode:
-            raise RegistrationError(reason(done.stderr))
+            raise RegistrationError(problem(done.stderr))
         return done.stdout
 
     return call
 
 
-def reason(stderr: str) -> str:
-    """Return why sentry-cli failed, in one line, without its advice on debug logs."""
+def problem(stderr: str) -> str:
+    """Return the error of sentry-cli in one line, without its advice on debug logs."""
     lines = takewhile(lambda line: not line.startswith(("Add --log-level", "Stack backtrace")), stderr.splitlines())
-    said = [re.sub(r"^(error|\d+): ", "", line.strip()) for line in lines]
-    text = ": ".join(dict.fromkeys(line for line in said if line not in {"", "Caused by:"}))
-    # An answer that repeats what it was sent stays out of the run's output.
+    causes = [re.sub(r"^(error|\d+): ", "", line.strip()) for line in lines]
+    text = ": ".join(dict.fromkeys(line for line in causes if line not in {"", "Caused by:"}))
+    # The answer of a server may repeat the token.
     return text.replace(os.environ["SENTRY_AUTH_TOKEN"], "[Filtered]") or "sentry-cli failed"
 
 
 @contextmanager
 def commit_as_head(repository: str, sha: str) -> Iterator[str]:
-    """Give a git directory whose HEAD is the commit: sentry-cli lists the commits up to HEAD, whatever is deployed.
+    """Make a git directory whose HEAD is the commit, because sentry-cli lists the commits up to HEAD.
 
-    It is what `git worktree` makes, a HEAD over the repository's own objects, but outside of it.
+    As `git worktree` does, the directory has a HEAD of its own and shares the objects of the repository. But it lies
+    outside the repository.
     """
     try:
         common = Path(repository, git(repository, "rev-parse", "--git-common-dir").decode().strip())
@@ -90,14 +91,14 @@ def commit_as_head(repository: str, sha: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "HEAD").write_text(f"{sha}\n")
         Path(directory, "commondir").write_text(f"{common}\n")
-        # sentry-cli's libgit2 looks for a shallow clone's end beside HEAD alone.
+        # libgit2 in sentry-cli reads the list of a shallow clone's last commits only beside HEAD.
         if (common / "shallow").exists():
             Path(directory, "shallow").write_bytes((common / "shallow").read_bytes())
         yield directory
 
 
 def is_deployed(deploys: str, environment: str) -> bool:
-    """Tell whether the table of `sentry-cli deploys list` has a deploy to the environment."""
+    """Return whether the table of `sentry-cli deploys list` has a deploy to the environment."""
     return bool(re.search(rf"^\| {re.escape(environment)} +\|", deploys, re.MULTILINE))
 
 
@@ -105,18 +106,18 @@ def register(sha: str, environments: list[str], changed: list[str], repository: 
     """Create the release, its commits and its deploys.
 
     Args:
-        sha: the release, as the processes report it.
-        environments: those it serves in.
-        changed: those among them where this run changed a host. For the others Sentry is asked first, so that a run
-            that changed nothing registers only what an earlier one could not.
-        repository: where its commits are; None leaves the commits alone.
-        seconds: how long all of it may take.
+        sha: the commit.
+        environments: the environments in which the release serves.
+        changed: the environments in which this run changed a host. In the others, a deploy is registered only if Sentry
+            does not have it, as after an earlier registration that failed.
+        repository: the repository with the commits; None registers no commits.
+        seconds: the time limit for all calls.
 
     Returns:
         the environments whose deploy was registered.
 
     Raises:
-        RegistrationError: Sentry was not told, or not all.
+        RegistrationError: a call of sentry-cli failed.
     """
     call = sentry_cli(seconds)
 
@@ -133,8 +134,8 @@ def register(sha: str, environments: list[str], changed: list[str], repository: 
         call("releases", "new", sha)
         if repository:
             with commit_as_head(repository, sha) as directory:
-                # From the repository's integration if Sentry has one, else from here; the latest 20 if the commit of
-                # the release before is not there.
+                # --auto takes the commits from Sentry's integration of the repository, or else from this directory. If
+                # the commit of the previous release is missing, --ignore-missing takes the latest 20.
                 call("releases", "set-commits", "--auto", "--ignore-missing", sha, GIT_DIR=directory)
         for environment in missing:
             call("deploys", "new", f"--release={sha}", f"--env={environment}")
@@ -142,14 +143,14 @@ def register(sha: str, environments: list[str], changed: list[str], repository: 
 
 
 class RegisterAction(ActionBase):
-    """Register what this run deployed, or say why not."""
+    """Register the release that this run deployed, or return the reason why it was not registered."""
 
     _requires_connection = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return `registration` (registered, not configured, failed; skipped in check mode) and `msg`, in words."""
+        """Return `registration` (registered, not configured, failed; skipped in check mode) and the message `msg`."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        _, wanted = self.validate_argument_spec(
+        _, arguments = self.validate_argument_spec(
             {
                 "release": {"type": "str", "required": True},
                 "environments": {"type": "list", "elements": "str", "required": True},
@@ -159,8 +160,8 @@ class RegisterAction(ActionBase):
                 "required": {"type": "bool", "required": True},
             }
         )
-        sha, where = wanted["release"], ", ".join(wanted["environments"])
-        result["_ansible_verbose_always"] = True  # the message is for whoever runs this
+        sha, environments = arguments["release"], ", ".join(arguments["environments"])
+        result["_ansible_verbose_always"] = True  # shows the message without -v
         if not os.environ.get("SENTRY_AUTH_TOKEN"):
             return {
                 **result,
@@ -169,14 +170,23 @@ class RegisterAction(ActionBase):
                 " ansible-playbook.",
             }
         if self._task.check_mode:
-            would = f"Would register in Sentry: {sha}, with its deploy to {where}."
-            return {**result, "registration": "skipped", "msg": would}
+            message = f"Would register in Sentry: {sha}, with its deploy to {environments}."
+            return {**result, "registration": "skipped", "msg": message}
         try:
-            new = register(sha, wanted["environments"], wanted["changed"], wanted["repository"], wanted["seconds"])
+            new = register(
+                sha,
+                arguments["environments"],
+                arguments["changed"],
+                arguments["repository"],
+                arguments["seconds"],
+            )
         except RegistrationError as error:
-            why = f"Registration in Sentry failed: {error}\n{sha} serves all the same. Mend that, then deploy again."
-            if wanted["required"]:
-                raise AnsibleActionFail(why) from None
-            return {**result, "registration": "failed", "msg": why}
-        what = f"{sha}, with its deploy to {', '.join(new)}" if new else f"{sha} and its deploy to {where} already were"
-        return {**result, "changed": bool(new), "registration": "registered", "msg": f"Registered in Sentry: {what}."}
+            message = f"Registration in Sentry failed: {error}\n{sha} serves all the same. Fix it, then deploy again."
+            if arguments["required"]:
+                raise AnsibleActionFail(message) from None
+            return {**result, "registration": "failed", "msg": message}
+        if new:
+            message = f"Registered in Sentry: {sha}, with its deploy to {', '.join(new)}."
+        else:
+            message = f"Sentry has {sha} and its deploy to {environments} already."
+        return {**result, "changed": bool(new), "registration": "registered", "msg": message}

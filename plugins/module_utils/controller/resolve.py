@@ -13,26 +13,26 @@ from .process import BuildError
 
 
 class ResolveAction(ActionBase):
-    """Resolve a release."""
+    """The action `booty.deploy.resolve`."""
 
     _requires_connection = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return `release`, all 40 characters."""
+        """Return `release`, the 40 characters of the commit."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        _, wanted = self.validate_argument_spec(
+        _, arguments = self.validate_argument_spec(
             {
                 "repository": {"type": "path", "required": True},
                 "path": {"type": "str", "required": True},
                 "release": {"type": "str", "required": True},
             },
         )
-        repository = Path(wanted["repository"]).resolve()
+        repository = Path(arguments["repository"]).resolve()
         try:
-            path = normal(wanted["path"])
+            path = normal(arguments["path"])
             has_work_tree = is_top(repository, path)
-            sha = resolve(repository, wanted["release"])
-            if wanted["release"] == "HEAD" and has_work_tree and dirty(repository, path):
+            sha = resolve(repository, arguments["release"])
+            if arguments["release"] == "HEAD" and has_work_tree and dirty(repository, path):
                 result["warnings"] = [
                     f"{repository / path} has changes that are not committed;"
                     f" commit {sha[:12]} is deployed without them."

@@ -1,6 +1,7 @@
-"""Refuse a run that an option or a setting of Ansible would keep from doing what the playbook says.
+"""Refuse a run in which an option, a setting of Ansible, the inventory or a variable would break the playbook.
 
-A play's `hosts:` is evaluated whatever tasks were chosen, so neither --tags nor --start-at-task skips this filter.
+The filter `refuse` is in the `hosts:` of a play. Ansible evaluates `hosts:` even if --tags or --start-at-task skips all
+tasks.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from . import apps
 
 ROOT = Path(__file__).resolve().parents[3]
 SANDBOX = ROOT / "inventory" / "sandbox"
-# What the controller imports beyond ansible-core.
+# The packages that the controller code imports besides ansible-core.
 PACKAGES = ("uv", "packaging", "cyclonedx", "rich")
-# A play's `hosts:` that matches none, without a warning.
+# A pattern for `hosts:` that matches no host and gives no warning.
 NO_HOST = "localhost:!localhost"
-# Settings of Ansible that a play can't pin: what each must be, and what another value would do.
+# Settings of Ansible that a play can't override: the required value, and the effect of another one.
 SETTINGS: dict[str, tuple[Any, str]] = {
     "DEFAULT_NO_LOG": (False, "a failure would be shown without its reason"),
     "ENABLE_TASK_DEBUGGER": (False, "a failed step would wait for a person instead of going back"),
-    "TASK_TIMEOUT": (0, "Ansible would give up on a step that goes on on the host"),
+    "TASK_TIMEOUT": (0, "Ansible would end a step that continues on the host"),
 }
-# Options that choose some tasks of a playbook, by their name in `context.CLIARGS`; the variable that sets each as well;
-# and the values that leave no task of Booty out: Ansible's default, and what molecule always skips.
+# Options that run only some tasks, by their names in `context.CLIARGS`: the option, the variable that sets it too, and
+# the values that skip no task of Booty, which are Ansible's default and the tags that molecule always skips.
 PARTIAL: dict[str, tuple[str, str, set[str]]] = {
     "tags": ("--tags", "ANSIBLE_RUN_TAGS", {"all"}),
     "skip_tags": ("--skip-tags", "ANSIBLE_SKIP_TAGS", {"molecule-notest", "molecule-idempotence-notest", "notest"}),
@@ -50,10 +51,10 @@ PARTIAL: dict[str, tuple[str, str, set[str]]] = {
 
 
 def options(arguments: Mapping[str, Any]) -> Iterator[str]:
-    """Say which options of ansible-playbook must go.
+    """Yield a problem for each option of ansible-playbook that skips tasks or replaces the connection.
 
     Args:
-        arguments: those of the command line by name, with Ansible's settings as their defaults.
+        arguments: `context.CLIARGS`: the command line, with Ansible's settings as defaults.
     """
     for name, (option, variable, harmless) in PARTIAL.items():
         value = arguments.get(name)
@@ -74,21 +75,21 @@ def options(arguments: Mapping[str, Any]) -> Iterator[str]:
 
 
 def settings() -> Iterator[str]:
-    """Say which settings of Ansible must be others, where they come from, and how to change them."""
-    for name, (needed, otherwise) in SETTINGS.items():
+    """Yield a problem for each setting of Ansible with a value other than the required one."""
+    for name, (required, effect) in SETTINGS.items():
         value, origin = C.config.get_config_value_and_origin(name)
-        if value != needed:
+        if value != required:
             _, of_environment, variable = str(origin).partition("env: ")
             remedy = f"Unset {variable}." if of_environment else f"Remove it from {origin}."
-            yield f"Ansible's setting {name} is {value} ({origin}) and must be {needed}: {otherwise}. {remedy}"
+            yield f"Ansible's setting {name} is {value} ({origin}) and must be {required}: {effect}. {remedy}"
 
 
 def inventory(arguments: Mapping[str, Any], command: list[str]) -> Iterator[str]:
-    """Say that the inventory is a default other than the sandbox: no default leads to a real host.
+    """Yield a problem if no inventory was named and Ansible's default is not the sandbox: it may lead to real hosts.
 
     Args:
-        arguments: those of the command line by name, with Ansible's settings as their defaults.
-        command: the command line itself, since the default may have been named there.
+        arguments: `context.CLIARGS`.
+        command: the words of the command line, where -i may name the default.
     """
     sources = [*(arguments.get("inventory") or ())]
     if sources != [*C.DEFAULT_HOST_LIST] or [*map(os.path.realpath, sources)] == [os.path.realpath(SANDBOX)]:
@@ -97,15 +98,15 @@ def inventory(arguments: Mapping[str, Any], command: list[str]) -> Iterator[str]
     parser.add_argument("-i", "--inventory", "--inventory-file", action="append")
     if not parser.parse_known_args(command)[0].inventory:
         _, origin = C.config.get_config_value_and_origin("DEFAULT_HOST_LIST")
-        named = ",".join(sources)
+        default = ",".join(sources)
         yield (
-            f"No inventory was named, and Ansible's default is {named} ({origin}), which is not Booty's sandbox. Name"
-            f" the inventory that you mean: -i {named}, or -i {SANDBOX} for the sandbox."
+            f"No inventory was named, and Ansible's default is {default} ({origin}), which is not Booty's sandbox. Name"
+            f" the inventory that you mean: -i {default}, or -i {SANDBOX} for the sandbox."
         )
 
 
 def hosts(variables: Context) -> Iterator[str]:
-    """Say that the run has no host: it would succeed and do nothing."""
+    """Yield a problem if the run has no host, because Ansible would report a success."""
     if not {*variables.get("groups", {}).get("booty", [])} & {*variables.get("ansible_play_hosts_all", [])}:
         limit = variables.get("ansible_limit")
         yield (
@@ -115,9 +116,9 @@ def hosts(variables: Context) -> Iterator[str]:
 
 
 def unparsed() -> Iterator[str]:
-    """Say which inventory file Ansible left out because it could not read it: its hosts would keep what they have.
+    """Yield a problem for an inventory file that Ansible could not parse, because the run would skip its hosts.
 
-    With `any_unparsed_is_failed`, which Booty's own ansible.cfg sets, Ansible itself has refused it before.
+    With `any_unparsed_is_failed`, which Booty's ansible.cfg sets, Ansible itself refuses the file.
     """
     if C.INVENTORY_ANY_UNPARSED_IS_FAILED:
         return
@@ -134,7 +135,7 @@ def unparsed() -> Iterator[str]:
 
 
 def packages(roles: list[str]) -> Iterator[str]:
-    """Say which Python packages the controller lacks. bootstrap.yml, which has the role host, needs none of them."""
+    """Yield a problem if the controller lacks Python packages. bootstrap.yml, the playbook of role host, needs none."""
     missing = [name for name in PACKAGES if not find_spec(name)] if "host" not in roles else []
     if missing:
         yield (
@@ -144,33 +145,33 @@ def packages(roles: list[str]) -> Iterator[str]:
 
 
 def drift(variables: Context) -> Iterator[str]:
-    """Say that drift needs an app to be chosen: what a deploy would change is another thing for each app."""
+    """Yield a problem if app_drift is set, the inventory has several apps, and none of them was chosen."""
     if variables.get("app_drift") and apps.described() and apps.chosen(variables) is None:
-        yield "app_drift says what a deploy of one app would change: choose the app with -e app=NAME"
+        yield "app_drift shows the changes of a deploy of one app: choose the app with -e app=NAME"
 
 
 @pass_context
-def refuse(variables: Context, faults: list[str]) -> str:
-    """End ansible-playbook with exit status 4, as a wrong playbook does, when something is wrong with the run.
+def refuse(variables: Context, problems: list[str]) -> str:
+    """End ansible-playbook with exit status 4 if the run has a problem, as Ansible does for a wrong playbook.
 
-    Ansible would show an exception of a filter as an error in a line of the playbook, and the playbook is right.
+    It raises SystemExit, because Ansible would blame a line of the playbook for any other exception of a filter.
 
     Args:
-        variables: those of the play.
-        faults: what is wrong with the roles' variables.
+        variables: the variables of the play.
+        problems: the problems with the roles' variables.
 
     Returns:
-        `hosts:` of a play that does nothing.
+        a pattern for `hosts:` that matches no host.
     """
     arguments = context.CLIARGS
     if any(arguments.get(name) for name in ("syntax", "listhosts", "listtasks", "listtags")):
         return NO_HOST
-    run = [*options(arguments), *inventory(arguments, sys.argv[1:]), *settings(), *unparsed()]
-    run += [*packages(variables.get("__app_roles", [])), *drift(variables)]
-    if found := run or [*hosts(variables)] or faults:
-        message = "\n".join([*found, "Nothing was changed."])
+    of_run = [*options(arguments), *inventory(arguments, sys.argv[1:]), *settings(), *unparsed()]
+    of_run += [*packages(variables.get("__app_roles", [])), *drift(variables)]
+    if sentences := of_run or [*hosts(variables)] or problems:
+        message = "\n".join([*sentences, "Nothing was changed."])
         Display().error(message, wrap_text=False)
-        if variables.get("status_format") == "json":  # of status.yml, whose standard output is then a document always
+        if variables.get("status_format") == "json":  # status.yml promises a JSON document on standard output
             counts = {"hosts": 0, "levels": dict.fromkeys(("ok", "look", "broken"), 0), "releases": {}, "drifting": []}
             at = datetime.now(UTC).isoformat(timespec="seconds")
             Display().display(json.dumps({"at": at, "summary": counts, "hosts": [], "message": message}, indent=2))

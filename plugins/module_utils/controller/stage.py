@@ -1,4 +1,4 @@
-"""Build a release on the controller and put what a host lacks of it there: one step instead of five."""
+"""Build a release on the controller, and send the archives that a host lacks."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from .build import build
 from .host_program import HostProgramAction
 from .process import BuildError
 
-# What is smaller travels with the call instead of in a transfer of its own; a release is usually a few kilobytes.
+# An archive of at most this many bytes is sent with the call, without a transfer of its own. Most releases are smaller.
 SMALL = 1_000_000
 
 
 class StageAction(HostProgramAction):
-    """Build a `release` for a `host`, as its answer tells what it is, and stage it."""
+    """Build a `release` for the Python and machine in the answer of a `host`, and stage it on the host."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return as `brought` what is left for the cutover to bring along, if anything.
+        """Return the archive that the cutover has to bring as `brought`, if any.
 
-        That is the small release of a lone host, which has no other to wait for.
+        With a single host, a release under 1 MB is sent with the cutover call and not staged here.
         """
         result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
-        _, given = self.validate_argument_spec(
+        _, arguments = self.validate_argument_spec(
             {"release": {"type": "str", "required": True}, "host": {"type": "dict", "required": True}}
         )
-        host, options = given["host"], self.options(task_vars)
+        host, options = arguments["host"], self.options(task_vars)
         try:
             built = build(
                 Path(options["app_repository"]).resolve(),
                 options["app_path"],
                 options["app_serve"],
-                given["release"],
+                arguments["release"],
                 host["python"],
                 host["machine"],
                 Path(options["app_cache"]),
@@ -46,7 +46,7 @@ class StageAction(HostProgramAction):
         if built["notices"]:
             result["warnings"] = built["notices"]
         store = options["app_artifact_url"]
-        # The layers first: a release that is there has its layers.
+        # The layers are staged first, so every release on a host has its layers.
         lacking = [layer for layer in (built["layer"], built["runner"]) if layer["name"] not in host["layers"]]
         for layer in lacking:
             self._stage(layer, store, task_vars)
@@ -56,22 +56,22 @@ class StageAction(HostProgramAction):
         return {**result, "changed": True}
 
     def _stage(self, part: dict[str, Any], store: str, task_vars: dict[str, Any] | None) -> None:
-        wanted, attached = {"sha256": part["sha256"], "dest": part["dest"], "archive": "", "url": ""}, b""
+        arguments, attached = {"sha256": part["sha256"], "dest": part["dest"], "archive": "", "url": ""}, b""
         if store:
-            # It has the place there that it has in the cache.
-            wanted["url"] = "/".join([store.rstrip("/"), *Path(part["file"]).parts[-2:]])
+            # The store has the same folders as the cache.
+            arguments["url"] = "/".join([store.rstrip("/"), *Path(part["file"]).parts[-2:]])
         elif part["size"] <= SMALL:
             attached = Path(part["file"]).read_bytes()
         else:
             app = (task_vars or {})["app_name"]
-            wanted["archive"] = f"/opt/{app}/incoming/{part['sha256']}.tar.gz"
-            self._copy(part["file"], wanted["archive"], task_vars)
-        answer = self.call("stage", wanted, attached)
+            arguments["archive"] = f"/opt/{app}/incoming/{part['sha256']}.tar.gz"
+            self._copy(part["file"], arguments["archive"], task_vars)
+        answer = self.call("stage", arguments, attached)
         if answer.get("failed"):
             raise AnsibleActionFail(answer["msg"], result=answer)
 
     def _copy(self, source: str, dest: str, task_vars: dict[str, Any] | None) -> None:
-        """Send a file to the host, as Ansible's own action does; raise AnsibleActionFail when that failed."""
+        """Send a file to the host with the action ansible.builtin.copy; raise AnsibleActionFail when it failed."""
         task = self._task.copy()
         task.args = {"src": source, "dest": dest, "mode": "0600"}
         action = self._shared_loader_obj.action_loader.get(

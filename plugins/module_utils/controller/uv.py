@@ -1,4 +1,4 @@
-"""Run uv and build backends so that the settings of the controller can not change what they make."""
+"""Run uv and build backends so that the controller's settings can't change the archives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uv import find_uv_bin
 
 from .process import BuildError, run
 
-# What of uv's settings counts: where packages come from, and how they are reached. Each as a variable and in uv.toml.
+# Prefixes of the settings of uv that are kept, as variables and in uv.toml: the sources of packages and the network.
 UV_KEPT = (
     "allow-insecure-host",
     "cache-dir",
@@ -36,13 +36,13 @@ UV_KEPT = (
     "offline",
     "system-certs",
 )
-# Read by uv and build backends in the folder of an app and in all above it.
+# uv and build backends search these files in the app's folder and in all parent folders. These end the search.
 BARRIERS = {"uv.toml": "", ".gitignore": "", ".hgignore": "", "pyproject.toml": "[tool.uv.workspace]\n"}
 
 
 @contextmanager
 def workplace() -> Iterator[Path]:
-    """Give a folder to build in, whose Python, build backend and uv see nothing of the controller's settings."""
+    """Make a temporary folder in which Python, uv and build backends read none of the controller's other settings."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name).resolve()
         for barrier, content in BARRIERS.items():
@@ -53,14 +53,14 @@ def workplace() -> Iterator[Path]:
         settings = {"home": home / "uv/uv.toml", "system": next(iter(system), Path("/etc/uv/uv.toml"))}
         if os.environ.get("UV_CONFIG_FILE"):
             settings = {"home": Path(os.environ["UV_CONFIG_FILE"]), "system": Path(os.devnull)}
-        for whose, file in settings.items():
-            (directory / whose / "uv").mkdir(parents=True)
-            (directory / whose / "uv/uv.toml").write_text(sources(file))
+        for level, file in settings.items():
+            (directory / level / "uv").mkdir(parents=True)
+            (directory / level / "uv/uv.toml").write_text(sources(file))
         yield directory
 
 
 def sources(file: Path) -> str:
-    """Return what a uv.toml says of where packages come from, as a uv.toml; raise BuildError when it can't be read."""
+    """Return a uv.toml with the settings of UV_KEPT from another one; raise BuildError when that can't be read."""
 
     def toml(value: Any) -> str:
         if isinstance(value, dict):
@@ -83,30 +83,32 @@ def sources(file: Path) -> str:
 
 
 def uv(directory: Path, *arguments: str, **environment: str) -> None:
-    """Run the locked uv in a workplace, with the controller's environment or another one.
+    """Run the locked uv in a workplace, with `environment` or by default with the controller's.
 
-    Without another one no code of a package runs: only uv's own variables and settings can change what it makes.
+    Only a build of a wheel runs code of a package, and only a build passes an `environment`. Otherwise uv's variables
+    and settings alone can change the result.
     """
-    passed = environment or {name: value for name, value in os.environ.items() if not name.startswith("UV_")}
-    chosen = tuple(f"UV_{name.upper().replace('-', '_')}" for name in UV_KEPT)
-    passed |= {name: value for name, value in os.environ.items() if name.startswith(chosen)}
-    # This Python, so that none is searched for or downloaded.
-    passed |= {"UV_PYTHON": sys.executable, "UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
-    passed |= {"XDG_CONFIG_HOME": str(directory / "home"), "XDG_CONFIG_DIRS": str(directory / "system")}
-    run(find_uv_bin(), *arguments, cwd=directory, env=passed)
+    variables = environment or {name: value for name, value in os.environ.items() if not name.startswith("UV_")}
+    prefixes = tuple(f"UV_{name.upper().replace('-', '_')}" for name in UV_KEPT)
+    variables |= {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+    # UV_PYTHON is the Python of this process, so uv does not search for one or download one.
+    variables |= {"UV_PYTHON": sys.executable, "UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
+    variables |= {"XDG_CONFIG_HOME": str(directory / "home"), "XDG_CONFIG_DIRS": str(directory / "system")}
+    run(find_uv_bin(), *arguments, cwd=directory, env=variables)
 
 
-# Variables of the controller that a build backend gets, since it could not run or reach an index without them.
+# The controller's variables that a build backend needs to run and to reach an index.
 BACKEND = {"PATH", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"}
 PROXIES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
 
 
 def build_environment(directory: Path, sha: str, time: int) -> dict[str, str]:
-    """Return the environment of a build backend: the same on every controller, but for where things lie."""
+    """Return the environment of a build backend; between controllers only paths and proxies differ in it."""
     home = Path.home()
     return {
         **{name: value for name, value in os.environ.items() if name in BACKEND or name.lower() in PROXIES},
-        # Not the user's: setuptools reads ~/.pydistutils.cfg. uv finds its cache, passwords and Pythons all the same.
+        # An empty home, because setuptools reads ~/.pydistutils.cfg. The next three variables lead uv to the user's
+        # cache, Pythons and passwords.
         "HOME": str(directory / "home"),
         "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(home / ".cache"),
         "XDG_DATA_HOME": os.environ.get("XDG_DATA_HOME") or str(home / ".local/share"),
@@ -114,9 +116,9 @@ def build_environment(directory: Path, sha: str, time: int) -> dict[str, str]:
         "LC_ALL": "C.UTF-8",
         "TZ": "UTC",
         "PYTHONHASHSEED": "0",
-        # The first time that a zip archive can hold.
+        # A zip archive can't hold a time before 1980.
         "SOURCE_DATE_EPOCH": str(max(time, 315532800)),
-        # A version that comes from git's tags is not in the commit: a clone may lack them.
+        # A version from git's tags depends on the clone, which may lack tags. So the commit gives the version.
         "SETUPTOOLS_SCM_PRETEND_VERSION": f"0+{sha}",
         "PDM_BUILD_SCM_VERSION": f"0+{sha}",
     }

@@ -1,7 +1,7 @@
-"""Check and convert the variables of all roles, in the inventory and on the command line, before any host is reached.
+"""Check and convert the variables of all roles, from the inventory and the command line, before a host is reached.
 
-A value means the same however it was given: YAML and JSON have types, `-e name=value` and an inventory in INI format
-have strings. `convert` accepts the strings that Ansible's own filters `bool` and `int` read in the same way.
+YAML and JSON have types; `-e name=value` and an inventory in INI format have strings. `convert` gives a string the same
+meaning as the typed value. It accepts those strings that Ansible's filters `bool` and `int` convert in the same way.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "n
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value must be beyond its type: `holds` decides, `write` completes the sentence "write …"."""
+    """A rule for a value besides its type: `holds` checks the value, `write` completes the sentence "write …"."""
 
     write: str
     holds: Callable[[Any], object]
 
 
 def matches(pattern: str) -> Callable[[Any], object]:
-    """Return a function that tells whether a text matches the whole pattern."""
+    """Return a function that matches a whole text with the pattern."""
     return lambda value: re.fullmatch(pattern, value)
 
 
 def least(number: int, unit: str = "") -> Rule:
-    """Return the rule of a whole number that has a minimum."""
+    """Return the rule for a whole number with a minimum."""
     return Rule(f"a whole number{unit and f' of {unit}'}, {number} or more", lambda value: value >= number)
 
 
 def is_address(value: str) -> bool:
-    """Tell whether a text is an IP address."""
+    """Return whether a text is an IP address."""
     try:
         ipaddress.ip_address(value)
     except ValueError:
@@ -63,7 +63,7 @@ USER = Rule(
 )
 SECONDS = least(0, "seconds")
 TEXT = Rule("a text of one line, in quotes where YAML takes it for something else", lambda _: True)
-# A list's rule is that of its entries. Numbers without a rule are 0 or more.
+# The rule of a list applies to its entries. Numbers without a rule are 0 or more.
 RULES = {
     "app_address": Rule(
         "an IP address of the host, such as 127.0.0.1; 0.0.0.0 is all of IPv4, :: all of IPv6", is_address
@@ -126,15 +126,15 @@ RULES = {
     "host_service_user": USER,
 }
 NOT_SET = "is not set: write it in the inventory, in group_vars/booty.yml."
-# Values that may hold a secret by mistake are not shown.
+# Messages do not show these values, because users put secrets into them by mistake.
 HIDDEN = {"app_artifact_url", "app_wave_check"}
-# A shell's command may have several lines.
+# A shell command may have several lines.
 MULTILINE = {"app_wave_check"}
-# A string is a list by its lines here, since an entry may have commas; elsewhere by its commas.
+# A string for these lists is split at its line ends, because an entry may have commas. Other lists are split at commas.
 BY_LINES = {"host_deploy_keys"}
 # Lists that can't be empty, each with an example.
 NOT_EMPTY = {"app_waves": '["25%", "100%"]'}
-# `run_once` tasks and `serial:` read these from one host for all, so they must be equal on all hosts of a run.
+# `run_once` tasks and `serial:` read these variables from one host only, so they must be equal on all hosts of a run.
 RUN_WIDE = (
     "app_name",
     "app_release",
@@ -156,14 +156,14 @@ RUN_WIDE = (
 
 @cache
 def specs(role: str) -> dict[str, Any]:
-    """Return the options of a role's argument specs by variable, those of all its entry points."""
+    """Return the options in a role's argument specs, of all its entry points, by variable."""
     text = (ROLES / role / "meta/argument_specs.yml").read_text()
     entries = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["argument_specs"].values()
     return {name: spec for entry in entries for name, spec in entry["options"].items()}
 
 
 def spec_of(name: str) -> dict[str, Any]:
-    """Return the specification of a variable; the prefix of its name is its role, but for those of status.yml."""
+    """Return the specification of a variable. Variables without the prefix `host_` belong to the role app."""
     role = name.partition("_")[0]
     spec: dict[str, Any] = specs(role if role == "host" else "app")[name]
     return spec
@@ -174,10 +174,10 @@ def convert(name: str, value: Any) -> Any:
 
     Args:
         name: the variable.
-        value: as it was given, with its templates evaluated.
+        value: its value, with templates evaluated.
 
     Raises:
-        ValueError: the variable can't have this value; the message completes the sentence "write …".
+        ValueError: the value is wrong; the message completes the sentence "write …".
     """
     spec = spec_of(name)
     if spec["type"] != "list":
@@ -192,7 +192,7 @@ def convert(name: str, value: Any) -> Any:
 
 
 def _entries(text: str, separator: str) -> Any:
-    """Return the entries of a list that is a string: JSON, or separated."""
+    """Return the entries of a list in a string, which is JSON or has a separator."""
     if text.lstrip().startswith("["):
         try:
             return yaml.safe_load(text)
@@ -214,7 +214,7 @@ def _scalar(name: str, spec: dict[str, Any], kind: str, value: Any) -> Any:
     elif choices := spec.get("choices"):
         rule = Rule(f"{', '.join(choices[:-1])} or {choices[-1]}", lambda value: value in choices)
     else:
-        # YAML makes true of yes, and 1.1 of 1.10: the text that was meant is not known.
+        # YAML reads `yes` as true and 1.10 as 1.1, so the original text is lost.
         if not isinstance(value, (str, int)) or isinstance(value, bool):
             raise ValueError(rule.write)
         value = str(value)
@@ -229,176 +229,179 @@ def _scalar(name: str, spec: dict[str, Any], kind: str, value: Any) -> Any:
 
 
 def shown(name: str, value: Any) -> str:
-    """Return a value as a message shows it: as JSON, which is YAML as well, and not all of a long one."""
+    """Return a value for a message: as JSON, which is YAML too, and cut after 99 characters."""
     if name in HIDDEN:
         return "a value that is not shown here"
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 100 else f"{text[:99]}…"
 
 
-class Faults:
-    """What is wrong, each with the hosts where it is."""
+class Problems:
+    """The problems with variables, each with the hosts that have it."""
 
     def __init__(self, hosts: Iterable[str]) -> None:
         self._all = [*hosts]
-        self._found: dict[tuple[str, str], list[str]] = {}
+        self._hosts: dict[tuple[str, str], list[str]] = {}
 
     def add(self, name: str, rest: str, host: str) -> None:
-        """Note what is wrong with a variable of a host."""
-        self._found.setdefault((name, rest), []).append(host)
+        """Add a problem of a host: a sentence that begins with the name of the variable."""
+        self._hosts.setdefault((name, rest), []).append(host)
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the sentences; they name hosts unless all are meant."""
-        for (name, rest), hosts in self._found.items():
+        """Yield the sentences; a sentence names its hosts unless all hosts have the problem."""
+        for (name, rest), hosts in self._hosts.items():
             yield f"{name} {rest}" if len(hosts) == len(self._all) else f"{name} of {some(hosts)} {rest}"
 
 
 def some(hosts: list[str]) -> str:
-    """Return hosts as a sentence has room for them."""
+    """Return the names of hosts for a sentence: at most five."""
     return ", ".join(hosts) if len(hosts) <= 5 else f"{', '.join(hosts[:4])} and {len(hosts) - 4} others"
 
 
-def typed(values: dict[str, Any], host: str, faults: Faults) -> dict[str, Any]:
-    """Return a host's variables in their types; add those that can't be to the faults."""
+def typed(values: dict[str, Any], host: str, problems: Problems) -> dict[str, Any]:
+    """Return the variables of a host in their types, and add a problem for each wrong value."""
     good = {}
     for name, value in values.items():
         try:
             good[name] = convert(name, value)
         except ValueError as error:
-            faults.add(name, f"is {shown(name, value)}: write {error}.", host)
+            problems.add(name, f"is {shown(name, value)}: write {error}.", host)
     return good
 
 
 def differing(values: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Yield a sentence for each variable that must be equal on all hosts and is not.
+    """Yield a problem for each variable of RUN_WIDE with several values.
 
     Args:
-        values: those that were given, in their types, by host.
+        values: the variables that the inventory and the command line set, in their types, by host.
     """
     for name in RUN_WIDE:
-        found: dict[str, list[str]] = {}
-        for host, given in values.items():
-            value = given.get(name, spec_of(name).get("default"))
-            found.setdefault(shown(name, value), []).append(host)
-        if len(found) > 1:
-            each = "; ".join(f"{value} on {some(hosts)}" for value, hosts in found.items())
+        hosts_by_value: dict[str, list[str]] = {}
+        for host, variables in values.items():
+            value = variables.get(name, spec_of(name).get("default"))
+            hosts_by_value.setdefault(shown(name, value), []).append(host)
+        if len(hosts_by_value) > 1:
+            each = "; ".join(f"{value} on {some(hosts)}" for value, hosts in hosts_by_value.items())
             yield f"{name} must be equal on all hosts of a run and is {each}. Write one value, in group_vars/booty.yml."
 
 
-def access(host: str, options: dict[str, Any], faults: Faults) -> None:
-    """Add to the faults what would let nobody in, or the wrong user.
+def access(host: str, options: dict[str, Any], problems: Problems) -> None:
+    """Add a problem if the service's user could log in, or if nobody could.
 
     Args:
-        host: its name.
-        options: the typed values of `ACCESS`; those that are wrong by themselves are missing.
-        faults: where to add it.
+        host: the name of the host.
+        options: the typed values of `ACCESS`; a wrong value is missing.
+        problems: gets the problems.
     """
     user = options.get("host_deploy_user")
     if user and user == options.get("host_service_user"):
-        faults.add("host_deploy_user", f"is {user}, which is the service's user: write another, such as deploy.", host)
+        rest = f"is {user}, which is the service's user: write another, such as deploy."
+        problems.add("host_deploy_user", rest, host)
     if options.get("host_ssh_root") is False and options.get("host_deploy_keys") == []:
-        faults.add("host_ssh_root", "is false: write host_deploy_keys as well, which let somebody else in.", host)
+        problems.add("host_ssh_root", "is false: write host_deploy_keys as well, which let somebody else in.", host)
 
 
 ACCESS = ("host_deploy_user", "host_service_user", "host_ssh_root", "host_deploy_keys")
 
 
 def evaluate(
-    names: Iterable[str], variables: dict[str, Any], known: dict[str, Any], host: str, faults: Faults
+    names: Iterable[str], variables: dict[str, Any], known: dict[str, Any], host: str, problems: Problems
 ) -> dict[str, Any]:
-    """Return variables with their templates evaluated, over the defaults of the roles.
+    """Return variables of a host with their templates evaluated; the roles' defaults apply.
 
     Args:
-        names: the variables that are asked for.
-        variables: all of the host, as they were given.
-        known: the specifications.
-        host: its name.
-        faults: where to add those that can't be evaluated.
+        names: the variables to evaluate.
+        variables: all variables of the host, with their templates.
+        known: the specifications of the roles' variables.
+        host: the name of the host.
+        problems: gets a problem for each template that fails.
     """
     defaults = {name: _trusted(spec["default"]) for name, spec in known.items() if "default" in spec}
-    wanted = {name: variables.get(name, defaults.get(name)) for name in names}
+    unevaluated = {name: variables.get(name, defaults.get(name)) for name in names}
     loader = DataLoader()
     loader.set_basedir(variables.get("playbook_dir", "."))
     templar = Templar(loader, {"role_path": str(ROLES / "app"), **defaults, **variables})
     evaluated: dict[str, Any] = {}
-    for name, value in wanted.items():
+    for name, value in unevaluated.items():
         try:
-            # An entry that is `omit` is left out.
-            one = templar.template({name: value})
+            # Templating a dict drops an entry whose value is `omit`.
+            entry = templar.template({name: value})
         except AnsibleError as error:
-            faults.add(name, f"can't be evaluated: {error.message.rstrip('. ')}. Define that, or write a value.", host)
+            rest = f"can't be evaluated: {error.message.rstrip('. ')}. Define that, or write a value."
+            problems.add(name, rest, host)
             continue
-        if not one:
-            faults.add(name, "is omit, which is no value: remove the line, and the default counts.", host)
-        evaluated |= one
+        if not entry:
+            problems.add(name, "is omit, which is no value: remove the line, and the default counts.", host)
+        evaluated |= entry
     return evaluated
 
 
 def _trusted(value: Any) -> Any:
-    """Return a default so that its templates are evaluated."""
+    """Return a default of a specification with the mark that lets Ansible evaluate its templates."""
     if isinstance(value, list):
         return [*map(_trusted, value)]
     return trust_as_template(value) if isinstance(value, str) else value
 
 
 def hosts_of(context: Context) -> list[str]:
-    """Return the hosts of the group that --limit leaves, in the order of the inventory."""
-    if "hostvars" not in context:  # as for --syntax-check, which starts no play
+    """Return the hosts of the group booty in this run, in the order of the inventory."""
+    if "hostvars" not in context:  # --syntax-check starts no play
         return []
     run = {*context.get("ansible_play_hosts_all", [])}
     return [host for host in context.get("groups", {}).get("booty", []) if host in run]
 
 
 def typed_value(value: Any, name: str) -> Any:
-    """Return the value of the variable `name` in its type, as a filter takes its arguments."""
+    """Return the value of a variable in its type: `convert` as a filter, whose first argument is the value."""
     return convert(name, value)
 
 
 @pass_context
-def all_faults(context: Context, roles: list[str], complete: bool) -> list[str]:
-    """Return what is wrong with which variable of which host of the run, in sentences.
+def all_problems(context: Context, roles: list[str], complete: bool) -> list[str]:
+    """Return the problems with the variables of all hosts of the run, a sentence each.
 
     Args:
         context: the variables of the play.
-        roles: the roles whose variables are meant.
-        complete: whether those without a default must be set.
+        roles: the roles whose variables are checked.
+        complete: whether the variables without a default must be set.
     """
     known = {name: spec for role in roles for name, spec in specs(role).items()}
     hosts = hosts_of(context)
-    if problems := [*apps.load(context, hosts, {*specs("app"), *specs("host")})]:
-        return problems
-    faults, values = Faults(hosts), {}
+    if of_apps := [*apps.load(context, hosts, {*specs("app"), *specs("host")})]:
+        return of_apps
+    problems, values = Problems(hosts), {}
     for host in hosts:
         variables = context["hostvars"].raw_get(host)
-        given = [name for name in known if name in variables]
-        values[host] = typed(evaluate(given, variables, known, host, faults), host, faults)
+        names = [name for name in known if name in variables]
+        values[host] = typed(evaluate(names, variables, known, host, problems), host, problems)
         if "host" in roles:
             others = [name for name in ACCESS if name not in variables]
-            defaults = typed(evaluate(others, variables, known, host, faults), host, faults)
-            access(host, {**defaults, **values[host]}, faults)
+            defaults = typed(evaluate(others, variables, known, host, problems), host, problems)
+            access(host, {**defaults, **values[host]}, problems)
         for name, spec in known.items():
             if complete and spec.get("required") and name not in variables:
-                faults.add(name, NOT_SET, host)
-    return [*faults] or [*differing(values)]
+                problems.add(name, NOT_SET, host)
+    return [*problems] or [*differing(values)]
 
 
 @pass_context
 def waves(context: Context, group: str) -> list[int | str]:
-    """Return the sizes of the waves as `serial:` takes them.
+    """Return the sizes of the waves for `serial:`.
 
-    `serial:` is evaluated before a host is chosen, so these are the first host's; `all_faults` sees that all are equal.
+    `serial:` is evaluated before a host is chosen, so this function reads the first host's variables. `all_problems`
+    refuses a run whose hosts differ in them.
     """
     hosts = hosts_of(context)
     if not hosts:
         return [1]
     known, variables = specs("app"), context["hostvars"].raw_get(hosts[0])
-    faults = Faults(hosts[:1])
-    options = typed(evaluate(("app_canary", "app_waves"), variables, known, hosts[0], faults), hosts[0], faults)
-    if found := [*faults]:
-        raise AnsibleError("\n".join(found))
+    problems = Problems(hosts[:1])
+    options = typed(evaluate(("app_canary", "app_waves"), variables, known, hosts[0], problems), hosts[0], problems)
+    if sentences := [*problems]:
+        raise AnsibleError("\n".join(sentences))
     canary: int = options["app_canary"]
     return [canary, *options["app_waves"]] if canary else options["app_waves"]
 
 
-# Before Ansible forks for each task of each host.
+# Fill the cache of `specs` before Ansible forks for each task of each host.
 specs("app")

@@ -30,7 +30,7 @@ def test_a_state_directory_that_is_not_there(tmp_path):
     missing = tmp_path / "missing"
     found = flaws(state_directory=missing)
     assert found["state"] == f"{missing} is not writable: No such file or directory"
-    assert found["disk"] == f"{missing} can't be asked: No such file or directory"
+    assert found["disk"] == f"{missing} can't be read: No such file or directory"
     assert len(found) == 2
 
 

@@ -41,11 +41,11 @@ def test_an_app_is_an_attribute_or_what_a_function_returns(module, name):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("shop", "shop is no app: write module:attribute or module:factory()"),
-        ("shop:make(1)", "is no app: write"),
-        ("nowhere.shop:app", "there is no module nowhere, where nowhere.shop:app is looked for"),
-        ("shop.web:app", "there is no module shop.web, where shop.web:app is looked for"),
-        ("shop:none", "shop:none is not there: module 'shop' has no attribute 'none'"),
+        ("shop", "shop is not the name of an app: write module:attribute or module:factory()"),
+        ("shop:make(1)", "is not the name of an app: write"),
+        ("nowhere.shop:app", "there is no module nowhere, which nowhere.shop:app names"),
+        ("shop.web:app", "there is no module shop.web, which shop.web:app names"),
+        ("shop:none", "shop:none does not exist: module 'shop' has no attribute 'none'"),
     ],
 )
 def test_what_there_is_not_is_refused(module, name, words):

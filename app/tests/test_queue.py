@@ -502,7 +502,7 @@ def test_what_is_given_back_counts_as_no_death(store, tmp_path):
         assert other.claim(["work"]).id == "1"
         other.give_back()
         other.close()
-        os.close(other._file)  # as its process ends
+        os.close(other._lock_fd)  # as its process ends
         assert store.tend([]) == []
 
 

@@ -44,7 +44,9 @@ class Settings(BaseSettings):
 
     @field_validator("booty_queue_url")
     @classmethod
-    def _check_queue_url(cls, value: SecretStr) -> SecretStr:
+    def _check_queue_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
         url = value.get_secret_value()
         # The messages of these errors are shown, so they contain nothing of the URL.
         if any(char.isspace() for char in url):

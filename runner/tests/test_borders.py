@@ -1,4 +1,4 @@
-"""Who may import whom: the runner knows no app and no framework."""
+"""The imports that each package may have: the runner imports no app and no framework."""
 
 import ast
 import sys

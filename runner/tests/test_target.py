@@ -1,4 +1,4 @@
-"""The app by its name, and whether it is the release that its label says."""
+"""Loading an app by its name, and comparing its code with the release in its label."""
 
 import os
 from contextlib import contextmanager
@@ -48,7 +48,7 @@ def test_an_app_is_an_attribute_or_what_a_function_returns(module, name):
         ("shop:none", "shop:none does not exist: module 'shop' has no attribute 'none'"),
     ],
 )
-def test_what_there_is_not_is_refused(module, name, words):
+def test_a_missing_module_or_attribute_is_refused(module, name, words):
     module("")
     with pytest.raises(Refusal) as caught:
         target.load(name)
@@ -83,7 +83,7 @@ def test_label_must_fit_the_running_code(module, monkeypatch, tmp_path):
             target.load("shop:app")
 
 
-def test_code_that_went_away(module, monkeypatch):
+def test_removed_code_is_a_flaw(module, monkeypatch):
     code = module("app = 1\n")
     label(monkeypatch, code.parent)
     target.load("shop:app")

@@ -1,1 +1,1 @@
-"""Disposable systemd hosts on this machine, and the local tracker that their errors go to."""
+"""Disposable systemd hosts on this machine, and the local tracker that receives their errors."""

@@ -10,27 +10,27 @@ from sandbox.machine import SandboxError
 
 
 def main() -> int:
-    """Run a command; the exit status is 1 after an error, which is one line on stderr."""
+    """Run a command. After an error, print one line on stderr and return the exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m sandbox", description=hosts.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    up = commands.add_parser("up", help="have exactly this many hosts running, and their tracker")
+    up = commands.add_parser("up", help="start or remove hosts until exactly N run, and start their tracker")
     up.add_argument("--name", default="default", help="the instance (default)")
-    up.add_argument("--hosts", type=int, default=1, metavar="N", help="how many (1)")
+    up.add_argument("--hosts", type=int, default=1, metavar="N", help="number of hosts (1)")
     up.add_argument("--suite", choices=base.SUITES, default=base.SUITE, help="Debian's release (%(default)s)")
-    up.add_argument("--no-tracker", action="store_true", help="hosts only")
+    up.add_argument("--no-tracker", action="store_true", help="start no tracker")
     up.add_argument("--inventory", type=Path, help="where to write Ansible's inventory")
 
-    down = commands.add_parser("down", help="remove an instance, and all that belongs to it")
+    down = commands.add_parser("down", help="remove an instance: hosts, tracker, network and inventory")
     which = down.add_mutually_exclusive_group()
     which.add_argument("--name", default="default", help="the instance (default)")
-    which.add_argument("--all", action="store_true", help="every instance of this checkout")
+    which.add_argument("--all", action="store_true", help="remove every instance of this checkout")
 
     commands.add_parser("status", help="show instances, hosts and trackers")
     for name, text in (
         ("stop", "cut a host's power"),
         ("start", "boot a stopped host from its disk"),
-        ("reboot", "shut a host down properly and boot it again"),
+        ("reboot", "shut a host down cleanly and boot it again"),
     ):
         commands.add_parser(name, help=text).add_argument("host", metavar="INSTANCE/HOST")
 
@@ -48,9 +48,9 @@ def main() -> int:
         elif args.command == "status":
             _status(hosts.instances())
         else:
-            act: Callable[[str, str], None] = getattr(hosts, args.command)
+            command: Callable[[str, str], None] = getattr(hosts, args.command)
             instance, _, host = args.host.rpartition("/")
-            act(instance or "default", host)
+            command(instance or "default", host)
     except (SandboxError, OSError) as error:
         print(f"sandbox: {error}", file=sys.stderr)
         return 1
@@ -66,8 +66,8 @@ def _status(names: list[str]) -> None:
         for host in hosts.hosts(name):
             state = "running" if host.running else f"stopped: python -m sandbox start {name}/{host.name}"
             print(row(f"{name}/{host.name}", host.address, hosts.suite(name), state))
-        if found := tracker.find(hosts.INSTANCES / name / "tracker"):
-            print(f"tracker: {found.url} (user {found.user}, password {found.password})")
+        if running := tracker.find(hosts.INSTANCES / name / "tracker"):
+            print(f"tracker: {running.url} (user {running.user}, password {running.password})")
 
 
 if __name__ == "__main__":

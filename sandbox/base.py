@@ -1,4 +1,4 @@
-"""The root file system that all hosts of a suite share: a small Debian as a cloud image would have it."""
+"""The root file system that all hosts of a suite share: a small Debian, similar to a cloud image."""
 
 import hashlib
 import os
@@ -9,40 +9,40 @@ from pathlib import Path
 from sandbox.machine import build_once, cache, run, say
 
 SUITES = ("bookworm", "trixie")
-# The suite of every host that is asked for without one: `make test-long SUITE=trixie` runs the same tests on Debian 13.
+# The default suite. `make test-long SUITE=trixie` runs the same tests on Debian 13.
 SUITE = os.environ.get("SUITE") or SUITES[0]
 
 _INSTALLED = "systemd systemd-sysv dbus python3 openssh-server sudo iproute2 procps ca-certificates kmod netbase less"
-# Not installed, but there for a playbook's apt in the hosts' own repository (as is all that is installed).
+# Not installed, but available to the hosts' apt in their own repository, like all installed packages.
 _INSTALLABLE = (
     "python3-apt python3-venv curl nftables iptables ufw unattended-upgrades systemd-timesyncd "
     "libpam-systemd rsync acl zstd"
 )
 
-# Hosts have no route out: their apt reads the packages that came with the root, and nothing else.
+# Hosts have no route to the internet: their apt reads only the repository in this root.
 _FILES = {
     "etc/apt/sources.list": "deb [trusted=yes] file:/srv/apt ./\n",
     "etc/apt/apt.conf.d/90sandbox": 'Acquire::Languages "none";\n',
-    # The hosts are thrown away: a power cut in the middle of dpkg is not worth an fsync for each file.
+    # No fsync for each file: it protects dpkg from power cuts, and these hosts are disposable.
     "etc/dpkg/dpkg.cfg.d/sandbox": "force-unsafe-io\n",
-    # No name server: a name that /etc/hosts lacks fails at once and not after a timeout.
+    # No name server, so that a name that is not in /etc/hosts fails at once and not after a timeout.
     "etc/resolv.conf": "",
     "etc/default/locale": "LANG=C.UTF-8\n",
-    # Each host writes its own, before its first boot.
+    # _prepare_disk() in hosts.py writes these for each host.
     "etc/machine-id": "",
     "etc/hostname": "",
 }
 
 
 def recipe(suite: str) -> str:
-    """Name what a root of this suite is built from; another recipe has another name."""
+    """Return a name for the way this root is built: it contains a hash of this file."""
     return f"{suite}-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}"
 
 
 def ensure(suite: str, in_use: set[str]) -> Path:
-    """Give this week's root of a suite, building it when there is none; others that nobody uses are removed.
+    """Return this week's root of a suite, built if there is none, and remove other roots that are not in use.
 
-    The week is part of the name so that a cached root never misses more than a week of security updates.
+    The week is part of the name, so that a cached root misses at most a week of security updates.
     """
     roots = cache() / "roots"
     name = f"{recipe(suite)}-{time.strftime('%GW%V')}"
@@ -56,7 +56,7 @@ def ensure(suite: str, in_use: set[str]) -> Path:
 def _build(suite: str, root: Path) -> None:
     say(f"building a Debian root ({suite}), once a week; this takes about a minute")
     download = f'APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get install -qy --download-only {_INSTALLABLE}'
-    # No mirror is named: mmdebstrap knows Debian's, with the security updates.
+    # Without a mirror argument, mmdebstrap uses Debian's, including security updates.
     run(
         "mmdebstrap",
         "--variant=minbase",
@@ -73,15 +73,15 @@ def _build(suite: str, root: Path) -> None:
     for path, text in _FILES.items():
         (root / path).unlink(missing_ok=True)
         (root / path).write_text(text)
-    for key in (root / "etc/ssh").glob("ssh_host_*"):  # each host has its own
+    for key in (root / "etc/ssh").glob("ssh_host_*"):  # each host gets its own
         key.unlink()
-    (root / "var/log/journal").mkdir(exist_ok=True)  # tests read the journal of the boot before
+    (root / "var/log/journal").mkdir(exist_ok=True)  # makes the journal persistent: tests read the previous boot's
     run("systemctl", f"--root={root}", "enable", "systemd-networkd", "ssh")
     run("chroot", root, "apt-get", "update", "-q")
 
 
 def _make_repository(root: Path) -> None:
-    """Turn the packages that apt downloaded into a repository at /srv/apt."""
+    """Make an apt repository at /srv/apt from the packages that apt downloaded."""
     repository = root / "srv/apt"
     repository.mkdir()
     index = []

@@ -1,4 +1,4 @@
-"""`make demo`: from nothing to deployed sandbox hosts, and one error of theirs in the local tracker."""
+"""`make demo`: deploys HEAD to new sandbox hosts, and finds one of their errors in the local tracker."""
 
 import argparse
 import json
@@ -11,12 +11,12 @@ from sandbox import base, hosts, tracker
 from sandbox.machine import CHECKOUT, SandboxError
 
 PORT = 8000
-# As bootstrap.yml prints it, and docs/new-host.md shows it.
+# The same command as in bootstrap.yml's output and in docs/new-host.md.
 PLACE_SECRETS = (
     "umask 077; cat > /etc/booty/secrets.new && test -s /etc/booty/secrets.new"
     " && mv /etc/booty/secrets.new /etc/booty/secrets.env"
 )
-# Asks as an operator's curl would: a minimal host has none.
+# A minimal host has no curl, so Python sends the request.
 RAISE = r"""python3 - <<'END'
 import socket
 with socket.socket(socket.AF_UNIX) as internal:
@@ -27,7 +27,7 @@ END"""
 
 
 def main() -> int:
-    """Run the demo; the exit status is 1 after an error, which is one line on stderr."""
+    """Run the demo. After an error, print one line on stderr and return the exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m sandbox.demo", description=__doc__)
     parser.add_argument("--hosts", type=int, default=1, metavar="N")
     parser.add_argument("--suite", choices=base.SUITES, default=base.SUITE)
@@ -44,26 +44,26 @@ def demo(count: int, suite: str) -> None:
     """Boot, bootstrap, place the secrets, deploy HEAD, raise an error and find it in the tracker.
 
     Raises:
-        SandboxError: a step failed; it has said why.
+        SandboxError: a step failed, after it printed the reason.
         TimeoutError: the event did not arrive.
     """
-    found = hosts.up(count=count, suite=suite)
+    running = hosts.up(count=count, suite=suite)
     local = tracker.find(hosts.INSTANCES / "default" / "tracker")
     assert local, "up() starts the tracker"
     play("bootstrap.yml")
-    for host in found:
+    for host in running:
         place_secrets(host, f"SENTRY_DSN={local.dsn}\n")
     play("deploy.yml")
-    known = [event["id"] for event in local.events()]
-    status = found[0].ssh(RAISE).stdout.strip()
+    earlier = [event["id"] for event in local.events()]
+    status = running[0].ssh(RAISE).stdout.strip()
     if "500" not in status:
         raise SandboxError(f"the route that raises answered {status!r}, not 500")
-    answer = health(found[0])
-    event = local.wait_for_event(lambda data: data.get("release") == answer["release"], unless=known)
+    release = health(running[0])["release"]
+    event = local.wait_for_event(lambda data: data.get("release") == release, unless=earlier)
     print()
-    for host in found:
+    for host in running:
         print(f"url: http://{host.address}:{PORT}/")
-    print(f"release: {answer['release']}")
+    print(f"release: {release}")
     print(f"tracker: {local.url} (user {local.user}, password {local.password})")
     print(f"event: {event.url}")
     data = event.data
@@ -71,10 +71,10 @@ def demo(count: int, suite: str) -> None:
 
 
 def play(playbook: str, *arguments: str) -> None:
-    """Run a playbook against the sandbox, as a user would.
+    """Run a playbook against the sandbox with `ansible-playbook`, as a user does.
 
     Raises:
-        SandboxError: it failed.
+        SandboxError: the playbook failed.
     """
     command = [str(Path(sys.executable).parent / "ansible-playbook"), playbook, *arguments]
     if subprocess.run(command, cwd=CHECKOUT, check=False).returncode:
@@ -82,13 +82,13 @@ def play(playbook: str, *arguments: str) -> None:
 
 
 def place_secrets(host: hosts.Host, text: str) -> None:
-    """Put `secrets.env` on a host as an operator does: over SSH, without Ansible."""
+    """Write `secrets.env` on a host over SSH, without Ansible, as an operator does."""
     if host.ssh(PLACE_SECRETS, input=text).returncode:
         raise SandboxError(f"secrets.env could not be placed on {host.name}")
 
 
 def health(host: hosts.Host) -> dict[str, str | None]:
-    """Ask a host's service for its health, from this machine."""
+    """Request `/health` of a host's service, from this machine."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"http://{host.address}:{PORT}/health", timeout=10) as response:
         answer: dict[str, str | None] = json.load(response)

@@ -1,6 +1,6 @@
-"""Sandbox hosts: real systemd machines on this one, up in a second, that SSH reaches like any other.
+"""Sandbox hosts: containers with systemd on this machine, which boot in a second and are reached by SSH.
 
-An instance is a number of hosts and their tracker; all of it lies in one directory of the machine.
+An instance is a number of hosts and their tracker. All its files are in one directory.
 """
 
 import json
@@ -28,7 +28,7 @@ MOST_HOSTS = 200
 
 @dataclass(frozen=True)
 class Host:
-    """A host of an instance, running or not."""
+    """A host of an instance, running or stopped."""
 
     instance: str
     name: str
@@ -36,20 +36,20 @@ class Host:
 
     @property
     def container(self) -> nspawn.Container:
-        """What it is made of."""
+        """The container behind the host."""
         directory = INSTANCES / self.instance / "hosts" / self.name
         return nspawn.Container(directory, f"bt{network.digest(self.instance)}-{_number(self.name)}")
 
     @property
     def running(self) -> bool:
-        """Whether it is there; it may still be booting."""
+        """Whether the host runs; it may still be booting."""
         return self.container.running
 
     def ssh(self, command: str, input: str = "", timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """Run a shell command on it as root, and return its status and output.
+        """Run a shell command on the host as root, and return its status and output.
 
         Raises:
-            subprocess.TimeoutExpired: it took longer than `timeout` seconds.
+            subprocess.TimeoutExpired: the command took longer than `timeout` seconds.
         """
         argv = ["ssh", "-F", "none", *ssh_options(self.instance), f"root@{self.address}", command]
         return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=timeout, input=input)
@@ -57,7 +57,7 @@ class Host:
 
 @dataclass
 class _Record:
-    """What an instance can't tell from its files: who made it, and of what."""
+    """The contents of `instance.json`: the checkout that made the instance, and what its hosts are made from."""
 
     checkout: str
     suite: str
@@ -70,7 +70,7 @@ class _Record:
         return network.Network(self.subnet)
 
     def fits(self, suite: str) -> bool:
-        """Whether its hosts are as they would be made today, or were in an earlier week."""
+        """Whether the hosts' root exists and was built by today's recipe, in this week or an earlier one."""
         return Path(self.base).is_dir() and Path(self.base).name.startswith(f"{base.recipe(suite)}-")
 
 
@@ -81,20 +81,20 @@ def up(
     with_tracker: bool = True,
     inventory: Path | None = None,
 ) -> list[Host]:
-    """Make an instance have exactly `count` running hosts of a suite, reachable by SSH, and return them.
+    """Bring an instance to exactly `count` running hosts of a suite, reachable by SSH, and return the hosts.
 
-    Hosts that are there stay as they are; missing ones are made, dead ones started with their disk, surplus
-    ones removed, and hosts of another suite replaced.
+    Running hosts stay as they are. Missing hosts are made, stopped ones are started with their disk, surplus ones are
+    removed, and hosts of another suite are replaced.
 
     Args:
-        name: the instance; two checkouts can't share one.
-        count: how many hosts.
+        name: the instance; it belongs to one checkout.
+        count: the number of hosts.
         suite: Debian's name for its release.
-        with_tracker: have a tracker too, which the hosts reach.
-        inventory: where Ansible's inventory goes; only `default` has one when this is not named.
+        with_tracker: start a tracker that the hosts reach.
+        inventory: the path for Ansible's inventory; without it, only the instance `default` gets one.
 
     Raises:
-        SandboxError: says what is wrong, and the next step.
+        SandboxError: names the cause and the next step.
     """
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", name):
         raise SandboxError(f"an instance is named with up to 31 of a-z, 0-9 and -, not {name!r}")
@@ -115,7 +115,7 @@ def up(
 
 
 def down(name: str = "default") -> None:
-    """Remove an instance and all that belongs to it, whatever state it is in; none is fine too."""
+    """Remove an instance in any state: hosts, tracker, network and inventory. Does nothing without such an instance."""
     if not (INSTANCES / name).is_dir():
         return
     if os.geteuid():
@@ -136,7 +136,7 @@ def down(name: str = "default") -> None:
 
 
 def stop(name: str, host: str) -> None:
-    """Cut a host's power: no process of it gets to say goodbye. Its disk stays."""
+    """Kill all processes of a host at once, like a power cut. Its disk stays."""
     if os.geteuid():
         as_root("stop", f"{name}/{host}")
         return
@@ -150,67 +150,67 @@ def start(name: str, host: str) -> None:
         as_root("start", f"{name}/{host}")
         return
     with locked(LOCK):
-        found = _find(name, host)
-        _boot(found, _record(name))
-        _wait_ready(found)
+        stopped = _find(name, host)
+        _boot(stopped, _record(name))
+        _wait_ready(stopped)
 
 
 def reboot(name: str, host: str) -> None:
-    """Let a host shut down properly and boot again, and wait until it answers."""
+    """Shut a host down cleanly, boot it again, and wait until it answers."""
     if os.geteuid():
         as_root("reboot", f"{name}/{host}")
         return
     with locked(LOCK):
-        found = _find(name, host)
-        found.container.reboot()
-        _wait_ready(found)
+        running = _find(name, host)
+        running.container.reboot()
+        _wait_ready(running)
 
 
 def hosts(name: str = "default") -> list[Host]:
-    """Give an instance's hosts, running or not; none when there is no such instance."""
-    found = [path.name for path in (INSTANCES / name / "hosts").glob("*booty[1-9]*")]
+    """Return an instance's hosts, running or stopped; an empty list without such an instance."""
+    names = [path.name for path in (INSTANCES / name / "hosts").glob("*booty[1-9]*")]
     try:
         subnet = _record(name).network
-    except SandboxError:  # a run crashed very early; they can still be removed
+    except SandboxError:  # a run crashed before it wrote the record; the hosts can still be removed
         subnet = network.Network("0.0.0.0/24")
-    return [_host(name, number, subnet) for number in sorted(map(_number, found))]
+    return [_host(name, number, subnet) for number in sorted(map(_number, names))]
 
 
 def instances() -> list[str]:
-    """Name the instances on this machine, of every checkout."""
+    """Return the names of all instances on this machine, of every checkout."""
     return sorted(path.name for path in INSTANCES.glob("*") if path.is_dir())
 
 
 def suite(name: str) -> str:
-    """Give the Debian release of an instance's hosts."""
+    """Return the Debian release of an instance's hosts."""
     return _record(name).suite
 
 
 def is_ours(name: str) -> bool:
-    """Whether this checkout made an instance, or one that is gone."""
+    """Whether an instance was made by this checkout, or by a checkout that no longer exists."""
     try:
         checkout = _record(name).checkout
     except SandboxError:
-        return True  # left by a run that crashed before it wrote who it was
+        return True  # a run crashed before it wrote the record
     return checkout == str(CHECKOUT) or not Path(checkout).is_dir()
 
 
 def ssh_options(name: str) -> list[str]:
-    """Give what ssh needs to reach an instance's hosts: their keys are checked, your agent's not tried."""
+    """Return ssh's options for an instance's hosts: check their host keys, ignore the user's SSH agent."""
     directory = INSTANCES / name
     options = [f"UserKnownHostsFile={directory}/known_hosts", "StrictHostKeyChecking=yes"]
     options += ["IdentitiesOnly=yes", "BatchMode=yes", "ConnectTimeout=10"]
     return ["-i", f"{directory}/id_ed25519", *(word for option in options for word in ("-o", option))]
 
 
-def inventory_text(name: str, found: list[Host]) -> str:
-    """Write Ansible's inventory of an instance."""
+def inventory_text(name: str, members: list[Host]) -> str:
+    """Return Ansible's inventory of an instance with these hosts."""
     options = ssh_options(name)
     lines = [
         f"# The sandbox instance {name}: `python -m sandbox up` writes this file, `down` removes it.",
         "booty:",
         "  hosts:",
-        *(f"    {host.name}:\n      ansible_host: {host.address}" for host in found),
+        *(f"    {host.name}:\n      ansible_host: {host.address}" for host in members),
         "  vars:",
         "    ansible_user: root",
         f"    ansible_ssh_private_key_file: {options[1]}",
@@ -225,7 +225,7 @@ def _up(name: str, count: int, suite: str, inventory: Path | None) -> None:
     directory = INSTANCES / name
     before = _record(name) if (directory / "instance.json").exists() else None
     others = [_record(other) for other in instances() if (INSTANCES / other / "instance.json").exists()]
-    # First of all, so that what a crash from here on leaves is found by `down`.
+    # This directory is made first, so that `down` finds the instance even if this function crashes.
     (directory / "tracker").mkdir(parents=True, exist_ok=True, mode=0o700)
     give(directory / "tracker")
     if before and before.fits(suite):
@@ -233,16 +233,16 @@ def _up(name: str, count: int, suite: str, inventory: Path | None) -> None:
     else:
         root = base.ensure(suite, {other.base for other in others})
         if before:
-            say(f"replacing the hosts of {name}: they were made of another root")
+            say(f"replacing the hosts of {name}: they were made from another root")
         for host in hosts(name):
             _remove(host)
     if before and network.is_up(name, before.network):
         subnet = before.network
     else:
-        for host in hosts(name):  # cut off already if they ran, and perhaps about to have other addresses
+        for host in hosts(name):  # without the bridge they have no network, and their addresses may change
             host.container.power_off()
-        taken = [other.network for other in others if other != before]
-        subnet = network.create(name, before.network if before else None, taken)
+        used = [other.network for other in others if other != before]
+        subnet = network.create(name, before.network if before else None, used)
     if before and before.inventory != str(inventory):
         _forget_inventory(before)
     record = _Record(str(CHECKOUT), suite, str(root), str(subnet), str(inventory) if inventory else None)
@@ -253,19 +253,19 @@ def _up(name: str, count: int, suite: str, inventory: Path | None) -> None:
         _make_key(directory / "id_ed25519", f"booty-{name}")
         give(directory / "id_ed25519")
 
-    wanted = [_host(name, number, subnet) for number in range(1, count + 1)]
+    members = [_host(name, number, subnet) for number in range(1, count + 1)]
     for host in hosts(name):
-        if host not in wanted:
+        if host not in members:
             _remove(host)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda host: _boot(host, record), wanted))
-    keys = (f"{host.address} {(host.container.directory / 'key.pub').read_text()}" for host in wanted)
+        list(pool.map(lambda host: _boot(host, record), members))
+    keys = (f"{host.address} {(host.container.directory / 'key.pub').read_text()}" for host in members)
     (directory / "known_hosts").write_text("".join(keys))
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(_wait_ready, wanted))
+        list(pool.map(_wait_ready, members))
     if inventory:
         inventory.parent.mkdir(parents=True, exist_ok=True)
-        inventory.write_text(inventory_text(name, wanted))
+        inventory.write_text(inventory_text(name, members))
         give(inventory)
 
 
@@ -287,7 +287,7 @@ def _prepare_disk(host: Host) -> None:
     etc = host.container.root / "etc"
     (etc / "machine-id").write_text(f"{uuid.uuid4().hex}\n")
     (etc / "hostname").write_text(f"{host.name}\n")
-    # Without its own name there, each sudo and each gathering of facts would ask for it elsewhere.
+    # The host's own name is in /etc/hosts, because sudo and Ansible's facts resolve it.
     (etc / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {host.name}\n::1 localhost\n")
     keys = host.container.root / "root/.ssh"
     keys.mkdir(mode=0o700, exist_ok=True)
@@ -295,21 +295,25 @@ def _prepare_disk(host: Host) -> None:
     key = etc / "ssh/ssh_host_ed25519_key"
     key.unlink(missing_ok=True)
     _make_key(key, host.name)
-    shutil.copy(f"{key}.pub", host.container.directory / "key.pub")  # last: it says that the disk is whole
+    shutil.copy(f"{key}.pub", host.container.directory / "key.pub")  # the last step: _boot() takes it for a full disk
 
 
 def _wait_ready(host: Host) -> None:
-    """Wait until sshd answers and the boot is over; how well it went is for others to judge."""
+    """Wait until sshd answers and the boot is over, even if a unit failed.
+
+    Raises:
+        SandboxError: sshd does not answer.
+    """
     began = time.monotonic()
-    # A moment of grace: between two boots there may be no process at all.
+    # The first 2 s don't require a process: between two boots there may be none.
     while (waited := time.monotonic() - began) < 60 and (waited < 2 or host.running):
         with suppress(OSError), socket.create_connection((host.address, 22), timeout=0.5) as connection:
             if connection.recv(256).startswith(b"SSH-"):
                 host.ssh("systemctl is-system-running --wait")
                 return
         time.sleep(0.05)
-    said = " / ".join(host.container.log.read_text(errors="replace").split("\n")[-4:])
-    raise SandboxError(f"{host.name} does not answer SSH at {host.address}; last on {host.container.log}: {said}")
+    lines = " / ".join(host.container.log.read_text(errors="replace").split("\n")[-4:])
+    raise SandboxError(f"{host.name} does not answer SSH at {host.address}; end of {host.container.log}: {lines}")
 
 
 def _make_key(path: Path, comment: str) -> None:
@@ -317,8 +321,8 @@ def _make_key(path: Path, comment: str) -> None:
 
 
 def _ensure_limits() -> None:
-    # A systemd takes about seven; the usual 128 ends at the 18th host. Left raised: it costs nothing, another
-    # program may count on it by then, and it falls back when the machine boots.
+    # Each systemd uses about seven, so the usual limit of 128 allows 17 hosts. The limit is not lowered again: another
+    # program may need it by then, and a reboot of the machine resets it.
     inotify = Path("/proc/sys/fs/inotify/max_user_instances")
     if int(inotify.read_text()) < 8192:
         inotify.write_text("8192")
@@ -327,8 +331,8 @@ def _ensure_limits() -> None:
 def _ensure_disks(directory: Path) -> None:
     directory.mkdir(exist_ok=True)
     kind = run("findmnt", "--noheadings", "--output=FSTYPE", "--target", directory).stdout.strip()
-    if kind == "overlay":  # as in a container: an overlay can't be the upper layer of another
-        say("the hosts' disks are kept in memory: /var/lib is on an overlayfs, which can't carry them")
+    if kind == "overlay":  # in a container; an overlayfs can't be the upper layer of another one
+        say("the hosts' disks are kept in memory: /var/lib is on an overlayfs, which can't hold them")
         run("mount", "-t", "tmpfs", "-o", "mode=0755", "booty-sandbox", directory)
 
 
@@ -353,9 +357,9 @@ def _host(name: str, number: int, subnet: network.Network) -> Host:
 
 def _find(name: str, host: str) -> Host:
     _check_owner(name)
-    for found in hosts(name):
-        if found.name == host:
-            return found
+    for member in hosts(name):
+        if member.name == host:
+            return member
     raise SandboxError(f"there is no host {name}/{host}: `python -m sandbox status` lists them")
 
 
@@ -368,5 +372,5 @@ def _record(name: str) -> _Record:
 
 def _check_owner(name: str) -> None:
     if not is_ours(name):
-        there = _record(name).checkout
-        raise SandboxError(f"the instance {name} belongs to {there}: run this there, or choose another --name")
+        owner = _record(name).checkout
+        raise SandboxError(f"the instance {name} belongs to {owner}: run this there, or choose another --name")

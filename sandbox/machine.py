@@ -1,4 +1,4 @@
-"""What the sandbox needs of the machine it runs on: commands, processes, locks, things built once."""
+"""Helpers for the machine that the sandbox runs on: commands, processes, locks, and a cache."""
 
 import fcntl
 import os
@@ -15,24 +15,24 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
-# What each needed file comes from; apt installs what is missing.
-_NEEDED = {
+# The package of each needed program or file; apt installs what is missing.
+_PACKAGES = {
     "systemd-nspawn": "systemd-container",
     "mmdebstrap": "mmdebstrap",
     "ip": "iproute2",
     "ssh-keygen": "openssh-client",
     "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
 }
-# A user's PATH often lacks the directories of what only root runs.
+# A user's PATH often lacks the directories of system programs.
 _ENVIRONMENT = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin", "LC_ALL": "C.UTF-8"}
 
 
 class SandboxError(Exception):
-    """One line for the user: what is wrong, and the next step."""
+    """An error as one line for the user: the cause and the next step."""
 
 
 def say(message: str) -> None:
-    """Tell the user what happens; stdout is left to what a caller may want to parse."""
+    """Print a message on stderr; stdout carries only output that a caller may parse."""
     print(message, file=sys.stderr, flush=True)
 
 
@@ -40,7 +40,7 @@ def run(*argv: str | Path, check: bool = True, **environment: str) -> subprocess
     """Run a command without input and return its output.
 
     Raises:
-        SandboxError: it failed and `check` is true; carries what it said.
+        SandboxError: the command can't be run, or it failed and `check` is true. The message has its error output.
     """
     env = {**_ENVIRONMENT, **environment}
     try:
@@ -49,14 +49,14 @@ def run(*argv: str | Path, check: bool = True, **environment: str) -> subprocess
         raise SandboxError(f"{argv[0]} can't be run ({error.strerror}): install it and try again") from error
     if check and result.returncode:
         lines = [line.strip() for line in (result.stderr or result.stdout).splitlines()]
-        # The cause is what apt and its like mark with E:, else what was said last.
+        # apt marks errors with "E:"; for other programs, the last two lines are taken.
         cause = [line for line in lines if line.startswith("E:")][:2] or lines[-2:] or ["no output"]
         raise SandboxError(f"{argv[0]} failed with status {result.returncode}: {' / '.join(cause)}")
     return result
 
 
 def spawn(argv: list[str], log: Path, **environment: str) -> None:
-    """Start a command that outlives us, in a session of its own and as nobody's child, output to `log`."""
+    """Start a command in a session of its own, so that it outlives this process; its output goes to `log`."""
     with log.open("ab") as output:
         subprocess.run(
             ["setsid", "--fork", *argv],
@@ -69,41 +69,41 @@ def spawn(argv: list[str], log: Path, **environment: str) -> None:
 
 
 def as_root(*arguments: str) -> None:
-    """Run `python -m sandbox` with these arguments through sudo; it asks for a password only at a terminal.
+    """Run `python -m sandbox` with these arguments through sudo, which asks for a password only at a terminal.
 
     Raises:
-        SandboxError: there is no sudo, or the run failed; it has said why.
+        SandboxError: there is no sudo, or the run failed after it printed the reason.
     """
     if not shutil.which("sudo"):
         raise SandboxError("the sandbox needs root and there is no sudo: run this as root")
-    passed = [f"{name}={value}" for name, value in os.environ.items() if name.lower().endswith("_proxy")]
+    proxies = [f"{name}={value}" for name, value in os.environ.items() if name.lower().endswith("_proxy")]
     command = ["sudo", *([] if sys.stdin.isatty() else ["-n"]), "env", f"XDG_CACHE_HOME={cache().parent}"]
-    # sudo forgets most of the environment, and -E is not allowed everywhere: name what matters instead.
-    command += [*passed, sys.executable, "-m", "sandbox", *arguments]
-    # What it did is told once, by us.
+    # sudo drops most of the environment, and -E is not allowed everywhere, so the needed variables are passed by `env`.
+    command += [*proxies, sys.executable, "-m", "sandbox", *arguments]
+    # The run's own report on stdout is dropped, because this process prints one too.
     status = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, check=False).returncode
     if status:
         raise SandboxError(f"`sudo … -m sandbox {' '.join(arguments)}` failed, as said above")
 
 
 def give(*paths: Path) -> None:
-    """Hand files that root made to the user who called sudo."""
+    """Change the owner of files that root made to the user who called sudo."""
     if os.geteuid() == 0 and "SUDO_UID" in os.environ:
         for path in paths:
             os.chown(path, int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
 
 
 def ensure_tools() -> None:
-    """Install what is missing, as root.
+    """Install missing packages, as root, and load overlayfs.
 
     Raises:
-        SandboxError: something is missing that apt can't give.
+        SandboxError: a package can't be installed, or the kernel has no overlayfs.
     """
     path = _ENVIRONMENT["PATH"]
-    missing = [p for f, p in _NEEDED.items() if not (Path(f).is_file() or shutil.which(f, path=path))]
+    missing = [p for file, p in _PACKAGES.items() if not (Path(file).is_file() or shutil.which(file, path=path))]
     if missing:
         if not shutil.which("apt-get"):
-            raise SandboxError(f"install {', '.join(missing)}: there is no apt here to do it")
+            raise SandboxError(f"install {', '.join(missing)}: this machine has no apt")
         say(f"installing {', '.join(missing)}")
         run("apt-get", "update", "-q")
         run("apt-get", "install", "-qy", "--no-install-recommends", *missing, DEBIAN_FRONTEND="noninteractive")
@@ -114,46 +114,45 @@ def ensure_tools() -> None:
 
 
 def arguments(pid: int) -> list[str]:
-    """Give a process's command line; empty once it has ended."""
+    """Return a process's command line; empty after the process has ended."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     return []
 
 
 def processes(argument: str) -> list[int]:
-    """Find the processes that were started with exactly this argument.
+    """Return the ids of the processes that were started with exactly this argument.
 
-    Looking for what a process is, not for a number written down, finds those that a crashed run forgot, and
-    never one that was given a recycled id.
+    Unlike a file with an id, this finds processes of a crashed run, and never one that reuses the id.
     """
     ids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     return [pid for pid in ids if argument in arguments(pid)]
 
 
 def kill(argument: str, patience: float = 10) -> None:
-    """Kill the processes started with this argument, and wait until they are gone.
+    """Kill the processes started with this argument, and wait until they have ended.
 
     Raises:
-        SandboxError: one is still there after `patience` seconds.
+        SandboxError: one still runs after `patience` seconds.
     """
     deadline = time.monotonic() + patience
-    while found := processes(argument):  # again, as one may have started another meanwhile
-        for pid in found:
+    while pids := processes(argument):  # repeated, because a process may have started another one meanwhile
+        for pid in pids:
             with suppress(ProcessLookupError):
                 descriptor = os.pidfd_open(pid)
                 try:
-                    # Looked at again now that the descriptor holds it: the id can't pass to another any more.
+                    # Checked again: from now on, the pidfd refers to this process even if its id is reused.
                     if argument in arguments(pid):
                         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
                         wait_gone(descriptor, deadline)
                 finally:
                     os.close(descriptor)
         if time.monotonic() > deadline:
-            raise SandboxError(f"process {found[0]} can't be killed: see /proc/{found[0]}/status, then try again")
+            raise SandboxError(f"process {pids[0]} can't be killed: see /proc/{pids[0]}/status, then try again")
 
 
 def wait_gone(descriptor: int, deadline: float) -> bool:
-    """Wait until the process behind a pidfd has ended; False when it still runs at the deadline."""
+    """Wait until the process of a pidfd has ended; return False if it still runs at the deadline."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
@@ -161,7 +160,7 @@ def wait_gone(descriptor: int, deadline: float) -> bool:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with its owner, so that a crashed run leaves nothing to clean."""
+    """Hold a lock (flock) that the kernel releases when this process ends, even if it crashes."""
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -172,7 +171,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def cache() -> Path:
-    """Give the user's cache directory for Booty."""
+    """Return the user's cache directory for Booty."""
     directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "booty"
     if not directory.is_dir():
         directory.mkdir(parents=True)
@@ -181,11 +180,11 @@ def cache() -> Path:
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
-    """Build a directory unless it is there, so that nobody ever sees a half-built one.
+    """Build a directory unless it exists. It is built under a temporary name, so that no run finds it incomplete.
 
     Args:
-        target: where it will be; its name changes with what it is built from.
-        build: fills the (empty, temporary) directory it is given, which is then renamed.
+        target: the directory's path; its name must change when its sources do.
+        build: fills the empty temporary directory that it gets, which is then renamed to `target`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target.parent / ".lock"):

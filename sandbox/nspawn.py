@@ -1,4 +1,4 @@
-"""Containers that boot like machines: systemd-nspawn with a disk that is an overlay on a shared root."""
+"""Containers that boot like machines: systemd-nspawn on an overlay over a shared root."""
 
 import os
 import signal
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from sandbox.machine import SandboxError, kill, processes, run, spawn, wait_gone
 
-# nspawn exits with 133 when the container asked for a reboot. Each boot is put into cgroups of its own first,
-# because containers that share one would meddle with each other's units. "0" is the process that writes.
+# nspawn exits with 133 when the container asked for a reboot. Each boot runs in cgroups of its own, because containers
+# that share a cgroup would change each other's units. Writing "0" moves the writing process into the cgroup.
 _BOOT_LOOP = """
 while :; do
     ( for group in $CGROUPS; do echo 0 > "$group/cgroup.procs"; done; exec "$@" )
@@ -22,31 +22,31 @@ done
 
 @dataclass(frozen=True)
 class Container:
-    """A container, running or not."""
+    """A container, running or stopped."""
 
     directory: Path
-    """Its files on this machine: `upper` and `work` are its disk, `root` shows it while it runs."""
+    """The container's files: `upper` and `work` are its disk, `root` is the mounted root while it runs."""
     machine: str
-    """Unique on this machine; at most 12 characters, as with "vb-" it names its end of the network cable."""
+    """A unique name of at most 12 characters: "vb-" and this name is its network interface on this machine."""
 
     @property
     def root(self) -> Path:
-        """Its root file system, while it runs."""
+        """The mount point of the root file system, mounted while the container runs."""
         return self.directory / "root"
 
     @property
     def log(self) -> Path:
-        """What its console showed, over all boots."""
+        """The console's output of all boots."""
         return self.directory / "console.log"
 
     @property
     def running(self) -> bool:
-        """Whether it is there; it may still be booting."""
+        """Whether the container runs; it may still be booting."""
         return bool(processes(self._mark))
 
     @property
     def _mark(self) -> str:
-        """The argument by which its nspawn, and the loop around that, is told from all other processes."""
+        """The argument that identifies the processes of this container: nspawn and the loop around it."""
         return f"--directory={self.root}"
 
     @property
@@ -55,7 +55,7 @@ class Container:
 
     @property
     def _cgroups(self) -> list[Path]:
-        """Its cgroups where no systemd makes them: one in each hierarchy that tracks processes."""
+        """The container's cgroups if systemd does not make them: one in each hierarchy that tracks processes."""
         if _under_systemd():
             return []
         mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
@@ -63,18 +63,18 @@ class Container:
         return [hierarchy / "booty-sandbox" / self.machine for hierarchy in tracking]
 
     def boot(self, base: Path, hostname: str, bridge: str, prepare: Callable[[], None]) -> None:
-        """Boot it, and don't wait for that.
+        """Start to boot the container; returns before the boot is over.
 
         Args:
-            base: the root below its disk.
-            hostname: its name inside.
-            bridge: what its network card is put on.
-            prepare: called when `root` shows the disk, and nothing runs on it yet.
+            base: the shared root below the container's disk.
+            hostname: the host name inside the container.
+            bridge: the bridge for its network interface.
+            prepare: called when `root` is mounted and nothing runs on it yet.
         """
-        self.power_off()  # what a crash may have left
+        self.power_off()  # cleans up after a crash
         for part in ("upper", "work", "root"):
             (self.directory / part).mkdir(parents=True, exist_ok=True)
-        self.directory.chmod(0o700)  # the disk has set-user-ID programs, and files for root only
+        self.directory.chmod(0o700)  # other users must not reach the set-user-ID programs on the disk
         layers = f"lowerdir={base},upperdir={self.directory}/upper,workdir={self.directory}/work"
         run("mount", "-t", "overlay", "-o", layers, self.machine, self.root)
         prepare()
@@ -82,8 +82,8 @@ class Container:
         nspawn += ["--link-journal=no", "--resolv-conf=off", "--timezone=off"]
         nspawn += [f"--machine={self.machine}", f"--hostname={hostname}", f"--network-bridge={bridge}"]
         if _under_systemd():
-            # A service and not a scope of the caller's session: it outlives that, and only so may nspawn keep
-            # the unit, whose cgroup is delegated to it. 133 means the same as in systemd-nspawn@.service.
+            # A service and not a scope, because a service outlives the caller's session, and nspawn's --keep-unit needs
+            # a unit with a delegated cgroup. 133 asks for a reboot, as in systemd-nspawn@.service.
             properties = ["Delegate=yes", "KillMode=mixed", "TasksMax=16384", "StartLimitIntervalSec=0"]
             properties += ["RestartForceExitStatus=133", "SuccessExitStatus=133"]
             properties += [f"StandardOutput=append:{self.log}", f"StandardError=append:{self.log}"]
@@ -92,12 +92,12 @@ class Container:
         else:
             for group in self._cgroups:
                 group.mkdir(parents=True, exist_ok=True)
-            # A hybrid of cgroup versions, as this machine may have, is nothing that a Debian host has.
+            # cgroup v2 inside, as on a Debian host, even if this machine has a hybrid of both versions.
             modes = {"CGROUPS": " ".join(map(str, self._cgroups)), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
             spawn(["sh", "-c", _BOOT_LOOP, "booty-sandbox", *nspawn], self.log, **modes)
 
     def power_off(self) -> None:
-        """End it at once, like a power cut, and remove all of it but its files."""
+        """Kill the container, like a power cut, and remove its mounts, cgroups and interface; its files stay."""
         if _under_systemd():
             run("systemctl", "kill", "--signal=SIGKILL", self._unit, check=False)
             run("systemctl", "stop", self._unit, check=False)
@@ -106,9 +106,9 @@ class Container:
             _remove_cgroup(group)
             with suppress(OSError):
                 group.parent.rmdir()
-        # It goes by itself, but not before the next boot might want its name.
+        # The kernel removes the interface later by itself, maybe not before the next boot needs its name.
         run("ip", "link", "delete", f"vb-{self.machine}", check=False)
-        with suppress(OSError):  # what a killed nspawn leaves
+        with suppress(OSError):  # a killed nspawn leaves these files
             root = self.root.stat()
             Path(f"/run/systemd/nspawn/locks/inode-{root.st_dev}:{root.st_ino}").unlink()
         for kind in ("propagate", "unix-export"):
@@ -117,10 +117,10 @@ class Container:
         unmount(self.directory)
 
     def reboot(self, patience: float = 60) -> None:
-        """Let it shut down properly and boot again; returns once it is down.
+        """Let the container shut down cleanly and boot again; returns when it is down.
 
         Raises:
-            SandboxError: it does not run, or did not shut down within `patience` seconds.
+            SandboxError: the container does not run, or did not shut down within `patience` seconds.
         """
         with self._leader() as (pid, descriptor):
             os.kill(pid, signal.SIGRTMIN + 5)  # systemd(1): start reboot.target
@@ -131,7 +131,7 @@ class Container:
 
     @contextmanager
     def _leader(self) -> Iterator[tuple[int, int]]:
-        """Hold the process that is its PID 1, as an id and a pidfd."""
+        """Yield the container's PID 1, as the id that it has on this machine and a pidfd."""
         for pid in processes(self._mark):
             if Path(f"/proc/{pid}/comm").read_text() == "systemd-nspawn\n":
                 leader = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
@@ -145,7 +145,7 @@ class Container:
 
 
 def unmount(directory: Path) -> None:
-    """Unmount everything below a directory."""
+    """Unmount all mounts below a directory."""
     mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     for point in sorted(mounted, reverse=True):
         if point.startswith(f"{directory}/") and run("umount", point, check=False).returncode:
@@ -165,7 +165,7 @@ def _remove_cgroup(group: Path) -> None:
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise SandboxError(f"end the processes in {directory}/cgroup.procs and try again") from error
-                for pid in (directory / "cgroup.procs").read_text().split():  # survived its PID 1
+                for pid in (directory / "cgroup.procs").read_text().split():  # processes that outlived PID 1
                     with suppress(ProcessLookupError):
                         os.kill(int(pid), signal.SIGKILL)
                 time.sleep(0.02)

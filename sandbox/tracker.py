@@ -1,6 +1,6 @@
-"""The local tracker: a real Bugsink, which speaks Sentry's protocol, and what it received.
+"""The local tracker: a real Bugsink, which speaks Sentry's protocol, and access to the events that it received.
 
-Bugsink is only used for development here and never distributed with Booty (its licence is PolyForm Shield).
+Bugsink is used for development only and not distributed with Booty (its licence is PolyForm Shield).
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from sandbox.machine import (
 
 _LOCK = CHECKOUT / "requirements/tracker.txt"
 _SERVER = CHECKOUT / "sandbox/tracker_server.py"
-# A proxy that the environment names can't reach an address of this machine.
+# Without the environment's proxy, which can't reach this machine's addresses.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -42,11 +42,11 @@ class Event:
     id: str
     """The tracker's own id."""
     event_id: str
-    """What the SDK returned, without dashes."""
+    """The id that the SDK returned, without dashes."""
     url: str
-    """Where a person looks at it."""
+    """The event's page in the tracker."""
     data: dict[str, Any]
-    """The event as it was sent: `release`, `environment`, `transaction`, `exception` …"""
+    """The event as the SDK sent it: `release`, `environment`, `transaction`, `exception` …"""
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,16 @@ class Tracker:
     project: int
 
     def events(self) -> list[dict[str, Any]]:
-        """List what was received, oldest first; the `id` in each leads to the whole event."""
+        """List the received events, oldest first; pass the `id` of one to `event`."""
         issues = self._list(f"/api/canonical/0/issues/?project={self.project}")
-        found = [e for i in issues for e in self._list(f"/api/canonical/0/events/?issue={i['id']}&order=asc")]
-        return sorted(found, key=lambda event: str(event["ingested_at"]))
+        events = [e for i in issues for e in self._list(f"/api/canonical/0/events/?issue={i['id']}&order=asc")]
+        return sorted(events, key=lambda event: str(event["ingested_at"]))
 
     def event(self, id: str) -> Event:
-        """Give an event by the tracker's own id."""
-        found = self._get(f"{self.url}/api/canonical/0/events/{id}/")
-        page = f"{self.url}/issues/issue/{found['issue']}/event/{found['id']}/"
-        return Event(found["id"], found["event_id"].replace("-", ""), page, found["data"])
+        """Return an event by the tracker's own id."""
+        event = self._get(f"{self.url}/api/canonical/0/events/{id}/")
+        page = f"{self.url}/issues/issue/{event['issue']}/event/{event['id']}/"
+        return Event(event["id"], event["event_id"].replace("-", ""), page, event["data"])
 
     def wait_for_event(
         self,
@@ -79,36 +79,36 @@ class Tracker:
         timeout: float = 10,
         unless: Collection[str] = (),
     ) -> Event:
-        """Wait for an event whose `data` the predicate accepts, and give the first one.
+        """Wait for an event whose `data` the predicate accepts, and return the first one.
 
         Args:
-            predicate: told from other events by this.
-            timeout: seconds.
-            unless: the tracker's ids of events that were there before.
+            predicate: returns whether an event's `data` is the expected one.
+            timeout: the limit in seconds.
+            unless: the tracker's ids of earlier events, which are ignored.
 
         Raises:
-            TimeoutError: none came in time; says what came instead.
+            TimeoutError: no such event arrived in time; the message lists the others.
         """
-        seen: dict[str, Event] = {}
+        others: dict[str, Event] = {}
         deadline = time.monotonic() + timeout
         while True:
             for id in (entry["id"] for entry in self.events()):
-                if id not in seen and id not in unless:
-                    seen[id] = self.event(id)
-                    if predicate(seen[id].data):
-                        return seen[id]
+                if id not in others and id not in unless:
+                    others[id] = self.event(id)
+                    if predicate(others[id].data):
+                        return others[id]
             if time.monotonic() > deadline:
-                came = [(e.data.get("transaction"), e.data.get("release")) for e in seen.values()]
-                raise TimeoutError(f"no such event within {timeout} s; (transaction, release) that came: {came}")
+                arrived = [(event.data.get("transaction"), event.data.get("release")) for event in others.values()]
+                raise TimeoutError(f"no such event within {timeout} s; (transaction, release) of others: {arrived}")
             time.sleep(0.1)
 
     def _list(self, path: str) -> list[dict[str, Any]]:
-        found, page = [], f"{self.url}{path}"
+        results, page = [], f"{self.url}{path}"
         while page:
             answer = self._get(page)
-            found += answer["results"]
+            results += answer["results"]
             page = answer["next"]
-        return found
+        return results
 
     def _get(self, url: str) -> Any:
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {self.token}"})
@@ -117,15 +117,15 @@ class Tracker:
 
 
 def start(directory: Path, address: str = "127.0.0.1", preferred_port: int = 0) -> Tracker:
-    """Start a tracker unless it runs; one that ran before keeps its events, its DSN and, if free, its port.
+    """Start a tracker unless it runs. It keeps the events, the DSN and, if it is free, the port of earlier runs.
 
     Args:
-        directory: what the tracker keeps, of this one alone.
-        address: where it listens; nothing but this address reaches it.
-        preferred_port: taken if it is free; 0 is any.
+        directory: the tracker's own directory.
+        address: the only address that it listens on.
+        preferred_port: the port to use if it is free; 0 for any port.
     """
     environment = build_once(cache() / "tracker" / _environment_key(), _build)
-    for other in environment.parent.glob("[0-9a-f]*"):  # of earlier locks
+    for other in environment.parent.glob("[0-9a-f]*"):  # environments of earlier lock files
         if other != environment and not processes(str(other / "venv/bin/python")):
             shutil.rmtree(other)
     directory.mkdir(parents=True, exist_ok=True)
@@ -134,21 +134,21 @@ def start(directory: Path, address: str = "127.0.0.1", preferred_port: int = 0) 
 
 
 def find(directory: Path) -> Tracker | None:
-    """Give the running tracker of a directory, or None."""
+    """Return the running tracker of a directory, or None."""
     try:
-        told = json.loads((directory / "tracker.json").read_text())
+        access = json.loads((directory / "tracker.json").read_text())
     except (OSError, ValueError):
         return None
-    return Tracker(directory, **told) if processes(_mark(directory)) else None
+    return Tracker(directory, **access) if processes(_mark(directory)) else None
 
 
 def stop(directory: Path) -> None:
-    """Stop a directory's tracker, if it runs. Its events stay."""
+    """Stop the tracker of a directory, if it runs. Its events are kept."""
     kill(_mark(directory))
 
 
 def _mark(directory: Path) -> str:
-    """Give the argument by which a directory's tracker is told from all other processes."""
+    """Return the argument that identifies the process of a directory's tracker."""
     return f"--directory={directory.absolute()}"
 
 
@@ -169,11 +169,11 @@ def _start(directory: Path, address: str, preferred_port: int, environment: Path
     spawn([python, "-P", str(_SERVER), _mark(directory), address, str(preferred_port)], log)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        if ready.exists() and (found := find(directory)):
-            return found
+        if ready.exists() and (running := find(directory)):
+            return running
         time.sleep(0.02)
-    said = log.read_text(errors="replace").strip().rpartition("\n")[2]
-    raise SandboxError(f"the tracker did not start, {log} says: {said}")
+    last_line = log.read_text(errors="replace").strip().rpartition("\n")[2]
+    raise SandboxError(f"the tracker did not start; the last line of {log}: {last_line}")
 
 
 def _environment_key() -> str:
@@ -182,7 +182,7 @@ def _environment_key() -> str:
 
 
 def _build(work: Path) -> None:
-    say("installing the tracker, once for each of its locks")
+    say("installing the tracker, once for each version of its lock file")
     python = work / "venv/bin/python"
     uv = shutil.which("uv", path=f"{Path(sys.prefix) / 'bin'}:{os.environ.get('PATH', '')}")
     if uv:
@@ -191,7 +191,7 @@ def _build(work: Path) -> None:
     else:
         run(sys.executable, "-m", "venv", work / "venv")
         run(python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", _LOCK)
-    # Migrating takes seconds, copying what was migrated none.
+    # Migrated databases for all trackers: a migration takes seconds, a copy almost no time.
     (work / "template").mkdir()
-    # This first run also leaves the bytecode behind, which the environment might tell Python not to write.
+    # This run also compiles the bytecode, so PYTHONDONTWRITEBYTECODE must not be set.
     run(python, "-P", _SERVER, _mark(work / "template"), PYTHONDONTWRITEBYTECODE="")

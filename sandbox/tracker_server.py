@@ -1,6 +1,6 @@
-"""Bugsink in one process, run by the tracker's own Python.
+"""Runs Bugsink in one process, with the tracker's own Python.
 
-`tracker_server.py --directory=DIR [ADDRESS PORT]`; without an address it only makes the databases.
+`tracker_server.py --directory=DIR [ADDRESS PORT]`; without an address it only creates the databases.
 """
 
 # ruff: noqa: PLC0415 - Bugsink's modules can only be imported once Django is configured.
@@ -14,26 +14,26 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 
 class Server(ThreadingMixIn, WSGIServer):
-    """A thread for each request."""
+    """A WSGI server with a thread for each request."""
 
     daemon_threads = True
 
     def server_bind(self) -> None:
-        """Bind without asking a name server for our own name, as the base class does."""
+        """Bind without resolving this machine's name, which the base class does."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.setup_environ()
 
 
 class QuietHandler(WSGIRequestHandler):
-    """Does not log each request."""
+    """A request handler that logs nothing."""
 
     def log_message(self, format: str, *args: object) -> None:
         """Log nothing."""
 
 
 def configure(directory: Path, url: str, secret_key: str) -> None:
-    """Set Django up for a Bugsink of one user, which keeps everything in `directory`."""
+    """Configure Django for a Bugsink with one user, which keeps its data in `directory`."""
     import django  # type: ignore[import-not-found]
     from bugsink.settings import default  # type: ignore[import-not-found]
     from django.conf import settings  # type: ignore[import-not-found]
@@ -45,7 +45,7 @@ def configure(directory: Path, url: str, secret_key: str) -> None:
         "SECRET_KEY": secret_key,
         "TIME_ZONE": "UTC",
         "EMAIL_BACKEND": "django.core.mail.backends.dummy.EmailBackend",
-        # An event is readable once its sender has the 200.
+        # Store each event before answering 200, and not in a background task.
         "SNAPPEA": {"TASK_ALWAYS_EAGER": True},
         "BUGSINK": {
             "BASE_URL": url,
@@ -61,7 +61,7 @@ def configure(directory: Path, url: str, secret_key: str) -> None:
 
 
 def populate(url: str) -> dict[str, object]:
-    """Create what a fresh tracker lacks, and tell what one must know to use it."""
+    """Create the user, project and token if they are missing; return the access data of `tracker.json`."""
     from bsmain.models import AuthToken  # type: ignore[import-not-found]
     from django.contrib.auth import get_user_model  # type: ignore[import-not-found]
     from projects.models import Project, ProjectMembership  # type: ignore[import-not-found]
@@ -84,7 +84,7 @@ def populate(url: str) -> dict[str, object]:
 
 
 def bind(address: str, port: int) -> Server:
-    """Listen on a port, or on any other if somebody has it."""
+    """Listen on a port, or on any free one if that port is in use."""
     try:
         return Server((address, port), QuietHandler)
     except OSError:
@@ -92,7 +92,7 @@ def bind(address: str, port: int) -> Server:
 
 
 def main() -> None:
-    """Serve until killed; `tracker.json` in the directory appears once it answers."""
+    """Serve until killed. `tracker.json` appears in the directory once the tracker answers."""
     directory = Path(sys.argv[1].removeprefix("--directory="))
     if len(sys.argv) == 2:
         configure(directory, "http://localhost", "unused")
@@ -101,17 +101,17 @@ def main() -> None:
         call_command("migrate", verbosity=0)
         call_command("migrate", database="snappea", verbosity=0)
         return
-    # The port comes first: the DSN is made of it.
+    # Listen first, because the DSN contains the port.
     server = bind(sys.argv[2], int(sys.argv[3]))
     url = f"http://{sys.argv[2]}:{server.server_port}"
     configure(directory, url, secrets.token_urlsafe(40))
-    told = populate(url)
+    access = populate(url)
     from bugsink.wsgi import application  # type: ignore[import-not-found]
 
     server.set_app(application)
     ready = directory / "tracker.json.new"
     ready.touch(mode=0o600)
-    ready.write_text(json.dumps(told, indent=2))
+    ready.write_text(json.dumps(access, indent=2))
     ready.rename(directory / "tracker.json")
     server.serve_forever()
 

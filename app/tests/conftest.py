@@ -1,4 +1,4 @@
-"""The fixtures of the runner's tests: the app is served by the runner here as anywhere."""
+"""The fixtures of the runner's tests, because the runner serves the app here too."""
 
 from runner.tests.conftest import clean_environment, other_host, start, tcp, tracker, unix
 

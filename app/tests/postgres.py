@@ -1,4 +1,4 @@
-"""A PostgreSQL cluster of its own, from Debian's packages, that is gone after the tests."""
+"""A temporary PostgreSQL cluster, from Debian's packages."""
 
 import os
 import shutil
@@ -18,14 +18,14 @@ PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 
 
 def binaries() -> Path:
-    """Find the server's programs; root installs them where they are missing."""
-    found = sorted(Path("/").glob(f"{BINARIES[1:]}/postgres"))
-    if not found and os.geteuid() == 0:
+    """Return the directory of the server's programs; as root, install them if they are missing."""
+    postgres = sorted(Path("/").glob(f"{BINARIES[1:]}/postgres"))
+    if not postgres and os.geteuid() == 0:
         subprocess.run(["apt-get", "install", "-y", "-q", "--no-install-recommends", "postgresql"], check=True)
-        found = sorted(Path("/").glob(f"{BINARIES[1:]}/postgres"))
-    if not found:
+        postgres = sorted(Path("/").glob(f"{BINARIES[1:]}/postgres"))
+    if not postgres:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    return found[-1].parent
+    return postgres[-1].parent
 
 
 def answers(url: str, log: Path) -> None:
@@ -90,7 +90,7 @@ class Cluster:
         self._process = None
 
     def close(self) -> None:
-        """Stop the server and remove all of it."""
+        """Stop the server and remove its files."""
         self.stop()
         shutil.rmtree(self._directory)
 
@@ -99,7 +99,7 @@ class Cluster:
         return Pooler(self.port, self._user)
 
     def clear(self) -> None:
-        """Forget all jobs."""
+        """Remove all jobs."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute("DROP TABLE IF EXISTS booty_job")
 
@@ -138,7 +138,7 @@ class Pooler:
         answers(self.url, self._directory / "log")
 
     def close(self) -> None:
-        """End it, also while it is stopped, and remove all of it."""
+        """Kill the pooler, even if SIGSTOP stopped it, and remove its files."""
         self.process.kill()
         self.process.wait()
         shutil.rmtree(self._directory)

@@ -71,7 +71,7 @@ def test_running_code_that_is_not_the_label_s(release, monkeypatch):
 def test_a_release_that_can_not_be_read_is_logged_when_that_changes(release, tmp_path, caplog):
     caplog.set_level(logging.INFO)
 
-    def said():
+    def lines():
         return [record.getMessage() for record in caplog.records if record.name == "booty.health"]
 
     code, app = release, create_app(Settings())
@@ -83,7 +83,7 @@ def test_a_release_that_can_not_be_read_is_logged_when_that_changes(release, tmp
 
         with unreadable(code):
             assert flaws(1) == {denied}
-        assert said() == []  # the start is refused, in words of its own
+        assert lines() == []  # the start is refused, in words of its own
         app.state.started = True
         assert flaws(2) == {None}
         with unreadable(code):
@@ -97,7 +97,7 @@ def test_a_release_that_can_not_be_read_is_logged_when_that_changes(release, tmp
         assert flaws(3) == {None}
         with unreadable(code):
             assert flaws(2) == {denied}
-    assert said() == [
+    assert lines() == [
         f"/health answers 503: {denied}",
         f"/health answers 503: {loop}",
         "/health answers 200 again",

@@ -1,4 +1,4 @@
-"""The job queue as real processes, in SQLite and in a real PostgreSQL: nothing lost, nothing twice."""
+"""The job queue as real processes, in SQLite and in a real PostgreSQL: no job is lost, none runs twice."""
 
 import contextlib
 import itertools
@@ -45,7 +45,7 @@ class Place:
         return service.ready()
 
     def post(self, service, kind, *jobs):
-        """Have jobs accepted, and return their ids."""
+        """Put jobs into the queue through a route, and return their ids."""
         body = json.dumps(jobs).encode()
         with Connection(self.addresses[service][0]) as connection:
             head = f"POST /jobs/{kind} HTTP/1.1\r\nhost: test\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -59,8 +59,8 @@ class Place:
             return json.loads(connection.ask(path, method)[2])
 
     def jobs(self, service):
-        found = self.ask(service, "/jobs")["jobs"]
-        return {job["id"]: job for job in found if job["kind"] not in {"tick", "verify"}}
+        jobs = self.ask(service, "/jobs")["jobs"]
+        return {job["id"]: job for job in jobs if job["kind"] not in {"tick", "verify"}}
 
     def lines(self):
         return self.notes.read_text().splitlines() if self.notes.exists() else []
@@ -80,27 +80,27 @@ class Place:
 
 def wait_for(condition, seconds=40):
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (result := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    return found
+    return result
 
 
 @pytest.fixture
 def make_socket(tmp_path):
     import socket
 
-    made, number = [], itertools.count()
+    sockets, number = [], itertools.count()
 
     def make(kind="tcp"):
         sock = socket.socket(socket.AF_UNIX if kind == "unix" else socket.AF_INET)
         sock.bind(str(tmp_path / f"s{next(number)}") if kind == "unix" else ("127.0.0.1", 0))
         sock.listen(64)
-        made.append(sock)
+        sockets.append(sock)
         return sock
 
     yield make
-    for sock in made:
+    for sock in sockets:
         sock.close()
 
 
@@ -502,7 +502,7 @@ def test_what_is_given_back_counts_as_no_death(store, tmp_path):
         assert other.claim(["work"]).id == "1"
         other.give_back()
         other.close()
-        os.close(other._file)  # as its process ends
+        os.close(other._lock_fd)  # as its process ends
         assert store.tend([]) == []
 
 

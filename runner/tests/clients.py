@@ -1,4 +1,4 @@
-"""Clients of the service on raw sockets: nothing is retried, and a failure is not hidden."""
+"""Clients of the service on raw sockets, which retry nothing and hide no failure."""
 
 import http.client
 import socket
@@ -7,7 +7,7 @@ import time
 
 
 class Connection:
-    """A raw keep-alive connection: nothing is retried, and an answer counts only if it is whole."""
+    """A raw keep-alive connection. It retries nothing, and reads only complete responses."""
 
     def __init__(self, listener):
         self.sock = socket.socket(listener.family)
@@ -35,7 +35,7 @@ class Connection:
         return self.receive()
 
     def ended(self):
-        """Wait until the server closed the connection; return whether it did so in order."""
+        """Wait until the server closes the connection; return whether it sent FIN and no data."""
         return self.sock.recv(1) == b""
 
 
@@ -45,7 +45,7 @@ def ask(listener, path, method="GET", **headers):
 
 
 class Load:
-    """Clients that each ask without a pause until told to end, and count what failed."""
+    """Clients that send requests until the end of the `with` block, and count failures."""
 
     def __init__(self, listener, keep_alive, fresh, slow):
         self.listener = listener

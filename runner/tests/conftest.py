@@ -1,4 +1,4 @@
-"""What the tests of the runner and of the app share: a recording tracker, and the service as a process."""
+"""Fixtures for the tests of the runner and the app: a recording tracker, and the service as a process."""
 
 import gzip
 import http.server
@@ -25,7 +25,7 @@ SRC = f"{ROOT / 'runner/src'}:{ROOT / 'app/src'}"
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
-    """Keep the settings of whoever runs the tests out of them."""
+    """Remove settings of the environment in which pytest runs."""
     systemd = ["LISTEN_PID", "LISTEN_FDS", "NOTIFY_SOCKET", "JOURNAL_STREAM"]
     for name in [*ACCEPTED, *map(str.upper, Settings.model_fields), *systemd]:
         monkeypatch.delenv(name, raising=False)

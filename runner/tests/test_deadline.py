@@ -1,4 +1,4 @@
-"""Several deadlines share the kernel's one timer."""
+"""Several deadlines share the process's one kernel timer."""
 
 import signal
 import subprocess

@@ -13,18 +13,18 @@ HALF = b"GET / HTTP/1.1\r\nhost: te"
 
 
 def answers(connection, count):
-    """Read this many answers, all of a known length, which may have come in one packet, and what is behind them."""
-    found = []
+    """Return this many responses with `Content-Length`, which may share a packet, and the bytes after them."""
+    responses = []
     with connection.sock.makefile("rb") as file:
         for _ in range(count):
             status = int(file.readline().split()[1])
             headers = http.client.parse_headers(file)
-            found.append((status, file.read(int(headers["content-length"]))))
-        return found, file.read()
+            responses.append((status, file.read(int(headers["content-length"]))))
+        return responses, file.read()
 
 
 def rest(connection):
-    """Read until the connection ends."""
+    """Return all bytes until the connection ends."""
     return answers(connection, 0)[1]
 
 

@@ -10,7 +10,7 @@ DSN = "https://0123456789abcdef@tracker.example/7"
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "found"),
+    ("name", "value", "expected"),
     [
         ("ANYTHING", "eight-ch", {"eight-ch"}),
         ("ANYTHING", "seven-c", set()),
@@ -31,11 +31,11 @@ DSN = "https://0123456789abcdef@tracker.example/7"
         ("BAD_URL", "http://[half", {"http://[half"}),
     ],
 )
-def test_secrets_of_a_variable(name, value, found):
+def test_secrets_of_a_variable(name, value, expected):
     secrets = secrets_in({name: value})
-    assert found <= secrets
-    # What else there is are other spellings of the same.
-    assert bool(secrets) == bool(found)
+    assert expected <= secrets
+    # All other secrets are other spellings of the expected ones.
+    assert bool(secrets) == bool(expected)
     assert not {"shop", "db.example", "user=shop"} & secrets
 
 

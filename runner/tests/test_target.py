@@ -1,4 +1,4 @@
-"""The app by its name, and whether it is the release that its label says."""
+"""Loading an app by its name, and comparing its code with the release in its label."""
 
 import os
 from contextlib import contextmanager
@@ -41,14 +41,14 @@ def test_an_app_is_an_attribute_or_what_a_function_returns(module, name):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("shop", "shop is no app: write module:attribute or module:factory()"),
-        ("shop:make(1)", "is no app: write"),
-        ("nowhere.shop:app", "there is no module nowhere, where nowhere.shop:app is looked for"),
-        ("shop.web:app", "there is no module shop.web, where shop.web:app is looked for"),
-        ("shop:none", "shop:none is not there: module 'shop' has no attribute 'none'"),
+        ("shop", "shop is not the name of an app: write module:attribute or module:factory()"),
+        ("shop:make(1)", "is not the name of an app: write"),
+        ("nowhere.shop:app", "there is no module nowhere, which nowhere.shop:app names"),
+        ("shop.web:app", "there is no module shop.web, which shop.web:app names"),
+        ("shop:none", "shop:none does not exist: module 'shop' has no attribute 'none'"),
     ],
 )
-def test_what_there_is_not_is_refused(module, name, words):
+def test_a_missing_module_or_attribute_is_refused(module, name, words):
     module("")
     with pytest.raises(Refusal) as caught:
         target.load(name)
@@ -83,7 +83,7 @@ def test_label_must_fit_the_running_code(module, monkeypatch, tmp_path):
             target.load("shop:app")
 
 
-def test_code_that_went_away(module, monkeypatch):
+def test_removed_code_is_a_flaw(module, monkeypatch):
     code = module("app = 1\n")
     label(monkeypatch, code.parent)
     target.load("shop:app")

@@ -1,4 +1,4 @@
-"""What the verifier finds wrong, in words."""
+"""The flaws that the verifier reports."""
 
 import asyncio
 
@@ -28,10 +28,10 @@ def test_nothing_is_needed_in_development():
 
 def test_a_state_directory_that_is_not_there(tmp_path):
     missing = tmp_path / "missing"
-    found = flaws(state_directory=missing)
-    assert found["state"] == f"{missing} is not writable: No such file or directory"
-    assert found["disk"] == f"{missing} can't be asked: No such file or directory"
-    assert len(found) == 2
+    reported = flaws(state_directory=missing)
+    assert reported["state"] == f"{missing} is not writable: No such file or directory"
+    assert reported["disk"] == f"{missing} can't be read: No such file or directory"
+    assert len(reported) == 2
 
 
 def test_the_checks_of_an_app_come_last(monkeypatch):
@@ -60,13 +60,13 @@ def test_code_that_is_not_what_the_label_says(tmp_path, monkeypatch):
     assert flaws(**settings) == {}
     pointer.write_text("SENTRY_RELEASE=def\n")
     assert flaws(**settings) == {"release": f"abc runs, and {pointer} names def"}
-    assert flaws(**settings, booty_candidate="true") == {}  # what serves is another one
+    assert flaws(**settings, booty_candidate="true") == {}  # the service runs another release
     code.unlink()
     assert flaws(**settings) == {"release": f"the running code is gone from {code.parent}"}
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(-3600, "ahead of the tracker's"), (3600, "behind the tracker's")])
-def test_a_clock_that_is_off_is_no_release_s_time_to_start(start, tcp, tmp_path, tracker, seconds, words):
+def test_a_candidate_refuses_to_start_with_a_clock_that_is_off(start, tcp, tmp_path, tracker, seconds, words):
     tracker.clock = seconds
     settings = {"SENTRY_DSN": tracker.dsn, "STATE_DIRECTORY": str(tmp_path), "BOOTY_TELEMETRY_GATE": "true"}
     service = start(sockets=[tcp], BOOTY_CANDIDATE="true", **settings)

@@ -1,4 +1,4 @@
-"""`GET /health`: whether this process can serve, proven rather than claimed."""
+"""`GET /health`: checks that this process can serve."""
 
 import logging
 
@@ -16,8 +16,8 @@ router = APIRouter()
 @router.head("/health", include_in_schema=False)
 @router.get("/health")
 def health(request: Request) -> JSONResponse:
-    """Answer 200 with the release and environment, or 503 with the reason why this process can't serve."""
-    # The lifespan hands its state to each request only once the startup is complete.
+    """Answer 200 with the release and the environment, or 503 with the reason why this process can't serve."""
+    # request.state is empty until the lifespan's startup is complete.
     settings: Settings | None = getattr(request.state, "settings", None)
     if settings is None:
         return JSONResponse({"status": "unavailable", "reason": "the startup is not complete"}, 503)
@@ -30,7 +30,7 @@ def health(request: Request) -> JSONResponse:
 
 
 def _log_change(app: FastAPI, flaw: str | None) -> None:
-    """Log a flaw when it begins, changes or ends. Before the service is ready it refuses to start, and says why."""
+    """Log a flaw when it begins, changes or ends. Not before the service is ready: the runner logs why it refuses."""
     if not getattr(app.state, "started", False) or flaw == getattr(app.state, "flaw", None):
         return
     app.state.flaw = flaw

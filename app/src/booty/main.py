@@ -1,4 +1,4 @@
-"""The app: `create_app` puts it together, its lifespan starts and ends what it needs."""
+"""The app: `create_app` assembles it, its lifespan opens and closes its resources."""
 
 import logging
 from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
@@ -17,7 +17,7 @@ from sentry_sdk.integrations.starlette import StarletteIntegration
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, compile_path
 
-import booty.jobs  # noqa: F401 - which declares them
+import booty.jobs  # noqa: F401 - declares the jobs
 from booty import __version__, health, operate, routes
 from booty.config import Settings, from_environment
 from booty.queue import Queue
@@ -26,33 +26,33 @@ log = logging.getLogger(__name__)
 
 
 class State(TypedDict):
-    """What the lifespan hands to each request, as `request.state`."""
+    """The lifespan's state, which each request gets as `request.state`."""
 
     settings: Settings
     queue: Queue
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Make the app. Nothing happens until its lifespan starts.
+    """Create the app. It opens nothing until its lifespan starts.
 
     Args:
         settings: by default those of the environment.
 
     Raises:
-        SystemExit: with status 1, for a bad setting; from the lifespan, for production without a DSN.
+        SystemExit: with status 1, if a setting is not accepted; from the lifespan, if production has no DSN.
     """
     settings = settings or from_environment()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         _init_sentry(settings)
-        # The middleware was built for the lifespan itself; only what is built after Sentry's start reports a raised
-        # HTTPException(5xx).
+        # Starlette built the middleware before it called this lifespan. Resetting it has it built again after Sentry's
+        # patches, which report a raised HTTPException(5xx).
         app.middleware_stack = None
         booty_runner.name_requests(_route_of(app.routes), client_left=[ClientDisconnect])
         try:
-            # What the service needs while it runs starts around this: here, or in a router's own lifespan.
-            # The queue's jobs begin once the runner serves, and end while all of this still stands.
+            # Open further resources of the app here, or in a router's own lifespan (routes.py). Jobs run only while
+            # these resources are open: from the runner's on_ready hook to the end of its drain.
             with closing(Queue(settings)) as queue:
                 operate.register(queue)
                 booty_runner.on_ready(lambda _: setattr(app.state, "started", True))
@@ -72,7 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _init_sentry(settings: Settings) -> None:
-    """Start Sentry, for errors only, if there is a DSN; end the process if production has none."""
+    """Start Sentry, for errors only, if a DSN is set. Without one, refuse to start in production."""
     if settings.sentry_dsn is None:
         if settings.is_production:
             log.error("SENTRY_DSN is not set, and %s does not run without it", settings.sentry_environment)
@@ -83,7 +83,7 @@ def _init_sentry(settings: Settings) -> None:
     sentry_sdk.init(
         **telemetry.options(settings.sentry_dsn.get_secret_value(), *labels, settings.sentry_sample_rate),
         ignore_errors=[ClientDisconnect],
-        # No method begins a transaction: only with tracing would it be sent, and it costs a third of a request.
+        # No HTTP method begins a transaction: without tracing it is never sent, yet takes a third of a request's time.
         integrations=[
             StarletteIntegration(http_methods_to_capture=()),
             FastApiIntegration(http_methods_to_capture=()),
@@ -93,7 +93,7 @@ def _init_sentry(settings: Settings) -> None:
 
 
 def _route_of(routes: Sequence[BaseRoute]) -> Callable[[MutableMapping[str, Any]], str | None]:
-    """Return what finds the route of a request, with the prefixes of its routers, also before the router has."""
+    """Return a function that finds a request's full route, with the prefixes of its routers, before routing."""
 
     def route_of(scope: MutableMapping[str, Any]) -> str | None:
         for route in iter_route_contexts(routes):

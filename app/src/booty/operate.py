@@ -1,4 +1,4 @@
-"""What the runner shows of the job queue: a check, a member of the status, and the command `jobs`."""
+"""The job queue's hooks for the runner: a check, a member of the status, and the command `jobs`."""
 
 import asyncio
 import time
@@ -9,12 +9,12 @@ import booty_runner
 from booty.queue import Queue, in_thread
 from booty.store import StoreError
 
-# How long the queue's database may take.
+# The queue's database must answer the check within this time.
 QUEUE_SECONDS = 6
 
 
 def register(queue: Queue) -> None:
-    """Give the queue's hooks to the runner."""
+    """Register the queue's hooks with the runner."""
 
     async def check() -> tuple[str | None, str]:
         try:
@@ -39,8 +39,8 @@ def register(queue: Queue) -> None:
         try:
             store = queue.store
             if not retry and not drop:
-                listed = await in_thread(store.jobs)
-                return {"jobs": listed, "text": booty_runner.table(_rows(listed))}
+                all_jobs = await in_thread(store.jobs)
+                return {"jobs": all_jobs, "text": booty_runner.table(_rows(all_jobs))}
             if not await in_thread(store.retry if retry else store.drop, identity := retry or drop):
                 raise booty_runner.CommandError(f"no job {identity} has failed")
         except StoreError as error:

@@ -1,7 +1,8 @@
-"""The job queue: what was accepted runs, whatever dies meanwhile, and by nobody else at the same time.
+"""The job queue: an accepted job runs even if processes or hosts die, and in one process at a time.
 
-No library fits both databases: huey takes a job off its queue before it runs, and says that a killed worker loses it;
-what keeps it until it is done, in SQLite as in PostgreSQL, imports SQLAlchemy, a third of this app's time to start.
+No library does this with both databases. huey removes a job from its queue before it runs, so that a killed worker
+loses it. Libraries that keep a job until it is done, in SQLite and in PostgreSQL, import SQLAlchemy, which takes a
+third of this app's start.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
@@ -29,21 +31,22 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# How soon a job is seen that another process accepted, or whose time has come.
+# The queue is polled this often for jobs of other processes and jobs that have become due.
 POLL_SECONDS = 1.0
-# No job waits longer than this for its next attempt.
+# The longest wait between two attempts of a job.
 MAX_WAIT = 86400.0
-# Shares of a lease that is not renewed: when a job is told that it lost its claim, and when the kernel ends a process
-# that could not tell it. Another host begins the job after the whole lease.
-TELL_SHARE = 5 / 6
+# If a lease is not renewed, the job loses its claim after the first share of it. If the process could not stop the job,
+# the kernel ends the process after the second share. Another host begins the job after the whole lease.
+LOST_SHARE = 5 / 6
 END_SHARE = 19 / 20
-# How long a job that is cut may take to end, and giving it back; with the flush of telemetry 2 s beyond the drain.
+# Time for cut jobs to end, and again for giving them back. With the flush of telemetry, a stop stays within 2 s of the
+# end of the drain.
 CUT_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Job(Generic[P]):
-    """A kind of job: a function, and what to do when it fails. Called, it is that function."""
+    """A kind of job: a function, with its retries and schedule. Calling it calls the function."""
 
     function: Callable[P, Any]
     retries: int
@@ -54,15 +57,15 @@ class Job(Generic[P]):
 
     @property
     def kind(self) -> str:
-        """The function's name, under which the queue keeps jobs."""
+        """The function's name, which identifies the kind in the queue."""
         return self.function.__name__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Run the function here and now."""
+        """Run the function immediately, without the queue."""
         return self.function(*args, **kwargs)
 
     def wait_after(self, failures: int) -> float | None:
-        """Give the seconds from a failure to the next attempt, or None when there is none."""
+        """Return the seconds from a failure to the next attempt, or None if there is no further attempt."""
         if failures > self.retries:
             return None
         return float(min(self.wait * self.growth ** (failures - 1), MAX_WAIT))
@@ -79,14 +82,14 @@ def job(
     every: float | None = None,
     on_each_host: bool = False,
 ) -> Callable[[Callable[P, Any]], Job[P]]:
-    """Make a function, async or not, a kind of job. Its arguments must be what JSON can hold.
+    """Declare a function, async or not, as a kind of job. Its arguments must be JSON values.
 
     Args:
-        retries: how often a job that fails is tried again, before it is parked.
+        retries: the number of further attempts after a failure, before the job is parked.
         wait: the seconds from the first failure to the second attempt.
-        growth: by how much each further wait is longer.
-        every: the seconds from the end of one job to the next, for a kind that runs by itself and takes no arguments.
-        on_each_host: whether it does so on each host, where several share the work.
+        growth: the factor by which each further wait is longer.
+        every: the seconds from the end of a run to the next one, for a periodic job without arguments.
+        on_each_host: whether a periodic job runs on each host, or once for all hosts that share the queue.
     """
 
     def declare(function: Callable[P, Any]) -> Job[P]:
@@ -101,34 +104,34 @@ def job(
 
 @dataclass(frozen=True)
 class Running:
-    """What a job may know of itself and its service."""
+    """A job that runs, as the job itself sees it; see `current`."""
 
     id: str
     kind: str
     attempt: int
     settings: Settings
     queue: "Queue"
-    state: dict[str, Any] = field(repr=False)  # what the lifespans yielded, as in `request.state`
-    lost: threading.Event = field(default_factory=threading.Event, repr=False)  # set when another host may run it
+    state: dict[str, Any] = field(repr=False)  # the lifespan's state, as in `request.state`
+    lost: threading.Event = field(default_factory=threading.Event, repr=False)  # set when another host may run the job
 
 
 @dataclass
 class _Run:
-    """A job that this process runs."""
+    """A job that this process runs, as the queue sees it."""
 
     running: Running
     task: asyncio.Task[None]
-    renewed: float  # on the monotonic clock: when its claim was made or last renewed
+    renewed: float  # time of the claim or its last renewal, on the monotonic clock
 
 
 _running: ContextVar[Running] = ContextVar("_running")
 
 
 def current() -> Running:
-    """Tell a job what it is.
+    """Return the job that calls this.
 
     Raises:
-        LookupError: no job runs here.
+        LookupError: the caller is not a job.
     """
     return _running.get()
 
@@ -143,31 +146,31 @@ class Queue:
         self._state: dict[str, Any] = {}
         self._runs: dict[str, _Run] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._looping: asyncio.Task[None] | None = None
+        self._claiming: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._ending = False
         self._cut = False
-        self._ended = threading.Event()  # no claim is renewed any more
-        self._away = False  # whether a line of the log said that the store is
+        self._ended = threading.Event()  # set when claims are no longer renewed
+        self._unreachable = False  # whether the log says that the store can't be reached
 
     @property
     def store(self) -> Store:
-        """Where the jobs are.
+        """The store that keeps the jobs.
 
         Raises:
-            StoreError: nowhere.
+            StoreError: no store is configured.
         """
         if self._store is None:
             raise StoreError("there is no job queue: neither STATE_DIRECTORY nor BOOTY_QUEUE_URL is set")
         return self._store
 
     def put(self, kind: Job[P], *args: P.args, **kwargs: P.kwargs) -> str:
-        """Accept a job for good, and return its id. It waits for a disk or a network: async code has `enqueue`.
+        """Store a job durably and return its id. Blocks on disk or network; async code calls `enqueue` instead.
 
         Raises:
-            StoreError: it was not accepted.
-            TypeError: the arguments are not the function's, or not what JSON can hold.
+            StoreError: the job was not accepted.
+            TypeError: the arguments don't fit the function, or are not JSON values.
         """
         bound = inspect.signature(kind.function).bind(*args, **kwargs)
         identity = uuid.uuid4().hex
@@ -177,76 +180,81 @@ class Queue:
         return identity
 
     async def enqueue(self, kind: Job[P], *args: P.args, **kwargs: P.kwargs) -> str:
-        """Accept a job for good, and return its id; raises what `put` raises."""
+        """Store a job durably and return its id; raises the same errors as `put`."""
         return await in_thread(self.put, kind, *args, **kwargs)
 
     def begin(self, state: dict[str, Any]) -> None:
-        """Start to run jobs, with what the lifespans yielded; a release on trial leaves them to what serves."""
+        """Start to run jobs. A candidate runs none.
+
+        Args:
+            state: the lifespan's state.
+        """
         if self._store is None:
             log.info("no job queue: neither STATE_DIRECTORY nor BOOTY_QUEUE_URL is set")
         elif self._settings.booty_queue_jobs and not self._settings.booty_candidate:
             self._state, self._loop = state, asyncio.get_running_loop()
-            self._looping = self._loop.create_task(self._take())
+            self._claiming = self._loop.create_task(self._claim_jobs())
             if self._store.lease:
                 self._watching = self._loop.create_task(self._watch(self._store.lease))
                 threading.Thread(target=self._renew, args=(self._store.lease,), name="booty-renew", daemon=True).start()
 
     def _renew(self, lease: float) -> None:
-        """Renew the claims, in a thread: a job that blocks the loop keeps its claim."""
+        """Renew the claims, in a thread, so that a job that blocks the event loop keeps its claim."""
         while not self._ended.wait(POLL_SECONDS):
             began = time.monotonic()
-            # A failure is said by `_take`, and told by `_watch`.
+            # `_claim_jobs` logs that the store can't be reached; `_watch` gives up the claims.
             with suppress(StoreError):
                 for identity in self.store.renew():
                     if run := self._runs.get(identity):
                         run.renewed = began
-            self._arm(lease)
+            self._set_deadline(lease)
 
-    def _arm(self, lease: float) -> None:
-        """Set the deadline at which the kernel ends this process, when it can't give up a job in time.
+    def _set_deadline(self, lease: float) -> None:
+        """Set the time at which the kernel ends this process, unless claims are renewed or given up before.
 
-        A job that holds the interpreter's lock stops the thread that renews its claim, and the loop that would tell it.
+        A job that holds the interpreter's lock stops both the thread that renews and the event loop that gives up.
         """
         renewed = [run.renewed for run in list(self._runs.values()) if not run.running.lost.is_set()]
         end_in("claims", min(renewed) + END_SHARE * lease - time.monotonic() if renewed else None)
 
     async def _watch(self, lease: float) -> None:
-        """Tell each job whose claim was not renewed that another host may begin it; async ones end by that."""
+        """Give up the claims that were not renewed in time: set `lost` of each job, and cancel async jobs."""
         while True:
             await asyncio.sleep(POLL_SECONDS / 4)
             for run in self._runs.values():
-                if not run.running.lost.is_set() and time.monotonic() - run.renewed > TELL_SHARE * lease:
+                if not run.running.lost.is_set() and time.monotonic() - run.renewed > LOST_SHARE * lease:
                     run.running.lost.set()
                     log.error("job %s (%s) lost its claim: the queue is away", run.running.id, run.running.kind)
                     if inspect.iscoroutinefunction(KINDS[run.running.kind].function):
                         run.task.cancel()
-                    self._arm(lease)
+                    self._set_deadline(lease)
 
-    async def _take(self) -> None:
-        seeded, tended = False, 0.0
+    async def _claim_jobs(self) -> None:
+        scheduled, tended_at = False, 0.0
         while not self._ending:
             self._wake.clear()
             try:
-                if not seeded:
-                    await in_thread(self._seed)
-                    seeded = True
-                if time.monotonic() - tended >= POLL_SECONDS:
-                    for lost in await in_thread(self.store.tend, list(self._runs)):
-                        _report(lost)
-                    tended = time.monotonic()
+                if not scheduled:
+                    await in_thread(self._schedule)
+                    scheduled = True
+                if time.monotonic() - tended_at >= POLL_SECONDS:
+                    for parked in await in_thread(self.store.tend, list(self._runs)):
+                        _report_parked(parked)
+                    tended_at = time.monotonic()
                 while not self._ending and len(self._runs) < self._settings.booty_queue_jobs:
                     began = time.monotonic()
                     claim = await in_thread(self.store.claim, list(KINDS))
                     if claim is None:
                         break
                     self._start(claim, began)
-                self._back()
-            except Exception as error:  # whatever it is, jobs that wait must not wait for ever
-                self._gone(error)
+                self._note_store(None)
+            except Exception as error:  # of any kind: if this loop ended, waiting jobs would never run
+                self._note_store(error)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
 
-    def _seed(self) -> None:
+    def _schedule(self) -> None:
+        """Store the periodic jobs, unless they are there already."""
         for kind in KINDS.values():
             if kind.every is not None:
                 host = self.store.host if kind.on_each_host else None
@@ -257,7 +265,7 @@ class Queue:
         task = asyncio.ensure_future(self._run(claim, running))
         self._runs[claim.id] = _Run(running, task, began)
         if self.store.lease:
-            self._arm(self.store.lease)
+            self._set_deadline(self.store.lease)
 
         def ended(_: object) -> None:
             del self._runs[claim.id]
@@ -276,54 +284,53 @@ class Queue:
                     await kind.function(*args, **kwargs)
                 else:
                     await in_thread(kind.function, *args, **kwargs)
-            except BaseException as error:  # also sys.exit(), which would end the service
+            except BaseException as error:  # includes SystemExit: a job must not end the service
                 if self._cut or (running.lost.is_set() and isinstance(error, asyncio.CancelledError)):
                     raise
                 sentry_sdk.capture_exception(error)
                 text = self._redactor.text(f"{type(error).__name__}: {error}")
                 wait = kind.wait_after(attempt)
-                then = "parked" if kind.every is None else "not again before its next turn"
-                then = then if wait is None else f"again in {wait:g} s"
-                log.warning("job %s (%s) failed in attempt %d, %s", claim.id, claim.kind, attempt, then, exc_info=error)
+                next_step = "parked" if kind.every is None else "not again before its next turn"
+                next_step = next_step if wait is None else f"again in {wait:g} s"
+                line = "job %s (%s) failed in attempt %d, %s"
+                log.warning(line, claim.id, claim.kind, attempt, next_step, exc_info=error)
                 await self._settle(self.store.fail, claim.id, text, wait, kind.every)
             else:
                 if not await self._settle(self.store.finish, claim.id, kind.every):
-                    log.warning("job %s (%s) was taken for lost and given to another process", claim.id, claim.kind)
+                    log.warning("job %s (%s) lost its claim and was given to another process", claim.id, claim.kind)
 
     async def _settle(self, step: Callable[..., T], *args: Any) -> T:
-        """Note what became of a job, however long the store is away."""
+        """Record the end of a job in the store; repeat that until the store can be reached."""
         while True:
             try:
                 return await in_thread(step, *args)
             except Exception as error:
-                self._gone(error)
+                self._note_store(error)
             await asyncio.sleep(POLL_SECONDS)
 
-    def _gone(self, error: Exception) -> None:
-        if not self._away:
+    def _note_store(self, error: Exception | None) -> None:
+        """Log when the store can no longer be reached, and when it can be again."""
+        if error and not self._unreachable:
             log.error("the job queue is away: %s", error)
-        self._away = True
-
-    def _back(self) -> None:
-        if self._away:
+        elif not error and self._unreachable:
             log.warning("the job queue is back")
-        self._away = False
+        self._unreachable = error is not None
 
     async def end(self, drain: Drain) -> None:
-        """Take no more jobs, let those that run end within the drain, and give back what does not."""
+        """Claim no more jobs, wait within the drain for those that run, and give back the rest."""
         self._ending = True
         self._wake.set()
-        if self._looping is None:
+        if self._claiming is None:
             return
-        cutting, began = asyncio.ensure_future(drain.cut.wait()), time.monotonic()
+        cut, began = asyncio.ensure_future(drain.cut.wait()), time.monotonic()
         while working := {
-            task for task in (self._looping, *(run.task for run in self._runs.values())) if not task.done()
+            task for task in (self._claiming, *(run.task for run in self._runs.values())) if not task.done()
         }:
             left = drain.by - time.monotonic()
             if drain.cut.is_set() or left <= 0:
                 break
-            await asyncio.wait({*working, cutting}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        cutting.cancel()
+            await asyncio.wait({*working, cut}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        cut.cancel()
         self._ended.set()
         if self._watching:
             self._watching.cancel()
@@ -333,11 +340,12 @@ class Queue:
             for task in working:
                 task.cancel()
             await asyncio.wait(working, timeout=CUT_SECONDS)
-            # Also what was claimed just now. The owner stays until the process ends: a thread can't be cut.
+            # Gives back all claims of this process, even one made just now. The jobs keep their owner until the process
+            # ends, because a job in a thread can't be cut and may still run.
             await asyncio.wait({asyncio.ensure_future(in_thread(self._give_back))}, timeout=CUT_SECONDS)
 
     def close(self) -> None:
-        """Let go of the store."""
+        """Close the store."""
         if self._store:
             self._store.close()
 
@@ -345,7 +353,7 @@ class Queue:
         try:
             self.store.give_back()
         except StoreError as error:
-            log.warning("jobs are given back once this process has ended: %s", error)
+            log.warning("jobs go back to the queue only when this process has ended: %s", error)
 
 
 def _label(scope: sentry_sdk.Scope, claim: Claim) -> None:
@@ -353,37 +361,25 @@ def _label(scope: sentry_sdk.Scope, claim: Claim) -> None:
     scope.set_tags({"job_id": claim.id, "job_kind": claim.kind, "job_attempt": str(claim.failures + 1)})
 
 
-def _report(lost: Claim) -> None:
+def _report_parked(claim: Claim) -> None:
     with sentry_sdk.new_scope() as scope:
-        _label(scope, lost)
-        sentry_sdk.capture_message(f"A job is parked: its process died each time that {lost.kind} ran", "error")
-    log.warning("job %s (%s) is parked: its process died too often while it ran", lost.id, lost.kind)
+        _label(scope, claim)
+        sentry_sdk.capture_message(f"A job is parked: its process died each time that {claim.kind} ran", "error")
+    log.warning("job %s (%s) is parked: its process died too often while it ran", claim.id, claim.kind)
 
 
 async def in_thread(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Run a function in a thread of its own, in this context. Unlike a pool's, it holds up no end of the process."""
-    loop, context = asyncio.get_running_loop(), copy_context()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
+    """Run a function in this context, in a new daemon thread: such a thread does not delay the process's exit."""
+    context, future = copy_context(), Future[T]()
+    future.set_running_or_notify_cancel()  # the thread can't be cancelled, so neither can its future
 
     def run() -> None:
-        result: T | None = None
-        error: BaseException | None = None
         try:
-            result = context.run(function, *args, **kwargs)
-        except StopIteration as raised:  # which no future takes
-            error = RuntimeError(f"StopIteration: {raised}")
-        except BaseException as raised:
-            error = raised
-        with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
-            loop.call_soon_threadsafe(settle, result, error)
+            future.set_result(context.run(function, *args, **kwargs))
+        except StopIteration as error:  # asyncio's futures refuse StopIteration
+            future.set_exception(RuntimeError(f"StopIteration: {error}"))
+        except BaseException as error:
+            future.set_exception(error)
 
     threading.Thread(target=run, name=f"booty-{getattr(function, '__name__', '')}", daemon=True).start()
-    return await future
+    return await asyncio.wrap_future(future)

@@ -1,4 +1,4 @@
-"""The service's own routes, and what they need while it runs: this is the file to put yours in."""
+"""The app's routes, and the resources that they need. Put your own here."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,10 +8,10 @@ from fastapi import APIRouter, FastAPI, Request
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
-    """Open what the routes need, a database pool say, before the first request, and close it after the last.
+    """Open the routes' resources, such as a database pool, before the first request; close them after the last.
 
-    What the dictionary holds is each request's `request.state`. An error in here is reported, and ends the process
-    with status 3: systemd starts it again.
+    Each request finds the members of the yielded dictionary in `request.state`. An error here is reported and ends the
+    process with status 3, so systemd starts it again.
     """
     yield {}
 
@@ -21,5 +21,5 @@ router = APIRouter(lifespan=lifespan)
 
 @router.get("/")
 async def greet(request: Request) -> dict[str, str | None]:
-    """Greet, and say which release does."""
+    """Return a greeting and the release."""
     return {"message": "Hello from Booty", "release": request.state.settings.sentry_release}

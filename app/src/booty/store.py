@@ -1,4 +1,4 @@
-"""Where jobs are kept until they are done: SQLite in the state directory, or PostgreSQL."""
+"""Stores that keep jobs until they are done: SQLite in the state directory, or PostgreSQL."""
 
 import fcntl
 import hashlib
@@ -16,16 +16,16 @@ from typing import Any
 
 from booty.config import Settings
 
-# A job whose process dies this often is parked: it may be what kills it.
+# A job is parked after its process died this often: the job itself may kill the process.
 MAX_LOST = 5
-# PostgreSQL: another host takes over a claim that was not renewed for so long. Claims are renewed every second.
+# PostgreSQL: after this time without a renewal, another host takes over a claim. Claims are renewed every second.
 LEASE_SECONDS = 60
 MACHINE_ID = Path("/etc/machine-id")
-# How long a statement may take. A pooler keeps a client waiting while its database is away.
+# The time limit of a statement: a pooler does not answer while its database is unreachable.
 STATEMENT_SECONDS = 10
-# A per-host job that no host ran for so long is removed: its host is gone, or has another name.
+# After this time, a per-host job that did not run is removed: its host was removed or renamed.
 HOST_GONE_SECONDS = 7 * 86400
-# After a claim was given back, its process ends within this time.
+# A process that gave back its claims ends within this time.
 END_SECONDS = 3
 
 # `due`, `since`, `lease` and `failed` are seconds since 1970. Old and new releases share this table: only add columns.
@@ -34,17 +34,17 @@ CREATE TABLE IF NOT EXISTS booty_job (
     id TEXT PRIMARY KEY,
     kind TEXT NOT NULL,
     arguments TEXT NOT NULL,
-    host TEXT,                            -- that alone may run it
+    host TEXT,                            -- the only host that may run it; NULL: any
     due DOUBLE PRECISION NOT NULL,
     since DOUBLE PRECISION,               -- when `due` was set
     owner TEXT,                           -- the process that runs it
-    lease DOUBLE PRECISION,               -- of a claim in PostgreSQL: until when it holds
+    lease DOUBLE PRECISION,               -- PostgreSQL: when the claim expires
     failures INTEGER NOT NULL DEFAULT 0,
-    lost INTEGER NOT NULL DEFAULT 0,      -- how often its process died
+    lost INTEGER NOT NULL DEFAULT 0,      -- how often a process died that ran it
     failed DOUBLE PRECISION,              -- when it was parked
     error TEXT
 )"""
-_SINCE = "ALTER TABLE booty_job ADD COLUMN since DOUBLE PRECISION"  # a table that an earlier release made
+_SINCE = "ALTER TABLE booty_job ADD COLUMN since DOUBLE PRECISION"  # for tables of earlier releases
 _INDEX = "CREATE INDEX IF NOT EXISTS booty_job_due ON booty_job (due)"
 
 
@@ -54,7 +54,7 @@ class StoreError(RuntimeError):
 
 @dataclass(frozen=True)
 class Claim:
-    """A job that this process runs and nobody else."""
+    """A job that this process, and no other, runs."""
 
     id: str
     kind: str
@@ -63,16 +63,14 @@ class Claim:
 
 
 class Store(ABC):
-    """Jobs in one table. Each step of a job's life is one statement, so that it happens or does not.
+    """Jobs in one table. Each step of a job's life is one statement, so that the step is atomic.
 
-    The connection is made when it is first needed, and again after a failure. All methods may be called from any
-    thread, block for as long as the database does, and raise StoreError.
+    The store connects when first used, and again after a failure. All methods may be called from any thread, block as
+    long as the database does, and raise StoreError.
     """
 
-    now: str  # the database's clock: one for all who share it
-    lease: float | None = (
-        None  # seconds that a claim holds without being renewed; None: for as long as its process lives
-    )
+    now: str  # the SQL for the database's clock, which all processes share
+    lease: float | None = None  # seconds that a claim holds without a renewal; None: as long as its process lives
     skip_locked = ""
 
     def __init__(self) -> None:
@@ -109,8 +107,8 @@ class Store(ABC):
                     self._disconnect()
                     if fresh:
                         raise StoreError(" ".join(str(error).split()) or type(error).__name__) from error
-                    # A connection that idled may be gone. What it was asked may be done already; each statement here is
-                    # one that can be said twice.
+                    # An idle connection may have been closed, so connect again and repeat the statement. The first try
+                    # may have taken effect: every statement here may be executed twice.
 
     def _disconnect(self) -> None:
         with suppress(*self._errors(), AttributeError):
@@ -118,19 +116,13 @@ class Store(ABC):
         self._connection = None
 
     def put(self, identity: str, kind: str, arguments: str, *, wait: float = 0, host: str | None = None) -> None:
-        """Keep a job for good, unless there is one of this id already; it may run in `wait` seconds."""
-        self._execute(
-            "INSERT INTO booty_job (id, kind, arguments, host, due, since)"
-            " VALUES (:id, :kind, :arguments, :host, {now} + :wait, {now}) ON CONFLICT (id) DO NOTHING",
-            id=identity,
-            kind=kind,
-            arguments=arguments,
-            host=host,
-            wait=wait,
-        )
+        """Store a job durably, unless there is one with this id. It becomes due in `wait` seconds."""
+        sql = "INSERT INTO booty_job (id, kind, arguments, host, due, since)"
+        sql += " VALUES (:id, :kind, :arguments, :host, {now} + :wait, {now}) ON CONFLICT (id) DO NOTHING"
+        self._execute(sql, id=identity, kind=kind, arguments=arguments, host=host, wait=wait)
 
     def claim(self, kinds: Collection[str]) -> Claim | None:
-        """Take the job that is due for the longest time, of these kinds: another release may have others."""
+        """Claim the job that has been due the longest, among the kinds that this release has."""
         names, values = _list("kind", kinds)
         rows = self._execute(
             f"UPDATE booty_job SET owner = :owner, lease = {{now}} + {LEASE_SECONDS} WHERE id ="
@@ -144,25 +136,22 @@ class Store(ABC):
         return Claim(*rows[0]) if rows else None
 
     def finish(self, identity: str, every: float | None) -> bool:
-        """Remove a job that is done, or put it off if it is one that runs every so many seconds.
+        """Remove a job that is done. A periodic one becomes due again in `every` seconds instead.
 
         Returns:
-            Whether it was this process's to finish.
+            Whether this process still owned the job.
         """
-        if every is None:
-            sql = "DELETE FROM booty_job"
-        else:
+        sql = "DELETE FROM booty_job"
+        values = {}
+        if every is not None:
             sql = "UPDATE booty_job SET owner = NULL, due = {now} + :every, since = {now}"
             sql += ", failures = 0, lost = 0, error = NULL"
-        values = {} if every is None else {"every": every}
+            values = {"every": every}
         sql += " WHERE id = :id AND owner = :owner RETURNING id"
         return bool(self._execute(sql, id=identity, owner=self.owner, **values))
 
     def fail(self, identity: str, error: str, wait: float | None, every: float | None) -> None:
-        """Note that a job failed: it runs again in `wait` seconds, or else not before somebody says so.
-
-        One that runs every so many seconds has its next turn instead.
-        """
+        """Record a job's failure. It is due again in `wait` seconds; without `wait`, in `every`; else it is parked."""
         parked = wait is None and every is None
         self._execute(
             "UPDATE booty_job SET owner = NULL, error = :error, failures = "
@@ -176,15 +165,15 @@ class Store(ABC):
         )
 
     def tend(self, running: Collection[str]) -> list[Claim]:
-        """Free the jobs of processes that died, and those whose time a wrong clock put off.
+        """Free the jobs of dead processes, and correct the due time of jobs that were stored while the clock was wrong.
 
         Args:
             running: the ids of the jobs that this process runs.
 
         Returns:
-            The jobs that are parked now, since their process died too often.
+            The jobs that this call parked because their process died too often.
         """
-        # The clock was put back since: the wait begins anew, instead of lasting until the wrong time comes.
+        # `since` is in the future only if the clock was set back. Then the same wait begins again now.
         self._execute(
             "UPDATE booty_job SET due = due - since + {now}, since = {now}"
             " WHERE since > {now} + 1 AND owner IS NULL AND failed IS NULL"
@@ -195,12 +184,9 @@ class Store(ABC):
             gone=HOST_GONE_SECONDS,
         )
         names, values = _list("id", running)
-        # A claim whose answer got lost is nobody's.
-        self._execute(
-            "UPDATE booty_job SET owner = NULL WHERE owner = :owner" + (f" AND id NOT IN ({names})" if names else ""),
-            owner=self.owner,
-            **values,
-        )
+        # If the answer to a claim was lost, this process owns a job that it does not run.
+        sql = "UPDATE booty_job SET owner = NULL WHERE owner = :owner" + (f" AND id NOT IN ({names})" if names else "")
+        self._execute(sql, owner=self.owner, **values)
         self._free_dead()
         parked = self._execute(
             "UPDATE booty_job SET failed = {now}, error = :error"
@@ -211,30 +197,22 @@ class Store(ABC):
         return [Claim(*row) for row in parked]
 
     def give_back(self) -> None:
-        """Let others have the jobs that this process could not end, as soon as it is gone; it counts as no failure."""
-        self._execute(
-            f"UPDATE booty_job SET lost = lost - 1, lease = {{now}} + {END_SECONDS} WHERE owner = :owner",
-            owner=self.owner,
-        )
+        """Let other processes claim the unfinished jobs of this one once it has ended, without counting its death."""
+        sql = f"UPDATE booty_job SET lost = lost - 1, lease = {{now}} + {END_SECONDS} WHERE owner = :owner"
+        self._execute(sql, owner=self.owner)
 
     def retry(self, identity: str) -> bool:
-        """Have a parked job run again, and return whether there is such a one."""
-        return bool(
-            self._execute(
-                "UPDATE booty_job SET failed = NULL, failures = 0, lost = 0, due = {now}"
-                " WHERE id = :id AND failed IS NOT NULL RETURNING id",
-                id=identity,
-            )
-        )
+        """Make a parked job due now, and return whether the job exists and is parked."""
+        sql = "UPDATE booty_job SET failed = NULL, failures = 0, lost = 0, due = {now}"
+        return bool(self._execute(f"{sql} WHERE id = :id AND failed IS NOT NULL RETURNING id", id=identity))
 
     def drop(self, identity: str) -> bool:
-        """Remove a parked job, and return whether there was such a one."""
-        return bool(
-            self._execute("DELETE FROM booty_job WHERE id = :id AND failed IS NOT NULL RETURNING id", id=identity)
-        )
+        """Remove a parked job, and return whether it existed and was parked."""
+        sql = "DELETE FROM booty_job WHERE id = :id AND failed IS NOT NULL RETURNING id"
+        return bool(self._execute(sql, id=identity))
 
     def jobs(self, limit: int = 100) -> list[dict[str, Any]]:
-        """Tell of the jobs that are there, parked ones first, without their arguments."""
+        """List the jobs, parked ones first, without their arguments."""
         rows = self._execute(
             f"SELECT id, kind, {_STATE}, failures, due, host, failed, error FROM booty_job"
             " ORDER BY failed IS NULL, failed DESC, owner IS NULL, due LIMIT :limit",
@@ -244,12 +222,12 @@ class Store(ABC):
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     def counts(self) -> dict[str, int]:
-        """Tell how many jobs wait, run and are parked."""
+        """Count the jobs that wait, run and are parked."""
         rows = self._execute(f"SELECT {_STATE}, count(*) FROM booty_job GROUP BY 1")
         return {"waiting": 0, "running": 0, "failed": 0, **dict(rows)}
 
     def close(self) -> None:
-        """Let go of the database, unless a thread waits for it: a stop must not."""
+        """Disconnect, unless a thread is waiting for the database: a stop must not wait for it too."""
         if self._lock.acquire(timeout=0.1):
             self._disconnect()
             self._lock.release()
@@ -259,7 +237,7 @@ _STATE = "CASE WHEN failed IS NOT NULL THEN 'failed' WHEN owner IS NOT NULL THEN
 
 
 def host_id() -> str:
-    """Return a name for this host that another host of the same host name does not have; see machine-id(5)."""
+    """Return a unique name for this host: its host name and a hash of its machine id."""
     try:
         machine = MACHINE_ID.read_bytes().strip()
     except OSError:
@@ -274,9 +252,9 @@ def _list(name: str, values: Iterable[str]) -> tuple[str, dict[str, str]]:
 
 
 class SqliteStore(Store):
-    """Jobs of one host. A process lives for as long as it holds the lock on its file: no clock decides that.
+    """Jobs of one host. Each process holds a lock on a file of its own; when the lock is free, the process is dead.
 
-    So the lock is never let go: a job that was given back may still run in a thread until the process ends.
+    The process never releases the lock itself: a job that it gave back may still run in a thread until it exits.
     """
 
     now = "((julianday('now') - 2440587.5) * 86400.0)"
@@ -284,26 +262,26 @@ class SqliteStore(Store):
     def __init__(self, directory: Path) -> None:
         super().__init__()
         self._directory = directory
-        self._file: int | None = None
+        self._lock_fd: int | None = None
 
     def _lock_of(self, owner: str) -> Path:
         return self._directory / f"jobs-{owner}.lock"
 
     def _connect(self) -> Any:
-        import sqlite3  # noqa: PLC0415 - not needed by who uses PostgreSQL
+        import sqlite3  # noqa: PLC0415 - not needed with PostgreSQL
 
-        if self._file is None:
-            # In place only once it is locked, so that nobody ever finds it free.
+        if self._lock_fd is None:
+            # Lock the file, then rename it: under its final name it is never free while this process lives.
             new = self._directory / f".jobs-{self.owner}.lock"
-            self._file = os.open(new, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._file, fcntl.LOCK_EX)
+            self._lock_fd = os.open(new, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
             new.rename(self._lock_of(self.owner))
             for path in self._directory.glob("jobs-*.lock"):
                 self._is_dead(path)
         connection = sqlite3.connect(
             self._directory / "jobs.sqlite3", timeout=5, isolation_level=None, check_same_thread=False
         )
-        # Readers and a writer at once; and what is committed is on disk.
+        # WAL lets readers and a writer work at once; FULL writes each commit to disk.
         connection.execute("PRAGMA journal_mode = wal")
         connection.execute("PRAGMA synchronous = full")
         connection.execute(TABLE)
@@ -323,7 +301,7 @@ class SqliteStore(Store):
         return sqlite3.Error, OSError
 
     def _free_dead(self) -> None:
-        # Whoever owns a job held its lock before, so one that is free now is a dead process's.
+        # A process takes its lock before it claims a job, so the owner of a job is dead if its lock is free.
         for (owner,) in self._execute(
             "SELECT DISTINCT owner FROM booty_job WHERE owner IS NOT NULL AND owner <> :owner", owner=self.owner
         ):
@@ -344,7 +322,7 @@ class SqliteStore(Store):
 
 
 class PostgresStore(Store):
-    """Jobs that several hosts share. A process lives for as long as it renews its claims, by the database's clock."""
+    """Jobs that several hosts share. A process that does not renew its claims in time counts as dead."""
 
     now = "extract(epoch FROM now())"
     skip_locked = "FOR UPDATE SKIP LOCKED"
@@ -355,7 +333,7 @@ class PostgresStore(Store):
         self.lease = LEASE_SECONDS
 
     def _connect(self) -> Any:
-        import psycopg  # noqa: PLC0415 - 60 ms that a start with SQLite does not need
+        import psycopg  # noqa: PLC0415 - takes 60 ms; not needed with SQLite
 
         connection = psycopg.connect(
             self._url,
@@ -363,12 +341,12 @@ class PostgresStore(Store):
             connect_timeout=5,
             tcp_user_timeout=5000,
             application_name="booty",
-            prepare_threshold=None,  # so that a pooler may sit between
+            prepare_threshold=None,  # poolers in transaction mode lose prepared statements
         )
-        known = "SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('booty_job') AND attname = 'since'"
-        if not connection.execute(known).fetchone():
+        has_since = "SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('booty_job') AND attname = 'since'"
+        if not connection.execute(has_since).fetchone():
             with connection.transaction():
-                # IF NOT EXISTS alone fails when two do it at once.
+                # The lock is needed because IF NOT EXISTS fails when two processes execute it at once.
                 connection.execute("SELECT pg_advisory_xact_lock(hashtext('booty_job'))")
                 connection.execute(TABLE)
                 connection.execute(_INDEX)
@@ -376,9 +354,10 @@ class PostgresStore(Store):
         return connection
 
     def _query(self, sql: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
-        # libpq waits for an answer without end, as long as somebody keeps the connection. An end of file ends the wait.
-        with socket.socket(fileno=os.dup(self._connection.fileno())) as wire:
-            limit = threading.Timer(STATEMENT_SECONDS, wire.shutdown, [socket.SHUT_RDWR])
+        # libpq has no time limit for an answer while the connection stays open. The timer shuts the connection down,
+        # which ends the wait with an error.
+        with socket.socket(fileno=os.dup(self._connection.fileno())) as connection:
+            limit = threading.Timer(STATEMENT_SECONDS, connection.shutdown, [socket.SHUT_RDWR])
             limit.start()
             try:
                 cursor = self._connection.execute(re.sub(r":(\w+)", r"%(\1)s", sql), values)
@@ -392,16 +371,13 @@ class PostgresStore(Store):
         return (psycopg.Error,)
 
     def renew(self) -> list[str]:
-        """Renew the claims of this process for `lease` seconds, and return the ids of the jobs that it still holds."""
-        rows = self._execute(
-            "UPDATE booty_job SET lease = {now} + :lease WHERE owner = :owner RETURNING id",
-            lease=self.lease,
-            owner=self.owner,
-        )
+        """Renew the claims of this process for `lease` seconds, and return the ids of the jobs that it still owns."""
+        sql = "UPDATE booty_job SET lease = {now} + :lease WHERE owner = :owner RETURNING id"
+        rows = self._execute(sql, lease=self.lease, owner=self.owner)
         return [identity for (identity,) in rows]
 
     def _free_dead(self) -> None:
-        # Once the database is up again after a restart, all have as long as ever to renew.
+        # After a restart of the database, all processes have the full lease to renew their claims.
         self._execute(
             "UPDATE booty_job SET owner = NULL, lost = lost + 1 WHERE owner <> :owner AND lease < {now}"
             f" AND extract(epoch FROM pg_postmaster_start_time()) < {{now}} - {LEASE_SECONDS}",
@@ -410,7 +386,7 @@ class PostgresStore(Store):
 
 
 def open_store(settings: Settings) -> Store | None:
-    """Choose the store that the settings say; none without a state directory and a URL. Nothing is touched yet."""
+    """Return the store for the settings, not yet connected; None without BOOTY_QUEUE_URL and STATE_DIRECTORY."""
     if settings.booty_queue_url:
         return PostgresStore(settings.booty_queue_url.get_secret_value())
     return SqliteStore(settings.state_directory) if settings.state_directory else None

@@ -1,7 +1,7 @@
 """Serves an ASGI app on the sockets that systemd passes: `python -m booty_runner MODULE:ATTRIBUTE`.
 
-An app needs nothing of this package. What it may use are the names below, `telemetry.options` and `telemetry.stop`,
-`verify.verify`, `verify.directory_flaw` and `target.label_flaw`, `redact.of_environment` and `deadline.end_in`.
+An app does not need to import this package. It may use the names below, `telemetry.options`, `telemetry.stop`,
+`verify.verify`, `verify.directory_flaw`, `target.label_flaw`, `redact.of_environment` and `deadline.end_in`.
 """
 
 from booty_runner.hooks import (

@@ -1,4 +1,4 @@
-"""`serve verify` and the app's own commands: ask the running service over its internal socket, as root on its host."""
+"""Send `serve verify` and the app's own commands to the running service, over its internal socket, as root."""
 
 import argparse
 import http.client
@@ -10,27 +10,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-# The release lies in /opt/NAME/releases.
+# This Python belongs to a release in /opt/NAME/releases; NAME is also the folder of the app's sockets.
 SOCKET = Path("/run", Path(sys.prefix).parents[1].name, "internal.sock")
 TIMEOUT_SECONDS = 30
-
-
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one of the commands.
 
     Returns:
-        The exit status: 0 when all is well; 1 when a check failed or the command refuses; 2 when nobody answers.
+        The exit status: 0 after success; 1 when a check failed or the command refuses; 2 without an answer.
     """
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
@@ -48,32 +37,34 @@ def main(argv: Sequence[str]) -> int:
         return 1
     text = answer.pop("text", "done")
     print(json.dumps(answer, indent=1) if args.json else text)
-    sys.stdout.flush()  # the process ends without
+    sys.stdout.flush()  # os._exit() in __main__ does not flush
     return 0 if answer.get("ok", True) else 1
 
 
 def _ask(path: Path, target: str) -> tuple[int, dict[str, Any]]:
-    connection = _Connection(path)
-    try:
+    connection = http.client.HTTPConnection("localhost")
+    # With a socket set, http.client does not connect by itself; it has no support for Unix sockets.
+    with socket.socket(socket.AF_UNIX) as connection.sock:
+        connection.sock.settimeout(TIMEOUT_SECONDS)
+        connection.sock.connect(str(path))
         connection.request("POST", target)
         response = connection.getresponse()
         answer = json.loads(response.read())
-    finally:
-        connection.close()
     if not isinstance(answer, dict):
-        raise ValueError("not an answer of Booty's")
+        raise ValueError("the answer is not a JSON object")
     return response.status, answer
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="booty_runner APP",
-        description="Ask the running service on this host, as root.",
-        epilog="An unknown command is answered with the list of those that there are.",
+        description="Send a command to the service that runs on this host, as root.",
+        epilog="The answer to an unknown command lists the commands that exist.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "command", help="verify (checks the service and its host; the tracker with an event), or one of the app's"
+        "command",
+        help="verify (checks the service, its host and, with an event, the tracker), or a command of the app",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--socket", type=Path, default=SOCKET, metavar="PATH", help="the internal socket (%(default)s)")

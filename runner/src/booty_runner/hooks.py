@@ -1,4 +1,4 @@
-"""The hooks: what an app may give to the runner. All are optional; an app registers them in its lifespan."""
+"""The hooks: functions that an app may give to the runner, all of them optional. The app's lifespan registers them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -15,8 +15,8 @@ class Drain:
     """A drain that has begun.
 
     Attributes:
-        by: when it is over at the latest, on the monotonic clock.
-        cut: is set when the drain is cut short.
+        by: the latest end of the drain, on the monotonic clock.
+        cut: set when the drain is cut short.
     """
 
     by: float
@@ -24,7 +24,7 @@ class Drain:
 
 
 class CommandError(Exception):
-    """A command refuses; `serve NAME` prints the message and ends with status 1."""
+    """A command refuses: `serve NAME` prints the message and exits with status 1."""
 
 
 def _no_route(_: Scope) -> str | None:
@@ -38,46 +38,46 @@ status: dict[str, Callable[[], Awaitable[Any]]] = {}
 commands: dict[str, Command] = {}
 route: Callable[[Scope], str | None] = _no_route
 departures: tuple[type[Exception], ...] = ()
-# When the drain is over at the latest, on the monotonic clock; 0 where none has begun.
+# The latest end of the drain, on the monotonic clock; 0 before a drain begins.
 drain_ends = 0.0
 
 
 def on_ready(function: Callable[[dict[str, Any]], object]) -> None:
-    """Call a function once this process serves, with the state that the lifespan gave to the requests."""
+    """Call a function once this process serves. Its argument is the lifespan's state."""
     ready.append(function)
 
 
 def on_drain(function: Callable[[Drain], Awaitable[object]]) -> None:
-    """Call an async function when the drain begins, and wait for its end beside the requests in flight.
+    """Call an async function when the drain begins, while requests in flight finish.
 
-    The lifespan's shutdown follows when the function and the requests have ended.
+    The lifespan's shutdown starts when both the function and the requests have ended.
     """
     drain.append(function)
 
 
 def add_check(name: str, function: Check) -> None:
-    """Add a check to those of `serve verify`, which a candidate must pass before it is ready.
+    """Add a check to `serve verify`. A candidate must pass it before it is ready.
 
     Args:
-        name: how reports name it.
-        function: returns what is wrong, or None, and what is well.
+        name: the check's name in reports.
+        function: returns a flaw or None, and a detail to report when there is no flaw.
     """
     checks[name] = function
 
 
 def add_status(name: str, function: Callable[[], Awaitable[Any]]) -> None:
-    """Add a member, whose value JSON can hold, to what the internal socket answers at `/status`."""
+    """Add a member to the JSON object that the internal socket answers at `/status`."""
     status[name] = function
 
 
 def add_command(name: str, function: Command) -> None:
-    """Add a command: `serve NAME --OPTION VALUE` calls the function in the running service, with `OPTION=VALUE`.
+    """Add a command: `serve NAME --OPTION VALUE` calls the function with `OPTION=VALUE` in the running service.
 
     Args:
-        name: of the command.
-        function: takes options as keyword arguments, all texts, and returns what `--json` prints. A member `text` of
-            it is printed without `--json`, and a member `ok` that is False makes the exit status 1. May raise
-            CommandError.
+        name: the command's name.
+        function: takes its options as keyword arguments, all strings. Returns the object that `--json` prints. Without
+            `--json`, its member `text` is printed. If its member `ok` is False, the exit status is 1. To refuse, it
+            raises CommandError.
     """
     commands[name] = function
 
@@ -86,15 +86,14 @@ def name_requests(function: Callable[[Scope], str | None], client_left: Sequence
     """Name requests in log lines and events.
 
     Args:
-        function: returns the route that a request's ASGI scope leads to, with its parameters' names and not their
-            values, or None.
-        client_left: exceptions with which the app ends when a client leaves within its request: no errors.
+        function: returns the route of a request's ASGI scope, such as `/items/{id}`, or None.
+        client_left: exceptions that the app raises when a client disconnects; they are not reported as errors.
     """
     global route, departures
     route, departures = function, tuple(client_left)
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Return rows as the text of a command: in columns."""
+    """Return rows aligned in columns, for the `text` of a command."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

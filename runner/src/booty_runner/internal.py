@@ -1,4 +1,4 @@
-"""The internal app: what root on this host may ask, over a Unix socket that the network can't reach."""
+"""The internal app: answers root on this host, over a Unix socket that the network can't reach."""
 
 import inspect
 import json
@@ -17,11 +17,11 @@ _FIXED = {("POST", "/raise"), ("GET", "/status")}
 
 
 class DeliberateError(RuntimeError):
-    """Raised on request, to prove the way of an error from a route to the tracker."""
+    """Raised by `POST /raise`, to prove that an error in a route reaches the tracker."""
 
 
 class InternalApp:
-    """The ASGI app behind the internal socket: raises an error, tells the status, and runs commands."""
+    """The ASGI app behind the internal socket: raises an error, reports the status, runs commands."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -29,7 +29,7 @@ class InternalApp:
 
     @staticmethod
     def route(scope: Scope) -> str | None:
-        """Return the path of a request, if it is one that is answered."""
+        """Return the path of a request if this app has a route for it, else None."""
         path: str = scope["path"]
         return path if (scope["method"], path) in _FIXED or path[1:] in {"verify", *hooks.commands} else None
 
@@ -49,7 +49,7 @@ class InternalApp:
             with sentry_sdk.new_scope() as sentry_scope:
                 sentry_scope.set_transaction_name(scope["path"], "route")
                 sentry_sdk.capture_exception(error)
-            failure, status, answer = error, 500, {"detail": "it failed; the journal says why"}
+            failure, status, answer = error, 500, {"detail": "the command failed; the journal has its traceback"}
         body = json.dumps(answer).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -62,11 +62,12 @@ class InternalApp:
             case "POST", "/raise":
                 raise DeliberateError("raised on purpose through the internal socket")
             case "GET", "/status":
+                transport = telemetry.transport()
                 return {
                     "release": self._settings.sentry_release,
                     "environment": self._settings.sentry_environment,
                     "pid": os.getpid(),
-                    "telemetry": telemetry.status(),
+                    "telemetry": transport.deliveries.status if transport else None,
                     **{name: await function() for name, function in hooks.status.items()},
                 }
         commands = {**self._commands, **hooks.commands}

@@ -1,10 +1,10 @@
-"""ASGI's lifespan protocol: an app's startup and its shutdown, in one task, since what it opens may be bound to one."""
+"""ASGI's lifespan protocol. Startup and shutdown run in one task, since a cancel scope must not change its task."""
 
 import asyncio
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
-# How long an app that answered that it failed may take to raise why.
+# After it has sent `startup.failed` or `shutdown.failed`, an app has this long to raise the error itself.
 RAISE_SECONDS = 1
 
 
@@ -13,10 +13,10 @@ class LifespanError(RuntimeError):
 
 
 class Lifespan:
-    """Starts an app on entry and shuts it down at the end; gives the state that each request gets a copy of.
+    """Context manager: starts an app, yields the state that each request gets a copy of, shuts the app down.
 
-    An app that returns or raises before it takes the startup event has no lifespan. Whatever it raises later is raised
-    here.
+    An app that returns or raises before it receives `lifespan.startup` has no lifespan, as ASGI defines it. An error
+    that the app raises later is raised here.
     """
 
     def __init__(self, app: Any) -> None:
@@ -24,7 +24,7 @@ class Lifespan:
         self._state: dict[str, Any] = {}
         self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._answer: asyncio.Future[MutableMapping[str, Any]]
-        self._taken = False
+        self._received = False
         self._error: BaseException | None = None
 
     async def __aenter__(self) -> dict[str, Any]:
@@ -33,12 +33,12 @@ class Lifespan:
         return self._state
 
     async def __aexit__(self, *_: object) -> None:
-        if self._taken:
+        if self._received:
             await self._ask("shutdown")
 
     def on_end(self, function: Callable[[], object]) -> None:
-        """Call a function when the app's lifespan ends by itself, as one that lost what it needs does."""
-        if self._taken:
+        """Call a function if the app's lifespan ends while the app serves: the app can't go on without it."""
+        if self._received:
             self._task.add_done_callback(lambda _: function())
 
     async def _run(self) -> None:
@@ -47,11 +47,11 @@ class Lifespan:
             await self._app(scope, self._receive, self._send)
         except asyncio.CancelledError:
             raise
-        except BaseException as error:  # a SystemExit would end the event loop before its status is known
+        except BaseException as error:  # a SystemExit that leaves a task stops the event loop, so _ask() raises it
             self._error = error
 
     async def _receive(self) -> dict[str, Any]:
-        self._taken = True
+        self._received = True
         return await self._events.get()
 
     async def _send(self, message: MutableMapping[str, Any]) -> None:
@@ -69,6 +69,6 @@ class Lifespan:
         if answer.get("type") == f"lifespan.{event}.complete":
             return
         await asyncio.wait({self._task}, timeout=RAISE_SECONDS)
-        if not self._taken and (self._error is None or isinstance(self._error, Exception)):
+        if not self._received and (self._error is None or isinstance(self._error, Exception)):
             return
-        raise self._error or LifespanError(f"the app's {event} failed: {answer.get('message') or 'it says not why'}")
+        raise self._error or LifespanError(f"the app's {event} failed: {answer.get('message') or 'it gave no reason'}")

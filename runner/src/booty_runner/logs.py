@@ -1,4 +1,4 @@
-"""Logging: one line an event on stderr, fit for whoever reads it, without secrets."""
+"""Logging: one line per event on stderr, as text or JSON, for a terminal or the journal, without secrets."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from typing import Literal
 from booty_runner import redact
 from booty_runner.redact import Redactor
 
-# Of the request that is being answered; in each line that is logged meanwhile, and in its error.
+# The id of the request that is being answered. Log lines and events of that request carry it.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 # sd-daemon(3): a leading <N> gives the line its syslog priority in the journal.
@@ -19,31 +19,31 @@ _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ER
 
 
 class _TextFormatter(logging.Formatter):
-    """A line with a traceback below it; for a terminal with a time, which the journal knows itself."""
+    """A line, with a traceback below it. On a terminal it starts with the time; the journal records that itself."""
 
     def __init__(self, redactor: Redactor, time: bool) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s" if time else "%(name)s: %(message)s")
         self._redactor = redactor
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """Give the line above the traceback."""
+        """Return the line above the traceback."""
         request = request_id.get()
         return super().formatMessage(record) + (f" (request {request})" if request else "")
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the whole text."""
+        """Return the line and its traceback."""
         return self._redactor.text(super().format(record))
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object a line; `time` is in seconds since the epoch."""
+    """One JSON object per line; `time` is in seconds since the epoch."""
 
     def __init__(self, redactor: Redactor) -> None:
         super().__init__()
         self._redactor = redactor
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the whole line."""
+        """Return the JSON object."""
         event: dict[str, object] = {
             "time": round(record.created, 3),
             "level": record.levelname.lower(),
@@ -58,29 +58,29 @@ class _JsonFormatter(logging.Formatter):
 
 
 class _JournalFormatter(logging.Formatter):
-    """For the journal: a priority, and everything in one line."""
+    """For the journal: a priority, and the whole text of another formatter in one line."""
 
     def __init__(self, inner: logging.Formatter) -> None:
         super().__init__()
         self._inner = inner
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the whole line."""
+        """Return the line."""
         text = " | ".join(self._inner.format(record).splitlines())
         return f"<{_PRIORITIES.get(record.levelno, 6)}>{text}"
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # not generic at run time in Python 3.11
     def handleError(self, record: logging.LogRecord) -> None:
-        """Name the place of a line that can't be written; logging's own way shows the arguments as they are."""
+        """Report a line that can't be written by its place in the code: logging's own report shows its arguments."""
         error, place = sys.exc_info()[0], f"{record.pathname}:{record.lineno}"
         print(f"booty_runner.logs: no line from {place}: {error.__name__ if error else ''}", file=sys.stderr)
 
 
 def configure(log_format: Literal["text", "json"] = "text", level: str = "info") -> None:
-    """Send all logging to stderr as text or JSON, in the journal's form if stderr is the journal.
+    """Send all logging to stderr as text or JSON, with the journal's priorities if stderr is the journal.
 
-    Warnings are logged too, and so is what ends a thread. Secrets of the environment, as it is now, are replaced.
+    Also log Python's warnings, and errors that end a thread. Redact the secrets that the environment holds now.
     """
     journal, redactor = _is_journal(), redact.of_environment()
     formatter = _JsonFormatter(redactor) if log_format == "json" else _TextFormatter(redactor, time=not journal)
@@ -88,10 +88,10 @@ def configure(log_format: Literal["text", "json"] = "text", level: str = "info")
     handler.setFormatter(_JournalFormatter(formatter) if journal else formatter)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.captureWarnings(True)
-    threading.excepthook = _log_end_of_thread
+    threading.excepthook = _log_thread_error
 
 
-def _log_end_of_thread(args: threading.ExceptHookArgs) -> None:
+def _log_thread_error(args: threading.ExceptHookArgs) -> None:
     if args.exc_type is not SystemExit and args.exc_value:
         name = args.thread.name if args.thread else "(unknown)"
         logging.getLogger("threading").error("the thread %s failed", name, exc_info=args.exc_value)

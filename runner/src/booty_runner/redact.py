@@ -1,4 +1,4 @@
-"""Redaction: what must not leave this process is replaced wherever it turns up in a text."""
+"""Redaction: replaces secrets in texts that leave this process."""
 
 import base64
 import json
@@ -14,19 +14,19 @@ from booty_runner.shape import SECRET_NAME, is_place, is_plain
 
 FILTERED = "[Filtered]"
 
-# A shorter value says too little to be kept secret, and too often turns up by chance.
+# Shorter values are not treated as secrets: they occur in texts by chance too often.
 MIN_LENGTH = 8
-# Of a value that its variable's name, or its place in a URL, gives away as a secret.
+# The same for values that a variable's name, or their place in a URL, marks as secret.
 MIN_LENGTH_OF_NAMED = 4
-# A URL's user without a password is a name, or a token if it is this long.
+# In a URL without a password, a user of at least this length counts as a token; a shorter one is a name.
 MIN_LENGTH_OF_USER = 16
 
-# A value may hold others: JSON in JSON, a list in a list.
+# Values are nested up to this depth: JSON in JSON, a list in a list.
 MAX_DEPTH = 8
-# With more secrets than that, texts are searched by the secrets' first letters.
+# With more secrets than this, Redactor searches a text by the first letters of secrets.
 MANY = 250
 
-# Of the system, of systemd (systemd.exec(5)) and of Python; what is not listed here is a secret.
+# Variables of the system, of systemd (systemd.exec(5)) and of Python. All others may hold secrets.
 _HARMLESS_NAME = re.compile(
     "PATH|HOME|USER|LOGNAME|SHELL|PWD|OLDPWD|SHLVL|_|LANG|LANGUAGE|LC_.*|TZ|TERM|HOSTNAME|TMPDIR|PYTHON.*|VIRTUAL_ENV"
     "|INVOCATION_ID|JOURNAL_STREAM|SYSTEMD_EXEC_PID|NOTIFY_SOCKET|LISTEN_.*|MAINPID|WATCHDOG_.*|MEMORY_PRESSURE_.*"
@@ -34,21 +34,21 @@ _HARMLESS_NAME = re.compile(
 )
 _SETTINGS = ACCEPTED.keys() - {"SENTRY_DSN"}
 _NAMED_IN_VALUE = re.compile(r"""(?i)(?:pass\w{0,30}|pwd|secret|token|key)["']?\s{0,9}[=:]\s{0,9}["']?([^\s;&'"]+)""")
-# With a scheme or without; a password may have unescaped signs of a URL in it.
+# A URL with a user, with a scheme or without. The password may contain unescaped characters such as / and @.
 _CREDENTIALS = re.compile(r"(?s)(?:[\w+.-]*://)?([^\s:/@]*)(?::(?!//)(.*))?@[^@]*")
 _USER_AND_PASSWORD = re.compile(r"([^\s:/@]+):([^\s/]\S*)")
 _NAME_AND_VALUE = re.compile(r"(?s)-{0,2}([\w.-]{1,100})=(.+)")
 _URLSAFE = str.maketrans("+/", "-_")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{24,}={0,2}")
-# Of prose, or of the first and last line of a key.
+# A word of prose, or of a key's first and last line.
 _WORD = re.compile(r"\s*-{0,9}[^\W\d]*[-.,:!?]{0,9}")
 
-# What libraries put into the text of an exception, beside the value of any variable: part of the text that tells
-# such a place, its pattern, and what to put there. Bounded, since a client may have a say in the text.
-_PLACES: tuple[tuple[str, re.Pattern[str], str], ...] = (
+# Secrets inside exception texts of libraries, as (substring to look for, pattern, replacement). The patterns have
+# bounded repetitions, because a client may influence the text.
+_IN_EXCEPTIONS: tuple[tuple[str, re.Pattern[str], str], ...] = (
     ("://", re.compile(r"(://[^\s/:@'\"]*:)[^\s/@'\"]+@"), rf"\1{FILTERED}@"),  # a URL's password
     ("?", re.compile(r"\?[\w.%~\[\]-]+=[^\s'\"{}<>()][^\s'\"<>()]*"), f"?{FILTERED}"),  # a URL's query
-    # pydantic, which itself shortens the input
+    # pydantic, which shortens the input by itself
     ("input_value=", re.compile(r"(?s)input_value=.{0,200}?, input_type="), f"input_value={FILTERED}, input_type="),
     # FastAPI
     ("'input': ", re.compile(r"(\{'type': .{0,99}?'loc': .{0,999}?'input': ).*"), rf"\1{FILTERED}"),
@@ -62,28 +62,28 @@ _PLACES: tuple[tuple[str, re.Pattern[str], str], ...] = (
 def secrets_in(
     environment: Mapping[str, str], is_path: Callable[[str], bool] = lambda value: value.startswith("/")
 ) -> frozenset[str]:
-    """Take from an environment the texts that must not leave, in each form in which they turn up.
+    """Return the secrets of an environment, each in every form in which it may occur in a text.
 
-    The service can't read which variables came from `secrets.env`, so each counts as a secret but for the system's,
-    Booty's own labels and switches, those that `BOOTY_NOT_SECRET` names, values that are plainly none by their shape,
-    and short ones. So do the parts of a value: members of JSON, entries of a list, passwords.
+    The service can't read which variables came from `secrets.env`. So each variable counts as a secret, except those of
+    the system, Booty's own labels and switches, those that `BOOTY_NOT_SECRET` names, short values, and values whose
+    shape is plainly not a secret. Parts of a value count too: members of JSON, entries of a list, passwords.
 
     Args:
         environment: variables and their values.
-        is_path: tells whether a value is a path, which is no secret.
+        is_path: returns whether a value is a path, which is not a secret.
     """
     plain = {name.strip() for name in environment.get("BOOTY_NOT_SECRET", "").split(",")} | _SETTINGS
     harmless = {name for name in environment if name in plain or _HARMLESS_NAME.fullmatch(name)}
-    found: set[str] = set()
+    secrets: set[str] = set()
     for name, value in environment.items():
         if name not in harmless and not is_path(value):
             for part in _parts(name, value.strip()):
-                found.update(_forms(part))
-    return frozenset(found - {environment[name].strip() for name in harmless})
+                secrets.update(_forms(part))
+    return frozenset(secrets - {environment[name].strip() for name in harmless})
 
 
 def _parts(name: str, value: str, whole: bool = True, depth: int = 0) -> Iterator[str]:
-    """Give what is secret of a value: the whole, unless that is not asked for, and the parts that it is made of."""
+    """Yield the secrets in a value: the whole value if `whole` is true, and its secret parts."""
     named = bool(SECRET_NAME.search(name))
     if not named and is_plain(name, value):
         return
@@ -93,29 +93,29 @@ def _parts(name: str, value: str, whole: bool = True, depth: int = 0) -> Iterato
         for key, member in members:
             yield from _parts(key, member, depth=depth + 1)
         return
-    if "\n" in value:  # a private key, which is also shown line by line
+    if "\n" in value:  # a private key; logs may show it line by line
         yield from (line.strip() for line in value.splitlines() if len(line.strip()) >= MIN_LENGTH)
-    inside = _NAMED_IN_VALUE.findall(value)
-    inside += [part.rstrip(")}],") for part in inside]
-    yield from (part for part in [*inside, *_credentials(name, named, value)] if len(part) >= MIN_LENGTH_OF_NAMED)
+    inner = _NAMED_IN_VALUE.findall(value)
+    inner += [part.rstrip(")}],") for part in inner]
+    yield from (part for part in [*inner, *_credentials(name, named, value)] if len(part) >= MIN_LENGTH_OF_NAMED)
     for key, part in _pieces(name, named, value) if depth < MAX_DEPTH else ():
         yield from _parts(key, part, not _NAME_AND_VALUE.fullmatch(part), depth + 1)
 
 
 def _pieces(name: str, named: bool, value: str) -> Iterator[tuple[str, str]]:
-    """Give the entries of a list, the value of `name=value`, and a key that is written in one line or as base64."""
+    r"""Yield (name, text) of the entries of a list, of `name=value`, and of a key written as base64 or with `\n`."""
     if "\\n" in value:
         yield name, value.replace("\\n", "\n")
-    # A word among several is a secret only if it is a long one, and its name says so.
-    blanks, least = re.search(r"[^\s,;]\s+[^\s,;]", value), MIN_LENGTH if named else len(value)
+    # A single word of prose is a secret only if it is long and the variable's name marks it as secret.
+    prose, min_length = re.search(r"[^\s,;]\s+[^\s,;]", value), MIN_LENGTH if named else len(value)
     for separator in (r"[,;]", r"\s+"):
         if len(entries := re.split(separator, value)) > 1:
             for entry in entries:
-                if len(entry) >= least or not (blanks and _WORD.fullmatch(entry)):
+                if len(entry) >= min_length or not (prose and _WORD.fullmatch(entry)):
                     yield name, entry.strip(" \t'\"")
             return
     if pair := _NAME_AND_VALUE.fullmatch(value):
-        yield _nearer(name, pair[1]), pair[2]
+        yield _more_telling(name, pair[1]), pair[2]
     if _BASE64.fullmatch(value):
         with suppress(ValueError):
             decoded = base64.urlsafe_b64decode(f"{value.translate(_URLSAFE).rstrip('=')}==").decode()
@@ -123,44 +123,44 @@ def _pieces(name: str, named: bool, value: str) -> Iterator[tuple[str, str]]:
                 yield name, decoded
 
 
-def _nearer(name: str, key: str) -> str:
-    """Choose what says more of a value: the key that it has within a variable's value, or the variable's name."""
+def _more_telling(name: str, key: str) -> str:
+    """Return the name by which to judge a value: its key inside the variable's value, or else the variable's name."""
     return key if SECRET_NAME.search(key) or is_place(key) else name
 
 
 def _members(name: str, value: str) -> list[tuple[str, str]]:
-    """Give the members of a JSON value, at any depth, each with the name that says most of it."""
+    """Return the members of a JSON value at any depth, each with the name by which to judge it."""
     if value[:1] not in {"{", "["}:
         return []
-    found: list[tuple[str, str]] = []
+    members: list[tuple[str, str]] = []
 
     def walk(name: str, value: Any) -> None:
         if isinstance(value, dict):
             for key, inner in value.items():
-                walk(_nearer(name, key), inner)
+                walk(_more_telling(name, key), inner)
         elif isinstance(value, list):
             for inner in value:
                 walk(name, inner)
         elif isinstance(value, str) or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-            found.append((name, str(value).strip()))
+            members.append((name, str(value).strip()))
 
     try:
         walk(name, json.loads(value, strict=False))
     except (ValueError, RecursionError):
         return []
-    return found
+    return members
 
 
 def _credentials(name: str, named: bool, value: str) -> list[str]:
-    """Give the password of a URL or of `user:password`, the pair as HTTP Basic sends it, and a user that is a token."""
-    if found := _CREDENTIALS.fullmatch(value):
-        user, password = found[1], found[2] or ""
+    """Return the password of a URL or of `user:password`, its form in HTTP Basic, or a user that is a token."""
+    if match := _CREDENTIALS.fullmatch(value):
+        user, password = match[1], match[2] or ""
         if "DSN" in name.upper():
             return [user, password]
         if not password:
             return [user] if len(user) >= MIN_LENGTH_OF_USER else []
-    elif (found := _USER_AND_PASSWORD.fullmatch(value)) and (named or not is_plain("", found[2])):
-        user, password = found.groups()
+    elif (match := _USER_AND_PASSWORD.fullmatch(value)) and (named or not is_plain("", match[2])):
+        user, password = match.groups()
     else:
         return []
     pair = f"{unquote(user)}:{unquote(password)}"
@@ -168,9 +168,9 @@ def _credentials(name: str, named: bool, value: str) -> list[str]:
 
 
 def _forms(value: str) -> set[str]:
-    """Give a value as it is, as a URL holds it or decoded from one, and as JSON and Python show it."""
-    shown = (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1])
-    forms = {value, unquote(value), quote(value, safe=""), quote(value), quote_plus(value), *shown}
+    """Return a value as it is, URL-encoded, URL-decoded, and escaped as in JSON and in Python's repr()."""
+    escaped = (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1])
+    forms = {value, unquote(value), quote(value, safe=""), quote(value), quote_plus(value), *escaped}
     return {form for form in forms if len(form) >= MIN_LENGTH_OF_NAMED}
 
 
@@ -178,15 +178,15 @@ class Redactor:
     """Replaces secrets in texts."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        # The longest first: a secret may be part of another.
+        # The longest first, because a secret may be part of another one.
         self._secrets = sorted({secret for secret in secrets if secret}, key=lambda s: (-len(s), s))
         self._by_start: dict[str, list[str]] = {}
         for secret in self._secrets:
             self._by_start.setdefault(secret[:MIN_LENGTH_OF_NAMED], []).append(secret)
 
     def known(self, text: str) -> str:
-        """Return the text without the secrets."""
-        # Looking for each is many times faster than a pattern of all, and nearly always finds none.
+        """Return the text without the secrets of this redactor."""
+        # `in` for each secret is many times faster than one regular expression of all secrets.
         secrets = self._secrets if len(self._secrets) <= MANY else self._candidates(text)
         for secret in secrets:
             if secret in text:
@@ -199,15 +199,15 @@ class Redactor:
         return sorted((secret for start in starts for secret in self._by_start[start]), key=lambda s: (-len(s), s))
 
     def text(self, text: str) -> str:
-        """Return the text without the secrets, and without what libraries put into their messages."""
+        """Return the text without the secrets, and without secrets inside exception texts of libraries."""
         text = self.known(text)
-        for sign, pattern, replacement in _PLACES:
-            if sign in text:
+        for substring, pattern, replacement in _IN_EXCEPTIONS:
+            if substring in text:
                 text = pattern.sub(replacement, text)
         return text
 
     def value(self, value: Any, keys: bool = True) -> Any:
-        """Return a copy of what JSON can hold, with each text in it redacted, and if asked the keys as well."""
+        """Return a copy of a JSON value with redacted texts; keys are redacted too if `keys` is true."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, dict):
@@ -218,6 +218,6 @@ class Redactor:
 
 
 def of_environment(*more: str) -> Redactor:
-    """Make the redactor of this process's environment and further secrets, as of now."""
+    """Return a redactor for the secrets of the environment, as it is now, and further ones."""
     extra = secrets_in({f"SECRET_DSN_{number}": text for number, text in enumerate(more)})
     return Redactor(secrets_in(os.environ, lambda value: value.startswith("/") and os.path.exists(value)) | extra)

@@ -1,4 +1,4 @@
-"""The runner's settings: read once from the environment, checked, and frozen."""
+"""The runner's settings, read from the environment, checked and frozen. The class `Settings` lists them."""
 
 import math
 import re
@@ -11,26 +11,27 @@ from typing import Any, Literal
 
 
 class Refusal(Exception):
-    """The service refuses to start until somebody changes something; the message says why, in one line."""
+    """The service refuses to start: a restart would not help. The message gives the reason in one line."""
 
 
 class _Flaw(ValueError):
-    """What is wrong with a value, in words that hold nothing of it."""
+    """Says what is wrong with a value, without showing the value."""
 
 
 def _setting(accepted: str, parse: Callable[[str], Any] = str, default: Any = None, **options: Any) -> Any:
+    """Declare a setting: the accepted values, in words for `--help` and refusals; its parser; its default."""
     return field(default=default, metadata={"accepted": accepted, "parse": parse}, **options)
 
 
 def _dsn(text: str) -> str:
-    # urlsplit drops tabs and newlines in silence, so this comes first.
+    # First of all, because urlsplit silently drops tabs and newlines.
     if any(char.isspace() for char in text):
         raise _Flaw("has a blank inside")
-    from sentry_sdk.utils import Dsn  # noqa: PLC0415 - a start without a DSN need not wait for it
+    from sentry_sdk.utils import Dsn  # noqa: PLC0415 - slow; a start without a DSN doesn't need it
 
     try:
         parsed = Dsn(text)
-    except ValueError:  # BadDsn is one
+    except ValueError:  # the base class of BadDsn
         raise _Flaw("has no scheme, key, host or project number") from None
     if ":" in parsed.host:
         raise _Flaw("has an IPv6 address for a host, which the SDK does not support")
@@ -46,16 +47,8 @@ def _matching(pattern: str) -> Callable[[str], str]:
     return parse
 
 
-def _environment(text: str) -> str:
-    if text == "None":
-        raise _Flaw("is the word None")
-    return _matching(r"[^\s/]{1,64}")(text)
-
-
 def _bool(text: str) -> bool:
-    return {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}[
-        _matching("(?i)true|1|yes|on|false|0|no|off")(text).lower()
-    ]
+    return ("false", "true", "0", "1", "no", "yes", "off", "on").index(text.lower()) % 2 == 1
 
 
 def _seconds(text: str) -> float:
@@ -63,14 +56,6 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds < math.inf:
         raise ValueError
     return seconds
-
-
-def _count(text: str) -> int:
-    return int(_matching("0*[1-9][0-9]{0,8}")(text))
-
-
-def _level(text: str) -> str:
-    return _matching("debug|info|warning|error")(text.lower())
 
 
 @dataclass(frozen=True)
@@ -83,7 +68,9 @@ class Settings:
         "at most 200 characters, without blanks and slashes", _matching(r"[^\s/\\]{1,200}")
     )
     sentry_environment: str = _setting(
-        "at most 64 characters, without blanks and slashes, and not None", _environment, "development"
+        "at most 64 characters, without blanks and slashes, and not None",
+        _matching(r"(?!None$)[^\s/]{1,64}"),
+        "development",
     )
     booty_release_dir: Path | None = _setting(  # noqa: RUF009 - it returns a field
         "the directory that holds the running code, named as SENTRY_RELEASE says", Path
@@ -97,8 +84,12 @@ class Settings:
     )
     booty_not_secret: str = _setting("names of variables, separated by commas, whose values may be shown", default="")
     booty_log_format: Literal["text", "json"] = _setting("text or json", _matching("text|json"), "text")
-    booty_log_level: str = _setting("debug, info, warning or error", _level, "info")
-    booty_workers: int = _setting("the number of processes that serve, 1 or more", _count, 1)
+    booty_log_level: str = _setting(
+        "debug, info, warning or error", lambda text: _matching("debug|info|warning|error")(text.lower()), "info"
+    )
+    booty_workers: int = _setting(
+        "the number of processes that serve, 1 or more", lambda text: int(_matching("0*[1-9][0-9]{0,8}")(text)), 1
+    )
     booty_drain_seconds: float = _setting(
         "the seconds, 0 or more, that requests in flight may take after SIGTERM", _seconds, 30.0
     )
@@ -112,10 +103,10 @@ class Settings:
         "the seconds after which a process whose event loop hangs is killed, 0 for never", _seconds, 0.0
     )
     booty_candidate: bool = _setting(
-        "true or false: whether this is a release on trial, which must pass all checks to start", _bool, False
+        "true or false: whether this is a candidate, which must pass all checks to start", _bool, False
     )
     state_directory: Path | None = _setting(  # noqa: RUF009 - it returns a field
-        "a writable directory, given by systemd", Path
+        "a writable directory, set by systemd", Path
     )
 
     @classmethod
@@ -123,33 +114,33 @@ class Settings:
         """Read an environment; surrounding blanks are stripped, and an empty value counts as not set.
 
         Raises:
-            Refusal: a value is not accepted; it shows no value.
+            Refusal: a value is not accepted; the message shows no value.
         """
-        values, flaws = {}, []
-        for name, parse in ((each.name, each.metadata["parse"]) for each in fields(cls)):
+        values, refusals = {}, []
+        for name, parse in ((setting.name, setting.metadata["parse"]) for setting in fields(cls)):
             try:
                 if text := environment.get(name.upper(), "").strip():
                     values[name] = parse(text)
             except ValueError as error:
-                flaws.append(refusal(name, error if isinstance(error, _Flaw) else None))
-        if flaws:
-            raise Refusal("; ".join(flaws))
+                refusals.append(refusal(name, error if isinstance(error, _Flaw) else None))
+        if refusals:
+            raise Refusal("; ".join(refusals))
         return cls(**values)
 
 
+# The accepted values in words, by the variable's name.
+ACCEPTED: dict[str, str] = {setting.name.upper(): setting.metadata["accepted"] for setting in fields(Settings)}
+
+
 def refusal(name: str, flaw: object = None) -> str:
-    """Say in one line what a variable must be, and what is wrong with its value if that is known."""
+    """Return one line with the values that a variable accepts, and the flaw of its value if that is known."""
     line = f"{name.upper()} must be {ACCEPTED[name.upper()]}"
     return f"{line} ({flaw})" if flaw else line
 
 
-# What is accepted, by the variable's name.
-ACCEPTED: dict[str, str] = {each.name.upper(): each.metadata["accepted"] for each in fields(Settings)}
-
-
 @cache
 def current() -> Settings:
-    """Return this process's settings, as its environment was when they were first read.
+    """Return this process's settings, read from its environment by the first call.
 
     Raises:
         Refusal: a value is not accepted.

@@ -1,18 +1,18 @@
-"""Shape: which values of variables are plainly no secret, by how they look.
+"""Shape: recognizes values of variables that are plainly not secrets, by their form.
 
-Whatever is not recognized here counts as a secret, so each shape is a narrow one.
+Every value that is not recognized here counts as a secret, so each pattern is narrow.
 """
 
 import ipaddress
 import re
 from urllib.parse import parse_qsl, urlsplit
 
-# A longer value is looked at by nobody who wants to know a host or a region.
+# Hosts, regions and the like are shorter.
 _MAX_LENGTH = 2000
-# More digits than in a date, an address or an account's number.
+# Dates and account numbers have at most so many digits.
 _MAX_DIGITS = 15
 
-# Of settings: what says how something runs, and which program it is.
+# Common values of settings, and names of programs.
 _WORDS = re.compile(
     "(?i)true|false|yes|no|on|off|none|null|default|auto|always|never|enabled?|disabled?|required?|optional|prefer|allow"
     "|verify-ca|verify-full|anonymous|public|internal|external|latest|stable|read-?only|read-?write"
@@ -23,14 +23,14 @@ _WORDS = re.compile(
     "|starlette|psycopg2?|asyncpg|aiosqlite|pymysql|prometheus|opentelemetry|filesystem|database|memory|console"
     "|json|text|utf-?8|utf8mb4|latin-?1|ascii"
 )
-# A name that has one of these in it says that its value is a secret.
+# A name that contains one of these words marks its value as secret.
 SECRET_NAME = re.compile("(?i)PASS|PWD|(?:^|_)PW(?:$|_)|SECRET|TOKEN|KEY|CREDENTIAL|DSN")
-# A name that ends so says what its value is: not a secret, if that is made of words.
+# A name with one of these endings has a value that is not a secret, provided that the value is made of words.
 _PLACE = re.compile(
     r"(?i)(?:^|_)(?:hosts?|hostname|servers?|domains?|addr|address|region|zone|env|environment|mode|level|backend|engine"
     r"|driver|name|database|dbname|user|username|bucket|queue|topic|module|namespace|cluster|format|type)$"
 )
-# The parts of words, as long as words are: letters in one case, and hardly a digit.
+# A word: letters in one case, as long as a word, with up to two digits; or a short number.
 _WORD = r"(?:[A-Z]?[a-z]{1,16}[0-9]{0,2}|[A-Z]{1,12}[0-9]{0,2}|[0-9]{1,4})"
 _WORDY = re.compile(rf"{_WORD}(?:[-_.]{_WORD})*(?::[0-9]{{1,5}})?")
 _PATH = re.compile(rf"(?:~|\.{{1,2}})?(?:/(?:[._]?{_WORD}(?:[-_.]{_WORD})*)?)+")
@@ -44,7 +44,7 @@ _PATTERNS = (
         rf"|japan|korea|brazil|canada|france|germany|india|norway|sweden|switzerland|poland|uae|qatar|{_DIRECTION})-?)*"
         rf"(?:{_DIRECTION}|us|europe|asia)+-?[0-9]{{0,2}}(?:-?[a-f])?"
     ),
-    # Hosts by their full names, with the last parts that words of a password are unlikely to have.
+    # Full host names, with top-level domains that a passphrase of words with dots is unlikely to end in.
     re.compile(
         r"(?:\*?\.)?(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?\.){1,8}"
         r"(?:com|net|org|info|biz|edu|gov|mil|int|arpa|io|dev|app|cloud|ai|tech|online|shop|site"
@@ -59,11 +59,11 @@ _PATTERNS = (
 
 
 def is_plain(name: str, value: str) -> bool:
-    """Whether a value is plainly no secret: a word of settings, a number, a host, a region, a path, a URL, or a list.
+    """Whether a value is plainly not a secret: a common setting, number, host, region, path, URL, or a list of these.
 
     Args:
-        name: of the variable, or of the member of a structure; it does not say that the value is a secret.
-        value: what is judged.
+        name: the variable's name, or the key of a JSON member; it must not match `SECRET_NAME`.
+        value: the value to judge.
     """
     if len(value) > _MAX_LENGTH:
         return False
@@ -71,7 +71,7 @@ def is_plain(name: str, value: str) -> bool:
 
 
 def is_place(name: str) -> bool:
-    """Whether a name says that its value is a host, a user or the like, which is no secret if it is made of words."""
+    """Whether a name ends in a word such as `host` or `user`: its value is not a secret if it is made of words."""
     return bool(_PLACE.search(name))
 
 
@@ -97,14 +97,14 @@ def _is_address(text: str) -> bool:
 
 
 def _is_url(text: str) -> bool:
-    """Whether a text is a URL without user and password, whose path and query are no secret either."""
+    """Whether a text is a URL without a user or a password, and without a secret in its path or query."""
     try:
         scheme, host, path, query, fragment = urlsplit(text)
     except ValueError:
         return False
     if not scheme or "://" not in text or "@" in text or fragment:
         return False
-    # A host is what a URL's place says it is.
+    # In a URL, a host may be a single word, as in a variable named HOST.
     return (
         (not host or _is_plain("host", host))
         and (not path or bool(_PATH.fullmatch(path)))

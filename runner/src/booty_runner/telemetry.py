@@ -1,4 +1,4 @@
-"""Telemetry: what leaves for the tracker, whether it arrives, and the proof that it does."""
+"""Telemetry: the events that go to the tracker, their delivery, and the gate that proves it before a release serves."""
 
 import asyncio
 import linecache
@@ -41,35 +41,34 @@ from booty_runner.settings import current
 log = logging.getLogger(__name__)
 _server_log = logging.getLogger("uvicorn.error")
 
-# Events still queued at the end get this long, and from each that the tracker takes anew while the drain lasts; one
-# that hangs must not hold up a stop. A drain that was used up counts from its end, not from that of what was cut then:
-# of the 2 s that a stop may take beyond it, half a second must be left for that, and for the end of the process.
+# At the stop, queued events get this long to be sent. While the drain lasts, each event that the tracker accepts starts
+# this time again. A stop may take 2 s beyond the drain; the other 0.5 s are for requests that are cut and for exiting.
 FLUSH_SECONDS = 1.5
-# How long the tracker may take to accept the event that proves a release.
+# The tracker must accept the gate's event within this time.
 GATE_SECONDS = 5.0
-# At most one line a minute says that events are being dropped, however often that begins anew.
+# At most one log line a minute reports that events are being dropped.
 QUIET_SECONDS = 60.0
 
-# A larger event is shortened. Sentry and Bugsink refuse events of over 1 MB, and Sentry those of over 200 KB once they
-# are compressed (docs.sentry.io, "Size Limits").
+# Larger events are shortened. Sentry and Bugsink refuse events over 1 MB; Sentry also refuses compressed events over
+# 200 KB (docs.sentry.io, "Size Limits").
 EVENT_BYTES = 200_000
-# How long a text and a list may be then; the first that is enough. Sentry itself cuts a text after 8192 characters.
+# Maximum lengths of texts and lists, tried in this order. Sentry itself cuts texts after 8192 characters.
 _SHORTER = ((8192, 100), (2000, 40), (500, 15), (200, 5))
-# What is left when not even that is enough.
+# If none of these is enough, the event keeps these keys only.
 _ESSENTIAL = frozenset(
     ("exception", "logentry", "message", "logger", "transaction", "transaction_info", "fingerprint", "tags", "request")
 )
 
-# What became of an event: the HTTP status that the tracker answered with, or in words why there is none.
+# The outcome of an event: the tracker's HTTP status, or the reason in words why there is none.
 Outcome = int | str
 
-# Not touched by redaction: a secret that happens to be part of an id or a label would break what the tracker needs.
+# Redaction skips these keys: an id or a label that contains a short secret must reach the tracker unchanged.
 _LABELS = frozenset(
     ("event_id", "release", "environment", "timestamp", "level", "platform", "sdk", "modules", "server_name")
 )
 _CONTEXTS = ("trace", "runtime")
 _PROTOCOL = frozenset(("exception", "threads", "breadcrumbs", "request", "logentry", "transaction_info"))
-# As many as the SDK itself would send, around the one that was running.
+# Source lines before and after the one that was running; the SDK sends as many.
 _LINES = 5
 _LINE_LENGTH = 500
 
@@ -78,20 +77,21 @@ _TRACE_ID = re.compile("[0-9a-f]{32}")
 _GATE = "booty-telemetry-gate"
 _TOO_LARGE = 413
 _RATE_LIMITED = 429
-# OpenSSL's X509_V_ERR_… (x509_vfy.h) of a certificate whose issuer is not known to be trusted.
+# OpenSSL's codes X509_V_ERR_… (x509_vfy.h) for a certificate whose issuer is not trusted.
 _UNTRUSTED = frozenset((2, 18, 19, 20, 21))
 _ADD_CA = "; add its CA to the host's (update-ca-certificates), or set SSL_CERT_FILE to a file that has it"
-# How the app that answers names its routes, and the request's scope, for an error that happens on the way to the route.
+# The function that finds a request's route, and the request's scope: an error before routing gets its route from them.
 _request: ContextVar[tuple[Callable[[Scope], str | None], Scope] | None] = ContextVar("_request", default=None)
+# Fewer waiting envelopes count as an empty queue: the SDK's own reports wait there too.
 _BACKLOG = 10
 
 
 class RequestIds:
-    """Gives each request of an app an id: the client's `X-Request-ID` if that is a plain one, or a new one.
+    """ASGI middleware that gives each request an id: the client's `X-Request-ID` if that is a plain one, or a new one.
 
-    The answer carries it, also that to an unhandled error, and so do log lines and the error as it is sent. An error
-    after a whole answer, which the answer of status 500 is too, ends there and leaves the connection open. No error is
-    a client that leaves within its request, and a response without an announced length that the stop cuts.
+    The response, the log lines and the event of the request carry the id. An error after a complete response (also
+    after the response of status 500) is logged here, so that uvicorn leaves the connection open. Two exceptions are not
+    reported: a client that disconnects during its request, and a response without `Content-Length` that the stop cuts.
     """
 
     def __init__(self, app: Any, route: Callable[[Scope], str | None]) -> None:
@@ -102,10 +102,10 @@ class RequestIds:
         self, scope: Scope, receive: Any, send: Callable[[MutableMapping[str, Any]], Awaitable[None]]
     ) -> None:
         """Answer one request."""
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        this = given if _PLAIN_ID.fullmatch(given) else os.urandom(16).hex().encode()
-        # Never taken back: the server runs each request in a context of its own, and logs its failure there.
-        request_id.set(this.decode())
+        client_id = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        identity = client_id if _PLAIN_ID.fullmatch(client_id) else os.urandom(16).hex().encode()
+        # Not reset afterwards: uvicorn runs each request in its own context, and logs its errors there.
+        request_id.set(identity.decode())
         _request.set((self._route, scope))
 
         headers: Sequence[tuple[bytes, bytes]] | None = None
@@ -114,13 +114,13 @@ class RequestIds:
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
             nonlocal answered, headers
             if message["type"] == "http.response.start":
-                message["headers"] = headers = [*message.get("headers", ()), (b"x-request-id", this)]
+                message["headers"] = headers = [*message.get("headers", ()), (b"x-request-id", identity)]
             await send(message)
             answered = message["type"] == "http.response.body" and not message.get("more_body")
 
         try:
             await self._app(scope, receive, send_with_id)
-        except asyncio.CancelledError as error:  # cut at the stop; the SDK only sees what is an Exception
+        except asyncio.CancelledError as error:  # cut at the stop; the SDK does not report a BaseException by itself
             if headers and not answered and not any(name.lower() == b"content-length" for name, _ in headers):
                 return
             with sentry_sdk.new_scope() as cut:
@@ -132,90 +132,96 @@ class RequestIds:
         except Exception as error:
             if not answered:
                 raise
-            # The server would log the same, then close a connection that the client was told it may use again.
+            # uvicorn would log the same and close the connection, though the response announced keep-alive.
             _server_log.error("Exception in ASGI application\n", exc_info=error)
 
 
 class Deliveries:
-    """What became of the events so far, and when a line of the log is due about it."""
+    """Records the outcomes of events, and decides when a log line about them is due."""
 
     def __init__(self, place: str) -> None:
         self._place = place
-        self._last: Outcome | None = None
+        self.last: Outcome | None = None
         self._since: float | None = None
         self._dropped = 0
-        self._said_at = self._said_large_at = -math.inf
-        self._said_dropped: int | None = None  # the count before the loss that a line told of
+        self._logged_at = self._logged_large_at = -math.inf
+        self._dropped_before: int | None = None  # the count before the losses that a line reported as begun
 
     @property
     def status(self) -> dict[str, Any]:
-        """What became of the last event, since when of each (in UTC), and how many were lost in all."""
+        """The last outcome, since when all outcomes are the same (in UTC), and how many events were lost in total."""
         since = None if self._since is None else datetime.fromtimestamp(self._since, UTC).isoformat(timespec="seconds")
-        return {"status": self._last, "since": since, "dropped": self._dropped}
+        return {"status": self.last, "since": since, "dropped": self._dropped}
 
     def record(self, outcome: Outcome, drained: bool, now: float) -> str | None:
-        """Record one event and return the line that is due: one when losses begin, one when they are over.
+        """Record one event, and return a log line when losses begin and when they are over.
 
         Args:
-            outcome: of the event.
-            drained: whether hardly another event waits, without which a slow tracker has not caught up.
+            outcome: the event's outcome.
+            drained: whether the queue is nearly empty; before that, a slow tracker has not caught up.
             now: the time, in seconds since the epoch.
         """
-        if outcome != self._last:
-            self._last, self._since = outcome, now
+        if outcome != self.last:
+            self.last, self._since = outcome, now
         if not accepted(outcome):
             self._dropped += 1
-            if outcome == _TOO_LARGE:  # says nothing of other events
-                if now - self._said_large_at < QUIET_SECONDS:
+            if outcome == _TOO_LARGE:  # concerns this event only
+                if now - self._logged_large_at < QUIET_SECONDS:
                     return None
-                self._said_large_at = now
+                self._logged_large_at = now
                 return f"an error was not reported: {describe(outcome, self._place)}"
-            if self._said_dropped is None and now - self._said_at >= QUIET_SECONDS:
-                self._said_at, self._said_dropped = now, self._dropped - 1
+            if self._dropped_before is None and now - self._logged_at >= QUIET_SECONDS:
+                self._logged_at, self._dropped_before = now, self._dropped - 1
                 return f"errors are no longer reported: {describe(outcome, self._place)}"
-        elif drained and self._said_dropped is not None:
-            lost, self._said_dropped = self._dropped - self._said_dropped, None
+        elif drained and self._dropped_before is not None:
+            lost, self._dropped_before = self._dropped - self._dropped_before, None
             return f"errors are reported again; {lost} were lost"
         return None
 
 
 class Transport(HttpTransport):
-    """Sends as the SDK does, and knows what became of each event.
+    """The SDK's transport, which also records the outcome of each event.
 
-    None of the SDK's own calls tells: an id comes back for a wrong key too, and a flush is silent.
+    The SDK reports no outcome: `capture_event` returns an id even when the key is wrong, and `flush` returns nothing.
     """
 
-    TIMEOUT = 10  # seconds; the SDK's 30 would let a tracker that hangs hold each event for that long
+    TIMEOUT = 10  # seconds for each event; the SDK's own 30 s are too long with a tracker that hangs
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__(options)
         self._lock = threading.Lock()
         self._awaited: dict[str, Future[Outcome]] = {}
         self._outcome: Outcome = ""
-        self._taken = 0
+        self._accepted = 0
         assert self.parsed_dsn
-        way, self.hint = self._way()
-        self.place = f"{self.parsed_dsn.host}:{self.parsed_dsn.port}{way}"
+        proxy_note, self.hint = self._describe_proxy()
+        self.place = f"{self.parsed_dsn.host}:{self.parsed_dsn.port}{proxy_note}"
         self.deliveries = Deliveries(self.place)
-        self.release: str | None = None  # of the last event, "" if it had none
-        self.clock_offset: float | None = None  # by how many seconds the tracker was ahead at its last answer
+        self.release: str | None = None  # of the last event; "" if that had none
+        self.clock_offset: float | None = None  # the tracker's clock minus ours, in seconds, at its last answer
+
+    @property
+    def last_flaw(self) -> str | None:
+        """Why the tracker did not accept the last event; None if it did, or before the first event."""
+        outcome = self.deliveries.last
+        return None if outcome is None or accepted(outcome) else describe(outcome, self.place)
 
     def outcome_of(self, event_id: str) -> "Future[Outcome]":
-        """Promise the outcome of an event that is yet to be captured under this id."""
+        """Return a future for the outcome of an event that will be captured under this id."""
         with self._lock:
             return self._awaited.setdefault(event_id, Future())
 
     def finish(self, by: float) -> None:
-        """Wait until nothing is queued or the time is up; see `stop`."""
+        """Wait until the queue is empty or the time is up; see `stop`."""
         queue = cast(BackgroundWorker, self._worker)._queue
-        taken, patience = self._taken, min(time.monotonic(), by or math.inf) + FLUSH_SECONDS
-        while queue.unfinished_tasks and time.monotonic() < patience:
+        accepted_before, deadline = self._accepted, min(time.monotonic(), by or math.inf) + FLUSH_SECONDS
+        while queue.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.01)
-            if self._taken > taken:
-                taken, patience = self._taken, max(patience, min(by, time.monotonic() + FLUSH_SECONDS))
+            if self._accepted > accepted_before:
+                accepted_before, deadline = self._accepted, max(deadline, min(by, time.monotonic() + FLUSH_SECONDS))
 
     def _proxy(self) -> tuple[str, str] | None:
-        """Give the variable that names the proxy for the tracker, if any, as the SDK chooses it, and its value."""
+        """Return the variable that names the proxy for the tracker and its value, chosen as the SDK does, or None."""
         assert self.parsed_dsn
         proxies = {} if self._in_no_proxy(self.parsed_dsn) else getproxies()
         scheme = self.parsed_dsn.scheme if self.parsed_dsn.scheme in proxies else "http"
@@ -232,8 +238,8 @@ class Transport(HttpTransport):
             log.error("refusing to serve: %s must be a URL: http://HOST:PORT", proxy[0])
             raise SystemExit(1) from error
 
-    def _way(self) -> tuple[str, str]:
-        """Say which proxy the requests take, by its host and port alone, or else how to set one."""
+    def _describe_proxy(self) -> tuple[str, str]:
+        """Return a note that names the proxy by host and port, and a hint how to set one if there is none."""
         assert self.parsed_dsn
         if not (proxy := self._proxy()):
             return "", f"; if only a proxy leads there, set {self.parsed_dsn.scheme.upper()}_PROXY"
@@ -249,15 +255,15 @@ class Transport(HttpTransport):
         super().capture_envelope(envelope)
 
     def _send_envelope(self, envelope: Envelope) -> None:
-        self._outcome = _RATE_LIMITED  # unless a request is made: the SDK itself holds back what was limited
+        self._outcome = _RATE_LIMITED  # stays so if the SDK makes no request because of an earlier 429
         try:
             for item in envelope.items:
-                # Here and not before, since an event becomes bytes in this thread anyway, and keeps them.
+                # Measured in this thread, which serializes the event anyway and keeps the bytes.
                 if (event := item.get_event()) and (size := len(item.get_bytes())) > EVENT_BYTES:
                     item.payload = PayloadRef(json=shorten(event, size))
             super()._send_envelope(envelope)
         except Exception as error:
-            self._outcome = _reason(error)
+            self._outcome = _describe_error(error)
             raise
         finally:
             self._conclude(envelope, self._outcome)
@@ -265,27 +271,26 @@ class Transport(HttpTransport):
     def _request(
         self, method: str, endpoint_type: EndpointType, body: Any, headers: Mapping[str, str]
     ) -> urllib3.BaseHTTPResponse:
-        def once() -> urllib3.BaseHTTPResponse:
-            # A redirect that is followed could end in somebody's login page, with status 200.
+        def request() -> urllib3.BaseHTTPResponse:
+            # Redirects are not followed: one could lead to a login page that answers 200.
             url = self._auth.get_api_url(endpoint_type)
             return self._pool.request(method, url, body=body, headers=headers, retries=False, redirect=False)
 
         try:
-            response = once()
+            response = request()
         except urllib3.exceptions.ProtocolError:
-            response = once()  # the connection was kept alive and just closed; an event id counts only once
+            response = request()  # the tracker had closed the kept connection; it stores an event id only once
         self._outcome = response.status
-        if date := _seconds(response.headers.get("date")):
-            self.clock_offset = date - time.time()
+        if date := parsedate_tz(response.headers.get("date", "")):
+            self.clock_offset = mktime_tz(date) - time.time()
         return response
 
     def _conclude(self, envelope: Envelope, outcome: Outcome) -> None:
         if (event := envelope.get_event()) is None:
             return
         self.release = str(event.get("release") or "")
-        # Not quite none: what the SDK itself tells the tracker waits there as well.
         drained = cast(BackgroundWorker, self._worker)._queue.unfinished_tasks < _BACKLOG
-        self._taken += accepted(outcome)
+        self._accepted += accepted(outcome)
         with self._lock:
             awaited = self._awaited.pop(str(envelope.headers.get("event_id")), None)
             if awaited and awaited.set_running_or_notify_cancel():
@@ -295,27 +300,21 @@ class Transport(HttpTransport):
             log.warning(line)
 
 
-def _seconds(date: str | None) -> float | None:
-    """Read the date of an HTTP answer, in seconds since 1970."""
-    parsed = parsedate_tz(date or "")
-    return float(mktime_tz(parsed)) if parsed else None
-
-
-def _reason(error: BaseException) -> str:
-    """Say in few words why a request was not answered."""
+def _describe_error(error: BaseException) -> str:
+    """Return in few words why a request got no answer."""
     causes = list(_causes(error))
     file = next((name for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE") if os.environ.get(name)), None)
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            mend = _ADD_CA if cause.verify_code in _UNTRUSTED else ""
-            return f"its certificate is not accepted: {cause.verify_message}{mend}"
+            hint = _ADD_CA if cause.verify_code in _UNTRUSTED else ""
+            return f"its certificate is not accepted: {cause.verify_message}{hint}"
         if isinstance(cause, (FileNotFoundError, PermissionError)) and file:
             return f"its certificate can't be checked, since {file} names a file that can't be read: {cause.strerror}"
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         if isinstance(cause, OSError) and str(cause).startswith("Tunnel connection failed: "):  # http.client's
             return str(cause)
-    # urllib3 also takes a refusal for a timeout, so this comes last.
+    # Last of all, because urllib3's ConnectTimeoutError is the base class of its error for a refused connection.
     timeout = any(isinstance(cause, (TimeoutError, urllib3.exceptions.TimeoutError)) for cause in causes)
     return "it does not answer in time" if timeout else type(error).__name__
 
@@ -327,12 +326,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def accepted(outcome: Outcome) -> bool:
-    """Whether the tracker took the event."""
+    """Whether the tracker accepted the event."""
     return isinstance(outcome, int) and 200 <= outcome < 300
 
 
 def describe(outcome: Outcome, place: str) -> str:
-    """Say what an outcome means, in a line that names the tracker by host and port and never the key."""
+    """Return an outcome in words; the text names the tracker by host and port, never by its key."""
     if isinstance(outcome, str):
         return f"the tracker at {place} is not reached: {outcome}"
     meaning = {
@@ -346,58 +345,58 @@ def describe(outcome: Outcome, place: str) -> str:
 
 
 def options(dsn: str, release: str | None, environment: str, sample_rate: float = 1.0) -> dict[str, Any]:
-    """Return what `sentry_sdk.init` needs to report errors: with labels, without secrets, and known to the gate.
+    """Return arguments for `sentry_sdk.init`: labels, redaction, and the transport that the gate needs.
 
     Args:
-        dsn: of the tracker.
-        release: the label; None leaves it out of the events.
-        environment: the label.
+        dsn: the tracker's.
+        release: the release's label; None leaves it out of events.
+        environment: the environment's label.
         sample_rate: the share of errors to send, from 0 to 1.
     """
     redactor = redact.of_environment(dsn)
     headers = frozenset(name.strip().lower() for name in current().booty_telemetry_headers.split(","))
-    # The server logs each unhandled error once more, which the SDK would work out in full and then drop.
+    # uvicorn logs each unhandled error again; the SDK would build a second event only to drop it.
     ignore_logger(_server_log.name)
     return {
         "dsn": dsn,
-        # None would let the SDK guess one from git or CI variables; before_send drops the empty one.
+        # With None, the SDK guesses a release from git or CI variables. before_send() removes the empty one.
         "release": release or "",
         "environment": environment,
-        # The event that proves the release is always sent.
+        # The gate's event is always sent.
         "error_sampler": lambda event, _: 1.0 if event.get("fingerprint") == [_GATE] else sample_rate,
         "before_send": lambda event, _: before_send(event, redactor, headers, request_id.get(), _route()),
         "before_breadcrumb": before_breadcrumb,
         "event_scrubber": EventScrubber(recursive=True),
         "transport": Transport,
-        # The host's CAs, or those that SSL_CERT_FILE names; the SDK's own choice is the list that certifi brings.
+        # The host's CAs, or those that SSL_CERT_FILE names; the SDK's default is certifi's list.
         "ca_certs": None if os.environ.get("REQUESTS_CA_BUNDLE") else ssl.get_default_verify_paths().cafile,
         "spotlight": False,
         "auto_enabling_integrations": False,
         "auto_session_tracking": False,
-        # What should not leave: locals hold settings, argv and bodies anything, and the trace headers
-        # would carry the DSN's public key to every host that the service calls.
+        # Not sent, because they may contain secrets: local variables, bodies, argv. Trace headers would send the DSN's
+        # public key to every host that the service calls.
         "include_local_variables": False,
         "max_request_body_size": "never",
         "disabled_integrations": [ArgvIntegration],
         "trace_propagation_targets": [],
-        # The SDK reads each frame's whole file anew, for milliseconds; before_send adds the lines from a cache.
+        # The SDK reads the whole file of each frame, which takes milliseconds; before_send() uses a cache.
         "include_source_context": False,
-        # The journal's traceback keeps the cause of an error.
-        # Compressing by level 9 costs ten times the CPU of level 3, for a tenth of the size.
+        # Keep the chained causes in the journal's traceback. Compression level 9 takes ten times the CPU of level 3 and
+        # saves a tenth of the size.
         "_experiments": {"suppress_asgi_chained_exceptions": False, "transport_compression_level": 3},
     }
 
 
 def stop() -> None:
-    """Send what is queued and unbind the client from the process; it blocks the event loop, and needs no thread.
+    """Send the queued events and unbind the client from the process. Blocks the event loop; uses no thread.
 
-    A tracker that goes on taking events is waited for until the drain is over, another one for `FLUSH_SECONDS`, and
-    none for longer than that after the drain.
+    The wait lasts `FLUSH_SECONDS`. It goes on until the end of the drain while the tracker accepts events. It never
+    lasts longer than `FLUSH_SECONDS` after the drain.
     """
     client = sentry_sdk.get_client()
-    if known := isinstance(client.transport, Transport):
-        client.transport.finish(hooks.drain_ends)
-    client.close(timeout=0 if known else FLUSH_SECONDS)
+    if own := transport():
+        own.finish(hooks.drain_ends)
+    client.close(timeout=0 if own else FLUSH_SECONDS)
     sentry_sdk.get_global_scope().set_client(None)
 
 
@@ -408,18 +407,18 @@ def before_send(
     request: str | None = None,
     route: str | None = None,
 ) -> Event | None:
-    """Return the event as it is sent, and leave the one that came as it was.
+    """Return a redacted copy of an event, with source lines and the request's id and route.
 
     Args:
-        event: as the SDK made and serialized it.
-        redactor: replaces secrets; labels, ids and names of packages are not touched.
-        headers: the names, in lower case, of request headers that are sent.
+        event: serialized by the SDK; it is not changed.
+        redactor: replaces secrets, except in labels, ids and package names.
+        headers: names, in lower case, of the request headers to send.
         request: the request's id.
-        route: the whole route, with the prefixes of its routers, if it is known.
+        route: the request's full route, with the prefixes of its routers, if known.
     """
     source = cast(dict[str, Any], event)
     sent = {
-        # The keys of what the SDK itself makes are the protocol's.
+        # Under a protocol key, the inner keys are the protocol's too, and not redacted.
         key: value if key in _LABELS else redactor.value(value, keys=key not in _PROTOCOL)
         for key, value in source.items()
         if key != "_meta"
@@ -433,7 +432,7 @@ def before_send(
         if route and source_of_name in {"route", "url"}:
             sent |= {"transaction": route, "transaction_info": {"source": "route"}}
         elif source_of_name == "url":
-            # Without a route the SDK takes the path, and a path may hold anything.
+            # Without a route the SDK names the transaction after the path, which may contain secrets.
             sent["transaction"] = "(no route)"
         else:
             sent["transaction"] = redactor.known(source["transaction"])
@@ -442,7 +441,7 @@ def before_send(
         sent["request"] = _request_of(sent["request"], origin + sent.get("transaction", ""), headers)
     if request:
         sent["tags"] = {**sent.get("tags", {}), "request_id": request}
-        # Errors of one request are one trace, and the SDK, which begins none, would give all the same.
+        # One trace per request. Without tracing, the SDK gives the events of all requests the same trace.
         trace = request if _TRACE_ID.fullmatch(request) else uuid.uuid5(uuid.NAMESPACE_URL, request).hex
         sent["contexts"] = {**sent.get("contexts", {}), "trace": {"trace_id": trace, "span_id": trace[:16]}}
     for kind in ("exception", "threads"):
@@ -453,16 +452,16 @@ def before_send(
 
 
 def shorten(event: Event, size: int) -> Event:
-    """Return an event that is too large as one that is not: without the middle of long texts and lists.
+    """Return a copy of a too large event without the middle of long texts and lists.
 
     Args:
-        event: as `before_send` returned it, so that no secret is cut in two before it is redacted.
-        size: how many bytes it has as JSON.
+        event: from `before_send`: if a secret were cut first, redaction would miss its halves.
+        size: its size in bytes as JSON.
     """
     source = cast(dict[str, Any], event)
     essential = {key: value for key, value in source.items() if key in _LABELS | _ESSENTIAL}
-    for rest, length, many in [*((source, *each) for each in _SHORTER), (essential, *_SHORTER[-1])]:
-        sent = {key: value if key in _LABELS else _shortened(value, length, many) for key, value in rest.items()}
+    for part, length, many in [*((source, *limits) for limits in _SHORTER), (essential, *_SHORTER[-1])]:
+        sent = {key: value if key in _LABELS else _shortened(value, length, many) for key, value in part.items()}
         sent["extra"] = {**sent.get("extra", {}), "shortened": f"from {size:,} bytes"}
         if len(json_dumps(sent)) <= EVENT_BYTES:
             break
@@ -470,7 +469,7 @@ def shorten(event: Event, size: int) -> Event:
 
 
 def _shortened(value: Any, length: int, many: int) -> Any:
-    """Cut long texts and lists in the middle: of a stack the outermost frames are kept, and more of the innermost."""
+    """Cut the middle out of long texts and lists. A stack keeps a few outermost frames and many innermost ones."""
     if isinstance(value, str) and len(value) > length:
         left_out = f" … {len(value) - length} characters left out … "
         return value[: length // 2] + left_out + value[len(value) - length // 2 :]
@@ -484,24 +483,24 @@ def _shortened(value: Any, length: int, many: int) -> Any:
 
 
 def _route() -> str | None:
-    """Find the route of the request that is being answered, also before the router has."""
-    if (answering := _request.get()) is None:
+    """Return the route of the request that is being answered, even before the app's router has run."""
+    if (request := _request.get()) is None:
         return None
-    route, scope = answering
+    route, scope = request
     return route(scope)
 
 
 def _request_of(request: dict[str, Any], url: str, headers: Collection[str]) -> dict[str, Any]:
-    """Leave of a request its method, the route and allowed headers: no path, query, cookies, body or address."""
+    """Return a request's method, URL and allowed headers: no path, query, cookies, body or client address."""
     allowed = {name: value for name, value in request.get("headers", {}).items() if name.lower() in headers}
     return {"method": request.get("method"), "url": url, "headers": allowed}
 
 
 def _origin(url: Any) -> str:
-    """Give a URL up to its path, without user and password, or nothing of one that is no URL."""
+    """Return a URL's scheme, host and port, or "" if it can't be parsed."""
     try:
         parts = urlsplit(str(url))
-    except ValueError:  # a client may claim any host
+    except ValueError:  # a client may send any Host header
         return ""
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
@@ -521,7 +520,7 @@ def _source_lines(frame: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
 
 
 def before_breadcrumb(crumb: Breadcrumb, hint: BreadcrumbHint) -> Breadcrumb | None:
-    """Return what is remembered of a step before an error: of a call to another host its place, no command lines."""
+    """Return a breadcrumb as it is sent: of an outgoing request no path or query, of a subprocess nothing."""
     if crumb.get("category") == "subprocess":
         return None
     if crumb.get("type") != "http":
@@ -532,40 +531,18 @@ def before_breadcrumb(crumb: Breadcrumb, hint: BreadcrumbHint) -> Breadcrumb | N
     return {**crumb, "data": {**data, "url": _origin(crumb.get("data", {}).get("url"))}}
 
 
-def status() -> dict[str, Any] | None:
-    """Tell what became of the errors so far, or None where none are reported."""
-    transport = sentry_sdk.get_client().transport
-    return transport.deliveries.status if isinstance(transport, Transport) else None
-
-
-def last_flaw() -> str | None:
-    """Say what became of the last event unless the tracker accepted it; None if there was none."""
-    transport = sentry_sdk.get_client().transport
-    if not isinstance(transport, Transport) or (outcome := transport.deliveries.status["status"]) is None:
-        return None
-    return None if accepted(outcome) else describe(outcome, transport.place)
-
-
-def sent_release() -> str | None:
-    """Tell which release the last event named, "" for none; None if there was no event."""
-    return getattr(sentry_sdk.get_client().transport, "release", None)
-
-
-def clock_offset() -> float | None:
-    """Tell by how many seconds the tracker's clock was ahead of this host's at its last answer, if there was one."""
-    return getattr(sentry_sdk.get_client().transport, "clock_offset", None)
+def transport() -> Transport | None:
+    """Return this process's transport, or None if no errors are reported."""
+    current_transport = sentry_sdk.get_client().transport
+    return current_transport if isinstance(current_transport, Transport) else None
 
 
 async def gate_flaw() -> str | None:
-    """Send one event and say why the tracker did not accept it within `GATE_SECONDS`, or None if it did.
-
-    Only the HTTP status of that very event counts.
-    """
-    transport = sentry_sdk.get_client().transport
-    if not isinstance(transport, Transport):
+    """Send one event, and return why the tracker did not accept it within `GATE_SECONDS`, or None."""
+    if (own := transport()) is None:
         return "SENTRY_DSN is not set, so no error would be reported"
     event_id = uuid.uuid4().hex
-    outcome = transport.outcome_of(event_id)
+    outcome = own.outcome_of(event_id)
     sentry_sdk.capture_event(
         {
             "event_id": event_id,
@@ -582,5 +559,5 @@ async def gate_flaw() -> str | None:
         result = f"no answer within {GATE_SECONDS:g} s"
     if accepted(result):
         return None
-    hint = transport.hint if isinstance(result, str) and "certificate" not in result else ""
-    return f"{describe(result, transport.place)}{hint}"
+    hint = own.hint if isinstance(result, str) and "certificate" not in result else ""
+    return f"{describe(result, own.place)}{hint}"

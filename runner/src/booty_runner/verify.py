@@ -1,4 +1,4 @@
-"""The verifier: whether this process is the release it claims to be, and has what it needs."""
+"""The verifier: checks that this process is the release in its label, and that its host has what it needs."""
 
 import os
 import shutil
@@ -12,21 +12,21 @@ from booty_runner import hooks, telemetry
 from booty_runner.settings import Settings, current
 from booty_runner.target import label_flaw
 
-# release.env of each app lies here, in the folder with the name of the app.
+# Each app has its release.env in /etc/NAME.
 ETC = Path("/etc")
-# Below this a database or a journal soon can't be written.
+# With less free space, a database or a journal soon can't be written.
 LOW_DISK_BYTES = 100 * 2**20
-# A clock that is further off misdates events and fails TLS.
+# With a larger offset, events have wrong dates and TLS fails.
 CLOCK_SECONDS = 300
 
 
 class VerifyError(RuntimeError):
-    """A check failed; the message says which and why."""
+    """A check failed; the message names the check and its flaw."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found: a flaw in words, or what is well."""
+    """The result of one check; `detail` is the flaw if there is one."""
 
     name: str
     ok: bool
@@ -35,7 +35,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """What all checks found, and of which process."""
+    """The results of all checks, and the process that made them."""
 
     release: str | None
     environment: str
@@ -44,23 +44,27 @@ class Report:
 
     @property
     def flaw(self) -> str | None:
-        """All that is wrong in one line, or None."""
+        """All flaws in one line, or None."""
         return "; ".join(f"{check.name}: {check.detail}" for check in self.checks if not check.ok) or None
 
     @property
     def json(self) -> dict[str, Any]:
-        """The report as JSON holds it."""
+        """The report as a JSON object."""
         return {"ok": self.flaw is None, **asdict(self)}
 
 
 async def verify(ask_tracker: bool = False) -> Report:
-    """Make every check, the app's own last; of the tracker what is known already, or else ask it with an event."""
+    """Make every check, the app's own last.
+
+    Args:
+        ask_tracker: send the tracker an event, instead of reporting the answer to the last one.
+    """
     settings = current()
     checks = [
-        _check("settings", None, settings.sentry_environment),  # this process would not run with others
+        _check("settings", None, settings.sentry_environment),  # a flaw here would have ended the start
         _check("tracker", *await _tracker(settings, ask_tracker)),
         _check("release", _release_flaw(settings), settings.sentry_release or "(unknown)"),
-        _check("state", directory_flaw(settings.state_directory), str(settings.state_directory or "none is set")),
+        _check("state", directory_flaw(settings.state_directory), str(settings.state_directory or "not set")),
         _check("disk", *_disk(settings)),
         _check("clock", _clock_flaw(settings), time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())),
         *[_check(name, *await function()) for name, function in hooks.checks.items()],
@@ -69,7 +73,7 @@ async def verify(ask_tracker: bool = False) -> Report:
 
 
 async def start_flaw(settings: Settings) -> str | None:
-    """Say why a service must not start, or None: a release on trial makes every check."""
+    """Return why the service must not start, or None. A candidate makes every check, a service only the gate."""
     if settings.booty_candidate:
         return (await verify(settings.booty_telemetry_gate)).flaw
     return await telemetry.gate_flaw() if settings.booty_telemetry_gate else None
@@ -84,35 +88,36 @@ async def _tracker(settings: Settings, ask: bool) -> tuple[str | None, str]:
         return None, "not asked: SENTRY_DSN is not set"
     if ask:
         return await telemetry.gate_flaw(), "accepted an event"
-    status = telemetry.status() or {}
-    if status.get("status") is None:
+    transport = telemetry.transport()
+    if transport is None or transport.deliveries.last is None:
         return None, "not asked"
-    return telemetry.last_flaw(), "accepted the last event"
+    return transport.last_flaw, "accepted the last event"
 
 
 def _release_flaw(settings: Settings) -> str | None:
-    """Compare the release in memory with the code on disk, with what is to run, and with what the tracker was told."""
+    """Compare this process's SENTRY_RELEASE with the code on disk, with the last event, and with release.env."""
     if flaw := label_flaw():
         return flaw
-    sent = telemetry.sent_release()
+    transport = telemetry.transport()
+    sent = transport.release if transport else None
     if sent is not None and sent != (settings.sentry_release or ""):
         return f"{settings.sentry_release or '(unknown)'} runs, and events say {sent or '(unknown)'}"
     if settings.booty_release_dir is None or settings.booty_candidate:
         return None
-    # The release lies in /opt/NAME/releases.
-    pointer = ETC / settings.booty_release_dir.parents[1].name / "release.env"
+    # The release is in /opt/NAME/releases.
+    release_env = ETC / settings.booty_release_dir.parents[1].name / "release.env"
     try:
-        lines = pointer.read_text().splitlines()
+        lines = release_env.read_text().splitlines()
     except OSError:  # not deployed by a play
         return None
-    named = next((line.partition("=")[2] for line in lines if line.startswith("SENTRY_RELEASE=")), "")
-    if named != settings.sentry_release:
-        return f"{settings.sentry_release} runs, and {pointer} names {named or 'none'}"
+    release = next((line.partition("=")[2] for line in lines if line.startswith("SENTRY_RELEASE=")), "")
+    if release != settings.sentry_release:
+        return f"{settings.sentry_release} runs, and {release_env} names {release or 'none'}"
     return None
 
 
 def directory_flaw(directory: Path | None) -> str | None:
-    """Say why a directory can't be written, or None: a byte in a file without a name proves it."""
+    """Return why a directory can't be written, or None. The test is a byte in a file that never gets a name."""
     if directory is None:
         return None
     try:
@@ -124,28 +129,29 @@ def directory_flaw(directory: Path | None) -> str | None:
 
 
 def _disk(settings: Settings) -> tuple[str | None, str]:
-    place = settings.state_directory or Path.cwd()
+    directory = settings.state_directory or Path.cwd()
     try:
-        free, inodes = shutil.disk_usage(place).free, os.statvfs(place)
+        free, inodes = shutil.disk_usage(directory).free, os.statvfs(directory)
     except OSError as error:
-        return f"{place} can't be asked: {error.strerror}", ""
+        return f"{directory} can't be read: {error.strerror}", ""
     if free < LOW_DISK_BYTES:
-        return f"{place} has only {free // 2**20} MB left", ""
+        return f"{directory} has only {free // 2**20} MB left", ""
     if inodes.f_files and not inodes.f_favail:
-        return f"{place} has no inode left", ""
+        return f"{directory} has no inode left", ""
     return None, f"{free // 2**20} MB free"
 
 
 def _clock_flaw(settings: Settings) -> str | None:
     if settings.booty_release_dir:
         try:
-            # When it was put here: unlike its contents' dates, nobody chooses this one.
-            staged = settings.booty_release_dir.stat().st_ctime
+            # The kernel sets ctime when the release is staged; no program can choose it, unlike mtime.
+            staged_at = settings.booty_release_dir.stat().st_ctime
         except OSError:
-            staged = 0.0
-        if time.time() < staged - CLOCK_SECONDS:
-            return "the time is before that at which the release was staged"
-    offset = telemetry.clock_offset()
+            staged_at = 0.0
+        if time.time() < staged_at - CLOCK_SECONDS:
+            return "the time is earlier than when the release was staged"
+    transport = telemetry.transport()
+    offset = transport.clock_offset if transport else None
     if offset is not None and abs(offset) > CLOCK_SECONDS:
         return f"it is {abs(offset):.0f} s {'behind' if offset > 0 else 'ahead of'} the tracker's"
     return None

@@ -192,12 +192,12 @@ def test_an_archive_that_the_store_can_not_serve(site: Site, store: Store, fault
     site.deploy("--check")
     store.publish(site)
     archive = store.archive(sha)
-    said = fault(store, archive)
+    message = fault(store, archive)
     before = state(site)
     played = site.play("deploy.yml", app_artifact_url=store.url)
     assert played.status != 0
     name = f"releases/{archive.name}"
-    assert f"/opt/booty/releases/{sha} can't be made: {store.url}/{name} {said}" in words(played)
+    assert f"/opt/booty/releases/{sha} can't be made: {store.url}/{name} {message}" in words(played)
     assert (
         f"Publish it: copy {name} of app_cache there. Or let the controller send it: -e app_artifact_url="
     ) in words(played)

@@ -555,10 +555,10 @@ HASH = f"--hash=sha256:{'0' * 64}"
 def test_a_line_that_a_lock_cannot_have(shop: Repository, line: str, why: str) -> None:
     shop.write("app/requirements.txt", f"# A lock\n{LOCK}{line}\n{LOCK}")
     number = LOCK.count("\n") + 2
-    said = refused(shop)
-    assert f"app/requirements.txt of commit {shop.git('rev-parse', 'HEAD')[:12]} is no lock with hashes: " in said
-    assert f": line {number}, '{line}': {why}" in said
-    assert said.endswith(f". {NEXT}")
+    refusal = refused(shop)
+    assert f"app/requirements.txt of commit {shop.git('rev-parse', 'HEAD')[:12]} is no lock with hashes: " in refusal
+    assert f": line {number}, '{line}': {why}" in refusal
+    assert refusal.endswith(f". {NEXT}")
 
 
 @pytest.mark.parametrize(
@@ -594,8 +594,8 @@ def test_a_line_that_a_lock_can_have(option: str) -> None:
 )
 def test_a_file_that_cannot_be_read(shop: Repository, name: str, content: bytes, message: str) -> None:
     (shop.path / "app" / name).write_bytes(content)
-    said = refused(shop)
-    assert f"app/{name} of commit {shop.git('rev-parse', 'HEAD')[:12]} {message}" in said
+    refusal = refused(shop)
+    assert f"app/{name} of commit {shop.git('rev-parse', 'HEAD')[:12]} {message}" in refusal
 
 
 def test_a_lock_may_begin_with_a_byte_order_mark(shop: Repository, tmp_path: Path) -> None:
@@ -613,10 +613,10 @@ def test_the_patch_version_of_python_is_compared(shop: Repository, tmp_path: Pat
 
 def test_the_output_of_a_failed_build_is_shown(shop: Repository) -> None:
     shop.write("app/backend.py", "import sys\nprint('no compiler here')\nsys.exit('set CC')\n")
-    said = refused(shop)
-    assert said.startswith(f"The app of commit {shop.git('rev-parse', 'HEAD')[:12]} does not build. uv and its build")
-    assert "no compiler here" in said
-    assert "set CC" in said
+    text = refused(shop)
+    assert text.startswith(f"The app of commit {shop.git('rev-parse', 'HEAD')[:12]} does not build. uv and its build")
+    assert "no compiler here" in text
+    assert "set CC" in text
 
 
 def stanza(name: str) -> str:

@@ -233,10 +233,10 @@ def test_two_runs_that_leave_two_releases_fail(pair: Site, tmp_path: Path) -> No
     assert runs.second.status != 0
     assert f"deploys {one}, at " in " ".join(runs.second.output.split())
     assert serving(pair.host, pair.bare) == [other, one]
-    seen = pair.play("status.yml", "--limit", "booty", on=None)
-    assert seen.status != 0
-    assert "staging is on 2 releases: " in seen.output
-    assert "in order" not in seen.output.splitlines()[0]
+    status = pair.play("status.yml", "--limit", "booty", on=None)
+    assert status.status != 0
+    assert "staging is on 2 releases: " in status.output
+    assert "in order" not in status.output.splitlines()[0]
 
 
 @pytest.mark.long
@@ -319,8 +319,8 @@ def test_a_release_that_cannot_be_removed_stops_no_wave(pair: Site) -> None:
     pair.run("umount /opt/booty/releases/.stuck.removed/bin; rm -r /opt/booty/releases/.stuck.removed")
     assert played.status == 0, played.output
     assert serving(pair.host, pair.bare) == [new, new]
-    said = f"But old releases can't be removed: {stuck}: Device or resource busy. Remove them by hand."
-    assert played.output.count(said) == 2
+    message = f"But old releases can't be removed: {stuck}: Device or resource busy. Remove them by hand."
+    assert played.output.count(message) == 2
     assert played.output.index("PLAY RECAP") < played.output.rindex("But old releases can't be removed")
 
 

@@ -302,7 +302,7 @@ def test_a_user_whose_group_has_another_name(site: Site, serving: str) -> None:
 def test_another_name_of_root_is_refused(site: Site, serving: str) -> None:
     site.run("useradd --non-unique --uid 0 --gid 0 --no-create-home toor")
     try:
-        played, made = site.play("deploy.yml", app_user="toor"), site.play("bootstrap.yml", app_user="toor")
+        played, bootstrapped = site.play("deploy.yml", app_user="toor"), site.play("bootstrap.yml", app_user="toor")
     finally:
         site.run("sed -i /^toor:/d /etc/passwd /etc/shadow")
     assert played.status != 0
@@ -310,8 +310,8 @@ def test_another_name_of_root_is_refused(site: Site, serving: str) -> None:
         f"app_user is toor, which is root on {site.host.name}: the service would have root's rights. Name another"
         " user, which bootstrap.yml makes: app_user: booty"
     ) in words(played)
-    assert made.status != 0
-    assert "host_service_user is toor, which is root" in words(made)
+    assert bootstrapped.status != 0
+    assert "host_service_user is toor, which is root" in words(bootstrapped)
     assert site.health()["release"] == serving
 
 

@@ -39,9 +39,9 @@ def test_a_push_is_a_deploy(site: Site, tmp_path: Path) -> None:
     script.chmod(0o755)
     sha = site.release()
     assert "serves" not in push(site.repository, bare, "main:refs/heads/other")
-    said = push(site.repository, bare, "main")
-    assert f"{site.host.name} serves {sha} as staging" in said, said
-    assert re.search(r"^remote: .*switched", said, re.MULTILINE)
+    output = push(site.repository, bare, "main")
+    assert f"{site.host.name} serves {sha} as staging" in output, output
+    assert re.search(r"^remote: .*switched", output, re.MULTILINE)
     assert site.health()["release"] == sha
     # Without app_release Booty deploys the HEAD of the bare repository.
     played = site.deploy(app_repository=str(bare), app_path="./app/")

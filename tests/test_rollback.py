@@ -58,8 +58,8 @@ WENT_BACK = {"state": "went back", "msg": "a does not serve: timeout"}
     ],
 )
 def test_the_outcome(other: dict[str, Any], became: dict[str, Any], lines: list[str]) -> None:
-    said = rollback.outcome({"web1": answer(), "web2": other}, {"web1": SWITCHED, "web2": became})
-    assert all(line in said for line in lines), said
-    assert bool(said) == bool(lines)
+    message = rollback.outcome({"web1": answer(), "web2": other}, {"web1": SWITCHED, "web2": became})
+    assert all(line in message for line in lines), message
+    assert bool(message) == bool(lines)
     if lines:
-        assert "These hosts went back, and stay there: web1." in said
+        assert "These hosts went back, and stay there: web1." in message

@@ -151,11 +151,11 @@ def test_a_fleet_on_two_releases_is_not_in_order() -> None:
     other = {**LABELS, "release": B}
     odd = judge("web3", answer(memory=other, disk=other, health={"status": 200, **other}))
     rows = [judged(), judge("web2", answer()), odd]
-    (said,) = fleet.mixed(rows)
-    assert said == f"production is on 2 releases: {A} on web1, web2; {B} on web3."
+    (message,) = fleet.mixed(rows)
+    assert message == f"production is on 2 releases: {A} on web1, web2; {B} on web3."
     assert [row["level"] for row in rows] == ["look"] * 3
     assert rows[2]["notes"] == ["serves one of 2 releases of production"]
-    assert (fleet.failure(rows, [said]) or "").startswith(said)
+    assert (fleet.failure(rows, [message]) or "").startswith(message)
     elsewhere = {**other, "environment": "staging"}
     apart = judge("web4", answer(memory=elsewhere, disk=elsewhere, health={"status": 200, **elsewhere}))
     assert fleet.mixed([judged(), apart, judge("web5", {"unreachable": True})]) == []
@@ -368,12 +368,12 @@ def test_a_release_on_disk_that_differs_from_memory_is_broken(site: Site, rows: 
         f"cp -a /etc/booty/release.env /root/; sed -i 's/SENTRY_RELEASE=.*/SENTRY_RELEASE={B}/' /etc/booty/release.env"
     )
     try:
-        played, told = rows()
+        played, hosts = rows()
         assert played.status != 0
         assert f"Broken: {site.host.name}." in played.output
         # The release in memory is the service's own answer.
-        assert f"release in memory is {sha}, on disk {B}" in told[site.host.name]["notes"]
-        assert told[site.host.name]["level"] == "broken"
+        assert f"release in memory is {sha}, on disk {B}" in hosts[site.host.name]["notes"]
+        assert hosts[site.host.name]["level"] == "broken"
     finally:
         site.run("mv /root/release.env /etc/booty/release.env")
 
@@ -382,10 +382,10 @@ def test_a_candidate_that_is_left_over(site: Site, rows: Ask) -> None:
     site.deploy()
     site.run("cp /etc/booty/release.env /run/booty/candidate.env; systemctl start booty-candidate.service")
     try:
-        played, told = rows()
+        played, hosts = rows()
         assert played.status == 0, played.output
-        assert told[site.host.name]["candidate"]["release"] == site.health()["release"]
-        assert "has a candidate left over" in told[site.host.name]["notes"][0]
+        assert hosts[site.host.name]["candidate"]["release"] == site.health()["release"]
+        assert "has a candidate left over" in hosts[site.host.name]["notes"][0]
     finally:
         site.run("systemctl stop booty-candidate.service; rm /run/booty/candidate.env")
 
@@ -396,10 +396,10 @@ def test_a_lease_that_is_held(site: Site, rows: Ask) -> None:
     site.run(f"echo '{held}' > /run/booty-deploy.lock; systemd-run --unit=holder flock /run/booty-deploy.lock sleep 60")
     try:
         site.wait_for("! flock --nonblock /run/booty-deploy.lock true")
-        played, told = rows()
+        played, hosts = rows()
         assert played.status == 0, played.output
-        assert told[site.host.name]["lease"] == held
-        assert f"is held: {held}" in told[site.host.name]["notes"]
+        assert hosts[site.host.name]["lease"] == held
+        assert f"is held: {held}" in hosts[site.host.name]["notes"]
     finally:
         site.run("systemctl stop holder.service")
     assert rows()[1][site.host.name]["lease"] is None
@@ -416,10 +416,10 @@ def test_a_tracker_that_is_down(site: Site, rows: Ask) -> None:
         deadline = time.monotonic() + 20
         while not rows()[1][site.host.name]["tracker"]["dropped"]:
             assert time.monotonic() < deadline
-        played, told = rows("", "-vvv")
+        played, hosts = rows("", "-vvv")
         assert played.status == 0, played.output
-        assert "errors don't reach the tracker" in told[site.host.name]["notes"][0]
-        assert key not in played.output + json.dumps(told)
+        assert "errors don't reach the tracker" in hosts[site.host.name]["notes"][0]
+        assert key not in played.output + json.dumps(hosts)
     finally:
         site.place_secrets(f"SENTRY_DSN={site.tracker.dsn}\n")
         site.run("systemctl restart booty.service")
@@ -429,9 +429,9 @@ def test_a_service_that_is_stopped_stays_so(site: Site, rows: Ask) -> None:
     site.deploy()
     site.run("systemctl stop booty.service")
     try:
-        played, told = rows()
+        played, hosts = rows()
         assert played.status != 0
-        assert told[site.host.name]["notes"] == ["serves nothing: booty.service is inactive"]
+        assert hosts[site.host.name]["notes"] == ["serves nothing: booty.service is inactive"]
         assert site.pid() == "0"
     finally:
         site.run("systemctl start booty.service")
@@ -440,16 +440,16 @@ def test_a_service_that_is_stopped_stays_so(site: Site, rows: Ask) -> None:
 def test_drift(site: Site, rows: Ask) -> None:
     site.deploy()
     old = site.health()["release"]
-    played, told = rows(app_drift="true")
+    played, hosts = rows(app_drift="true")
     assert played.status == 0, played.output
-    assert told[site.host.name]["drift"] == []
+    assert hosts[site.host.name]["drift"] == []
     new = site.release()
     files = "find /etc /opt/booty -type f -printf '%p %T@ %s\n' | sort | sha256sum"
     pid, disk = site.pid(), site.run(files)
-    played, told = rows(app_drift="true", app_drain_seconds="29")
+    played, hosts = rows(app_drift="true", app_drain_seconds="29")
     assert played.status != 0
     assert f"A deploy would change: {site.host.name}." in played.output
-    assert told[site.host.name]["drift"] == [f"release {old} → {new}", "booty.service differs"]
+    assert hosts[site.host.name]["drift"] == [f"release {old} → {new}", "booty.service differs"]
     assert (site.pid(), site.run(files)) == (pid, disk)
     # Compared with the running release, there is no drift.
     assert rows(app_drift="true", app_release=str(old))[1][site.host.name]["drift"] == []

@@ -19,10 +19,10 @@ SHA = "a" * 40
 
 def wanted(release: str = SHA, **variables: Any) -> dict[str, Any]:
     """Return release.env and the units, rendered with the role's defaults and these variables."""
-    given = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
-    given |= {"ansible_managed": "Ansible managed", "app_environment": "staging", "app_telemetry_gate": False}
-    told: dict[str, Any] = host_program.rendered({**given, **variables}, release)
-    return told
+    defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
+    defaults |= {"ansible_managed": "Ansible managed", "app_environment": "staging", "app_telemetry_gate": False}
+    files: dict[str, Any] = host_program.rendered({**defaults, **variables}, release)
+    return files
 
 
 def unit(name: str, **variables: Any) -> str:

@@ -49,23 +49,23 @@ def good(name: str) -> Any:
 
 
 def problems(values: dict[str, dict[str, Any]]) -> list[str]:
-    """Return what is said of hosts' variables."""
-    found = variables.Problems(values)
-    typed = {host: variables.typed(given, host, found) for host, given in values.items()}
-    return [*found] or [*variables.differing(typed)]
+    """Return the messages about the variables of hosts."""
+    collected = variables.Problems(values)
+    typed = {host: variables.typed(of_host, host, collected) for host, of_host in values.items()}
+    return [*collected] or [*variables.differing(typed)]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_bad_value_is_refused_by_name(name: str) -> None:
     spec = SPECS[name]
     for bad in BAD[spec["type"]]:
-        (said,) = problems({"web1": {name: bad}})
-        assert said.startswith(f"{name} is "), said
-        assert ": write " in said
-        assert said.endswith(".")
+        (message,) = problems({"web1": {name: bad}})
+        assert message.startswith(f"{name} is "), message
+        assert ": write " in message
+        assert message.endswith(".")
     if "choices" in spec:
-        (said,) = problems({"web1": {name: "other"}})
-        assert said == f'{name} is "other": write {", ".join(spec["choices"][:-1])} or {spec["choices"][-1]}.'
+        (message,) = problems({"web1": {name: "other"}})
+        assert message == f'{name} is "other": write {", ".join(spec["choices"][:-1])} or {spec["choices"][-1]}.'
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -136,7 +136,7 @@ SERVES = ("shop", "a-b:app", "shop:1a", "shop:app(1)", "shop/web:app", "shop:app
         ),
     ],
 )  # fmt: skip
-def test_what_a_type_alone_allows(name: str, value: Any, write: str) -> None:
+def test_bad_values_of_the_right_type(name: str, value: Any, write: str) -> None:
     assert problems({"web1": {name: value}}) == [f"{name} is {json.dumps(value, ensure_ascii=False)}: write {write}."]
 
 
@@ -152,12 +152,12 @@ def test_hosts_are_named_where_they_differ() -> None:
 
 
 @pytest.mark.parametrize("name", variables.RUN_WIDE)
-def test_what_is_read_once_for_all_must_be_equal(name: str) -> None:
-    (said,) = problems({"web1": {}, "web2": {name: good(name)}, "web3": {}}) or ("",)
+def test_run_wide_variables_must_be_equal_on_all_hosts(name: str) -> None:
+    (message,) = problems({"web1": {}, "web2": {name: good(name)}, "web3": {}}) or ("",)
     if good(name) == SPECS[name]["default"]:
-        (said,) = problems({"web1": {}, "web2": {name: False}, "web3": {}})
-    assert said.startswith(f"{name} must be equal on all hosts of a run and is ")
-    assert "on web1, web3; " in said
+        (message,) = problems({"web1": {}, "web2": {name: False}, "web3": {}})
+    assert message.startswith(f"{name} must be equal on all hosts of a run and is ")
+    assert "on web1, web3; " in message
     assert problems({"web1": {name: good(name)}, "web2": {name: f"{good(name)}".replace("'", '"')}}) == []
 
 
@@ -168,7 +168,7 @@ def test_a_long_value_and_one_that_may_be_a_secret_are_not_shown_whole() -> None
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("web", "web", True, []), "host_deploy_user is web, which is the service's user: write another, such as"),
         (("deploy", "web", False, []), "host_ssh_root is false: write host_deploy_keys as well, which let somebody"),
@@ -176,10 +176,10 @@ def test_a_long_value_and_one_that_may_be_a_secret_are_not_shown_whole() -> None
         (("deploy", "web", True, []), None),
     ],
 )  # fmt: skip
-def test_somebody_gets_in(options: tuple[Any, ...], said: str | None) -> None:
-    found = variables.Problems(["web1"])
-    variables.access("web1", dict(zip(variables.ACCESS, options, strict=True)), found)
-    assert [sentence.startswith(str(said)) for sentence in found] == ([True] if said else [])
+def test_a_login_stays_possible(options: tuple[Any, ...], message: str | None) -> None:
+    collected = variables.Problems(["web1"])
+    variables.access("web1", dict(zip(variables.ACCESS, options, strict=True)), collected)
+    assert [sentence.startswith(str(message)) for sentence in collected] == ([True] if message else [])
 
 
 # Ansible evaluates this playbook, so the values come from a real inventory and a real command line.

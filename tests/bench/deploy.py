@@ -108,7 +108,7 @@ def pyinfra() -> list[str | Path]:
 
 # What the bundled app is served from: the default of app_serve.
 SERVE = "booty.main:create_app()"
-# What each tool took, by its name and by the kind of run.
+# The costs of all runs, by tool and by kind of run.
 Took = dict[str, dict[str, list[Cost]]]
 
 

@@ -266,3 +266,16 @@ def test_the_playbooks_check_the_variables_of_all_roles() -> None:
             assert all(imported["rolespec_validate"] is False for imported in imports)
             roles = {imported["name"].removeprefix("booty.deploy.") for imported in imports}
             assert {*plays[0].get("vars", {}).get("__app_roles", ["app"])} == roles, path
+
+
+def test_a_variable_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("[booty]\nweb1 app_environment=staging app_module=shop.web\n")
+    done = subprocess.run(
+        [Path(sys.executable).parent / "ansible-playbook", "deploy.yml", "-i", tmp_path / "hosts"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 4
+    assert "app_module is no variable any more: write what the runner serves" in " ".join(done.stderr.split())

@@ -6,6 +6,7 @@ All checks are one task, because each task costs time on every host, even if it 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -193,6 +194,9 @@ class PreflightAction(HostProgramAction):
         if problems:
             fields = {"result": "refused", "release": release, "from": host["pointer"].get("SENTRY_RELEASE", "")}
             self.call("record", {"message": " ".join(problems), "fields": {**fields, "by": host_program.who()}})
+        if "app" in (task_vars or {}):  # the commands in the texts need the option as well
+            option = rf"\1 -e app={options['app_name']}"
+            problems = [re.sub(r"(ansible-playbook \w+\.yml)", option, problem) for problem in problems]
         message = [f"{name} serves {release} as {options['app_environment']}", *notices(host, options, name)]
         return {
             **result,

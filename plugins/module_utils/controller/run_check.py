@@ -99,9 +99,10 @@ def inventory(arguments: Mapping[str, Any], command: list[str]) -> Iterator[str]
     if not parser.parse_known_args(command)[0].inventory:
         _, origin = C.config.get_config_value_and_origin("DEFAULT_HOST_LIST")
         default = ",".join(sources)
+        sandbox = f", or -i {SANDBOX} for the sandbox" if SANDBOX.exists() else ""
         yield (
             f"No inventory was named, and Ansible's default is {default} ({origin}), which is not Booty's sandbox. Name"
-            f" the inventory that you mean: -i {default}, or -i {SANDBOX} for the sandbox."
+            f" the inventory that you mean: -i {default}{sandbox}."
         )
 
 

@@ -126,6 +126,8 @@ RULES = {
     "host_service_user": USER,
 }
 NOT_SET = "is not set: write it in the inventory, in group_vars/booty.yml."
+# Variables of earlier versions.
+REPLACED = {"app_module": "is no variable any more: write what the runner serves, such as app_serve: shop.web:app"}
 # Messages do not show these values, because users put secrets into them by mistake.
 HIDDEN = {"app_artifact_url", "app_wave_check"}
 # A shell command may have several lines.
@@ -381,6 +383,8 @@ def all_problems(context: Context, roles: list[str], complete: bool) -> list[str
         for name, spec in known.items():
             if complete and spec.get("required") and name not in variables:
                 problems.add(name, NOT_SET, host)
+        for name in (name for name in REPLACED if name in variables):
+            problems.add(name, REPLACED[name], host)
     return [*problems] or [*differing(values)]
 
 

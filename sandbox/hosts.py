@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sandbox import base, network, nspawn, tracker
-from sandbox.machine import CHECKOUT, SandboxError, as_root, ensure_tools, give, locked, run, say
+from sandbox.machine import CHECKOUT, SandboxError, as_root, ensure_tools, give, locked, run, say, unmount
 
 INSTANCES = Path("/var/lib/booty-sandbox")
 INVENTORY = CHECKOUT / "inventory/sandbox/hosts.yml"
@@ -129,7 +129,7 @@ def down(name: str = "default") -> None:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda host: host.container.power_off(), hosts(name)))
         network.delete(name)
-        nspawn.unmount(INSTANCES / name)
+        unmount(INSTANCES / name)
         shutil.rmtree(INSTANCES / name)
         with suppress(OSError):
             INSTANCES.rmdir()

@@ -179,6 +179,14 @@ def cache() -> Path:
     return directory
 
 
+def unmount(directory: Path) -> None:
+    """Unmount all mounts below a directory."""
+    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for point in sorted(mounted, reverse=True):
+        if point.startswith(f"{directory}/") and run("umount", point, check=False).returncode:
+            run("umount", "--lazy", point)
+
+
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     """Build a directory unless it exists. It is built under a temporary name, so that no run finds it incomplete.
 
@@ -189,6 +197,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target.parent / ".lock"):
         for leftover in target.parent.glob(".tmp-*"):
+            unmount(leftover)  # a build of a root that was killed leaves /proc and /sys mounted in it
             shutil.rmtree(leftover)
         if not target.is_dir():
             work = Path(tempfile.mkdtemp(prefix=".tmp-", dir=target.parent))

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.machine import SandboxError, kill, processes, run, spawn, wait_gone
+from sandbox.machine import SandboxError, kill, processes, run, spawn, unmount, wait_gone
 
 # nspawn exits with 133 when the container asked for a reboot. Each boot runs in cgroups of its own, because containers
 # that share a cgroup would change each other's units. Writing "0" moves the writing process into the cgroup.
@@ -142,14 +142,6 @@ class Container:
                     os.close(descriptor)
                 return
         raise SandboxError(f"{self.directory.name} does not run: start it")
-
-
-def unmount(directory: Path) -> None:
-    """Unmount all mounts below a directory."""
-    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    for point in sorted(mounted, reverse=True):
-        if point.startswith(f"{directory}/") and run("umount", point, check=False).returncode:
-            run("umount", "--lazy", point)
 
 
 def _under_systemd() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import urllib.request
 import uuid
@@ -190,3 +191,14 @@ def test_a_hosts_error_reaches_the_tracker(host: hosts.Host) -> None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"{local.url}/accounts/login/") as page:
         assert page.status == 200
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a mount")
+def test_a_build_that_was_killed_leaves_nothing_that_stops_the_next(tmp_path: Path) -> None:
+    """A killed build of a root leaves mounts, and a directory with a mount inside can't be removed."""
+    leftover = tmp_path / ".tmp-killed" / "proc"
+    leftover.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", leftover], check=True)
+    built = machine.build_once(tmp_path / "root", lambda work: (work / "file").touch())
+    assert (built / "file").is_file()
+    assert not leftover.parent.exists()

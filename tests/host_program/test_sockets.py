@@ -102,3 +102,14 @@ def test_socket_options_are_what_only_open_sockets_have() -> None:
 def test_parse_stream(stream: str, expected: tuple[str, int]) -> None:
     unit = f"[Socket]\n# ListenStream=1\nListenStream={stream}\nListenStream=/run/booty/internal.sock\n"
     assert sockets.parse_stream(unit) == expected
+
+
+def test_a_file_that_a_process_closes_meanwhile_hides_no_socket(tmp_path: Path) -> None:
+    """systemd opens and closes files all the time; the sockets of an app were taken for its service's own."""
+    for pid in (1, 70):
+        folder = tmp_path / f"proc/{pid}/fd"
+        folder.mkdir(parents=True)
+        (folder / "9").symlink_to("socket:[4711]")
+    for number in range(9):
+        (tmp_path / f"proc/1/fd/{number}").touch()  # readlink(2) fails, as on a file that is closed
+    assert sockets.holder(App("booty", tmp_path), "4711") == 1

@@ -74,9 +74,11 @@ def holder(app: App, inode: str) -> int:
     """Return the lowest PID that has a socket open, which is 1 for systemd's own sockets; 0 if no process has it."""
     proc = app.root / "proc"
     for pid in sorted(int(path.name) for path in proc.glob("[0-9]*")):
-        with suppress(OSError):  # the process has just ended, or has closed the file
-            if any(os.readlink(path) == f"socket:[{inode}]" for path in (proc / f"{pid}/fd").iterdir()):
-                return pid
+        with suppress(OSError):  # the process has just ended
+            for path in (proc / f"{pid}/fd").iterdir():
+                with suppress(OSError):  # the process has just closed this file, and may still have the socket
+                    if os.readlink(path) == f"socket:[{inode}]":
+                        return pid
     return 0
 
 

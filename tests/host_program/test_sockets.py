@@ -105,7 +105,7 @@ def test_parse_stream(stream: str, expected: tuple[str, int]) -> None:
 
 
 def test_a_file_that_a_process_closes_meanwhile_hides_no_socket(tmp_path: Path) -> None:
-    """systemd opens and closes files all the time; the sockets of an app were taken for its service's own."""
+    """Systemd opens and closes files all the time; the sockets of an app were taken for its service's own."""
     for pid in (1, 70):
         folder = tmp_path / f"proc/{pid}/fd"
         folder.mkdir(parents=True)

@@ -181,10 +181,10 @@ class Queue:
         return await in_thread(self.put, kind, *args, **kwargs)
 
     def begin(self, state: dict[str, Any]) -> None:
-        """Start to run jobs, with what the lifespans yielded; a release on trial leaves them to what serves."""
+        """Start to run jobs, with what the lifespans yielded. The runner calls this once the process is the service."""
         if self._store is None:
             log.info("no job queue: neither STATE_DIRECTORY nor BOOTY_QUEUE_URL is set")
-        elif self._settings.booty_queue_jobs and not self._settings.booty_candidate:
+        elif self._settings.booty_queue_jobs:
             self._state, self._loop = state, asyncio.get_running_loop()
             self._looping = self._loop.create_task(self._take())
             if self._store.lease:

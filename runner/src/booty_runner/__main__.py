@@ -36,21 +36,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         gc.disable()
         from booty_runner import server, target  # noqa: PLC0415 - --help and a bad setting need not wait for it
 
+        # The app has no part in the trial. A candidate that has taken the service's place keeps its environment.
+        os.environ.pop("BOOTY_CANDIDATE", None)
         app = target.load(args.app)
         gc.freeze()
         gc.enable()
         sockets = server.systemd_sockets() or server.open_sockets(args.host, args.port, args.internal_socket)
-        ready = server.ready
+        report = server.report
         if settings.booty_workers > 1:
             from booty_runner.workers import Supervisor  # noqa: PLC0415 - not needed by one process
 
             worker = Supervisor(settings.booty_workers, settings.booty_watchdog_seconds).run()
             if isinstance(worker, int):
                 return worker
-            ready = worker.ready
+            report = worker.report
             if not worker.first:  # the tracker is asked once a start
                 settings = replace(settings, booty_telemetry_gate=False)
-        server.run(settings, app, sockets, ready)
+            if worker.live:
+                settings = replace(settings, booty_candidate=False)
+        server.run(settings, app, sockets, report)
     except Refusal as error:
         log.error(error)
         return 1

@@ -97,7 +97,7 @@ def _release_flaw(settings: Settings) -> str | None:
     sent = telemetry.sent_release()
     if sent is not None and sent != (settings.sentry_release or ""):
         return f"{settings.sentry_release or '(unknown)'} runs, and events say {sent or '(unknown)'}"
-    if settings.booty_release_dir is None or settings.booty_candidate:
+    if settings.booty_release_dir is None or (settings.booty_candidate and not hooks.live):
         return None
     # The release lies in /opt/NAME/releases.
     pointer = ETC / settings.booty_release_dir.parents[1].name / "release.env"

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from email.utils import formatdate
 from functools import partial
 from pathlib import Path
@@ -244,6 +245,7 @@ class Server:
         if not self._candidate:
             self._become_service(state)
         obedience = loop.create_task(self._obey(listeners, state))
+        obedience.add_done_callback(lambda _: self.stop())  # a function of `hooks.ready` raised
         await self._stop.wait()
         obedience.cancel()
         for sock, _ in listeners:
@@ -253,6 +255,8 @@ class Server:
         finished = await self._drain()
         await others
         clock.cancel()
+        with suppress(asyncio.CancelledError):
+            await obedience
         return finished
 
     async def _obey(self, listeners: Sequence[tuple[socket.socket, Any]], state: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from booty_host import HostError, cutover, lease
+from booty_host import HostError, cutover, handover, lease
 from booty_host.app import App
 from booty_host.controller import Controller
 from booty_host.cutover import Cutover
@@ -469,7 +469,10 @@ def test_a_handover_that_is_settled_by_somebody_else_goes_back_with_a_start(prov
     assert proven.active[proven.app.candidate] == "inactive"
 
 
-def test_a_systemd_that_refuses_another_main_process_restarts_the_service(proven: MemorySystemd) -> None:
+def test_a_systemd_that_refuses_another_main_process_restarts_the_service(
+    proven: MemorySystemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "PATIENCE", 0.1)
     proven.accepts = False
     assert cut_over(proven, "b", contract=2)["state"] == "switched"
     steps = handed_over(proven)

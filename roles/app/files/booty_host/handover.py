@@ -26,6 +26,8 @@ from booty_host.systemd import Systemd
 
 # A release from this number on takes SIGUSR1 and SIGUSR2; see `contract` in its manifest.
 CONTRACT = 2
+# How long systemd may take to accept another main process, in seconds.
+PATIENCE = 10
 # These lines of the service's unit are in force after a start only: the service's control group gets them then, or they
 # belong to the unit that started the process.
 AT_THE_START = re.compile(r"^(Slice|MemoryMax|TasksMax|Delegate|RuntimeDirectory|LoadCredential)\w*=.*$", re.MULTILINE)
@@ -102,7 +104,7 @@ class Handover:
             self.move([self.lease], app.candidate)
             # The candidate pings from a unit that takes messages of the `cat` alone from now on.
             self.systemd.notify(self.new, f"MAINPID={self.lease}", "WATCHDOG_USEC=0", "STATUS=handing over")
-            self.wait(2, "systemd does not take the lease", lambda: self.main_processes()[1] == self.lease)
+            self.wait("systemd does not take the lease", lambda: self.main_processes()[1] == self.lease)
         except (HostError, OSError, subprocess.SubprocessError, ValueError) as error:
             app.handover.unlink()
             os.close(self.pipe)
@@ -148,7 +150,7 @@ class Handover:
         self.move(family(self.app, self.old), self.app.candidate)
         self.check()
         self.systemd.notify(self.old, f"MAINPID={self.new}", "STATUS=serving")
-        self.wait(2, "systemd does not take the new main process", self.is_complete)
+        self.wait("systemd does not take the new main process", self.is_complete)
 
     def is_complete(self) -> bool:
         """Tell whether the service's main process is the candidate's; raise HostError if it is neither of the two."""
@@ -181,9 +183,9 @@ class Handover:
             raise HostError(f"{unit} has no control group")
         self.systemd.move(pids, group)
 
-    def wait(self, seconds: float, problem: str, done: Callable[[], bool]) -> None:
-        """Wait until something is done; raise HostError if it is not within so many seconds."""
-        deadline = time.monotonic() + seconds
+    def wait(self, problem: str, done: Callable[[], bool]) -> None:
+        """Wait until something is done; raise HostError if systemd takes too long for it."""
+        deadline = time.monotonic() + PATIENCE
         while not done():
             if time.monotonic() > deadline:
                 raise HostError(problem)

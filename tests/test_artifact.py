@@ -84,7 +84,7 @@ def test_dependencies_and_runner_are_in_layers_of_their_own(repository: Reposito
         assert manifest
         made_from = {"release": sha, "python": PYTHON, "path": "app", "serve": SERVE}
         layers = {part: built[part]["name"] for part in ("layer", "runner")}
-        assert json.load(manifest) == {**made_from, **layers}
+        assert json.load(manifest) == {**made_from, **layers, "contract": 2}
         assert {entry.mode for entry in tar.getmembers() if entry.isfile()} <= {0o644, 0o755}
         assert {(entry.uid, entry.gid) for entry in tar.getmembers()} == {(0, 0)}
 

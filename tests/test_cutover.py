@@ -254,6 +254,7 @@ ONCE_MORE = (
     ONLY_THE_SERVICE
     + "asked = []\n    health.directory_flaw = lambda _: asked.append(1) or (len(asked) > 1 and {what})\n"
 )
+ASKED_TWICE = "asked = []\nhealth.directory_flaw = lambda _: asked.append(1) or len(asked) > 1 and 'no disk any more'\n"
 BROKEN_LATER = {
     "exits in its startup": (ONLY_THE_SERVICE + "raise SystemExit(7)\n", "booty.service"),
     "is ready, and dies at the first request": (ONCE_MORE.format(what="os._exit(9)"), "booty.service"),
@@ -261,6 +262,16 @@ BROKEN_LATER = {
 }
 
 
+@pytest.fixture
+def restarts(site: Site) -> Iterator[None]:
+    """Give the service a drop-in that the candidate lacks, so that it has to restart."""
+    dropin = "/etc/systemd/system/booty.service.d"
+    site.run(f"mkdir -p {dropin}; printf '[Service]\nNice=0\n' > {dropin}/nice.conf; systemctl daemon-reload")
+    yield
+    site.run(f"rm -r {dropin}; systemctl daemon-reload")
+
+
+@pytest.mark.usefixtures("restarts")
 @pytest.mark.parametrize(
     "how",
     [name if number == 0 else pytest.param(name, marks=pytest.mark.long) for number, name in enumerate(BROKEN_LATER)],
@@ -294,6 +305,63 @@ def test_a_failure_after_the_point_goes_back(site: Site, releases: tuple[str, st
     assert patient == [200]
     site.deploy()
     assert site.health()["release"] == site.repository.git("rev-parse", "HEAD")
+
+
+def test_the_process_that_was_proven_is_the_one_that_serves(site: Site, releases: tuple[str, str]) -> None:
+    """It is the service in every respect, and a restart brings back the same release without the trial."""
+    newer = site.release()
+    with site.journal() as lines:
+        played = site.start("deploy.yml")
+        line = next(line for line in lines if line.startswith("handing over to "))
+        assert played.end().status == 0
+    pid = site.pid()
+    assert line.strip() == f"handing over to {newer}, process {pid}"
+    environ = site.run(f"tr '\\0' '\\n' < /proc/{pid}/environ").splitlines()
+    pointer = site.run("grep -v '^#' /etc/booty/release.env").splitlines()
+    assert {*pointer, *site.run("cat /etc/booty/secrets.env").splitlines(), "BOOTY_CANDIDATE=true"} <= {*environ}
+    assert site.run("cat /sys/fs/cgroup/system.slice/system-booty.slice/booty.service/cgroup.procs") == pid
+    assert site.run(f"cat /proc/{pid}/oom_score_adj; systemctl is-active booty").split() == ["0", "active"]
+    site.run("test ! -e /run/booty/handover")
+    assert site.run("systemctl show booty --property=NRestarts --value") == "0"
+    assert site.run("systemctl show booty --property=StatusText --value") == "serving"
+    # What it logs from now on is the service's, and it can write to the service's /tmp.
+    assert (
+        site.run(f"nsenter --target {pid} --mount sh -c 'echo > /tmp/still; stat -c %F /tmp/still'") == "regular file"
+    )
+    assert newer in site.run(f"journalctl _PID={pid} --identifier=booty --output=cat")
+    assert site.deploy().recap(site.host.name)["changed"] == 0
+    assert site.play("status.yml", app_drift="true").status == 0
+    # systemd notices its end, and starts it again.
+    site.run(f"kill -KILL {pid}")
+    site.wait_for(f"test $(systemctl show booty --property=MainPID --value) -gt 1 && test ! -e /proc/{pid}")
+    site.wait_for("systemctl is-active booty")
+    assert site.health()["release"] == newer
+    assert "BOOTY_CANDIDATE" not in site.run(f"tr '\\0' '\\n' < /proc/{site.pid()}/environ")
+    site.run("systemctl restart booty.service")
+
+
+def test_a_candidate_that_fails_on_the_real_socket_leaves_what_serves(site: Site, releases: tuple[str, str]) -> None:
+    """It goes back without a start, and no connection to the old process is closed."""
+    site.release(text=ROUTES + "from booty import health\n" + ASKED_TWICE)
+    pid = site.pid()
+    with closing(http.client.HTTPConnection(site.host.address, 8000, timeout=60)) as connection:
+        connection.request("GET", "/slow?seconds=0")
+        connection.getresponse().read()
+        sock = connection.sock
+        with Load(site.host.address) as load:
+            played = site.play("deploy.yml")
+        connection.request("GET", "/slow?seconds=0")
+        assert connection.getresponse().status == 200
+        assert connection.sock is sock
+    site.release()
+    output = " ".join(played.output.split())
+    assert played.status != 0
+    assert "/health says 503: no disk any more" in output
+    assert f"Went back to {releases[1]}, which serves" in output
+    assert (site.pid(), site.health()["release"]) == (pid, releases[1])
+    # Clients share the sockets with the candidate, which answers 503 in public until it is found out.
+    assert [failure for failure, _ in load.report["failures"] if "503" not in failure] == []
+    site.run("test ! -e /run/booty/handover && ! systemctl is-active --quiet booty-candidate.service")
 
 
 def test_two_deploys_at_once(site: Site, releases: tuple[str, str]) -> None:
@@ -419,20 +487,18 @@ def strict(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
         sandbox.down(name)
 
 
-# What the host's journal says at twelve moments of a cutover, in their order.
+# What the host's journal says at ten moments of a cutover, in their order.
 MOMENTS = {
     "the cutover begins": ".* deploys .*, in booty-cutover-.*scope",
     "proving": "proving ",
     "the candidate starts": "Starting booty-candidate.service",
     "the candidate serves": "booty_runner.server: serving release",
     "the candidate is proven": "Started booty-candidate.service",
+    "handing over": "handing over to ",
     "pointing": "pointing to ",
-    "the service stops": "Stopping booty.service",
-    "the service has stopped": "Stopped booty.service",
-    "the service starts": "Starting booty.service",
-    "the service has started": "Started booty.service",
-    "the candidate stops": "Stopping booty-candidate.service",
-    "the candidate has stopped": "Stopped booty-candidate.service",
+    "the candidate's unit stops": "Stopping booty-candidate.service",
+    "the old process drains": "booty_runner.server: stopping",
+    "the candidate's unit has stopped": "Stopped booty-candidate.service",
 }
 WAYS = {"root": "site", "sudo, KillUserProcesses": "strict"}
 

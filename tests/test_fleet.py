@@ -415,8 +415,11 @@ def candidate_fails(host: Host) -> Callable[[], object]:
 
 
 def dies_after_the_switch(host: Host) -> Callable[[], object]:
+    # With a drop-in of its own the service has to restart.
+    dropin = "/etc/systemd/system/booty.service.d"
+    host.ssh(f"mkdir -p {dropin}; printf '[Service]\nNice=0\n' > {dropin}/nice.conf; systemctl daemon-reload")
     host.ssh(f"touch {POISON}; chmod 0644 {POISON}")
-    return lambda: host.ssh(f"rm {POISON}")
+    return lambda: host.ssh(f"rm -r {POISON} {dropin}; systemctl daemon-reload")
 
 
 def inside(host: Host, command: str) -> None:

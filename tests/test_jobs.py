@@ -164,7 +164,7 @@ def test_a_deploy_during_a_job_longer_than_the_drain(site: Site, release: str) -
     site.deploy(app_drain_seconds="1")
     wait_for_note(site, "end long")
     assert noted(site) == {"begin long": 2, "end long": 1}
-    assert "1 jobs go back to the queue" in site.run("journalctl --unit=booty.service --output=cat")
+    assert "1 jobs go back to the queue" in site.run("journalctl --identifier=booty --output=cat")
 
 
 def test_a_failing_job_s_events_reach_the_tracker(site: Site, release: str) -> None:

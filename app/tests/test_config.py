@@ -25,7 +25,6 @@ def test_defaults():
         "sentry_sample_rate": 1.0,
         "booty_queue_url": None,
         "booty_queue_jobs": 4,
-        "booty_candidate": False,
         "state_directory": None,
     }
 

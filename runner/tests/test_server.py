@@ -413,3 +413,32 @@ def test_an_event_loop_that_hangs_ends_the_process(start, tcp, stops):
             status, stderr = service.wait(5)
     assert status == -signal.SIGALRM
     assert "in hang" in stderr
+
+
+# --- pause, and the candidate that becomes the service ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_pause_leaves_new_connections_to_another_process_and_keeps_its_own(start, tcp, unix, workers):
+    old = start(sockets=[tcp, unix], BOOTY_WORKERS=workers, SENTRY_RELEASE="old").ready()
+    new = start(sockets=[tcp, unix], BOOTY_WORKERS=workers, SENTRY_RELEASE="new", BOOTY_CANDIDATE="true").ready()
+    with Load(tcp, 4, 2, 2) as load:
+        for _ in range(3):
+            old.process.send_signal(signal.SIGUSR1)
+            old.notifications.expect("STATUS=paused")
+            assert {json.loads(ask(tcp, "/health")[2])["release"] for _ in range(20)} == {"new"}
+            old.process.send_signal(signal.SIGUSR2)
+            old.notifications.expect("STATUS=serving" if workers == "1" else "STATUS=serving with 3 workers")
+            wait_for_release(tcp, "old")
+    assert load.failures == []
+    for service in (new, old):
+        service.process.send_signal(signal.SIGUSR1)  # a paused process drains as well
+        service.notifications.expect("STATUS=paused")
+        service.stop()
+        assert service.wait()[0] == 0
+
+
+def wait_for_release(tcp, release):
+    deadline = time.monotonic() + 10
+    while json.loads(ask(tcp, "/health")[2])["release"] != release:
+        assert time.monotonic() < deadline

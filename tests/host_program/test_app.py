@@ -24,6 +24,8 @@ def test_the_default_app_keeps_its_names() -> None:
         "state": "/opt/booty/state.json",
         "var": "/var/lib/booty",
         "candidate_env": "/run/booty/candidate.env",
+        "handover": "/run/booty/handover",
+        "settle": "/run/booty/settle",
         "opened": "/run/booty/opened",
         "internal_socket": "/run/booty/internal.sock",
         "lock": "/run/booty-deploy.lock",

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
+import re
 import shutil
+import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from booty_host import HostError, cutover, lease
+from booty_host import HostError, cutover, handover, lease
 from booty_host.app import App
 from booty_host.controller import Controller
 from booty_host.cutover import Cutover
@@ -32,6 +35,8 @@ class MemorySystemd(Systemd):
             release.env and state.json that each of these finds; in their order.
         broken: the units that fail to start, each with the release that it fails with.
         ill: the releases whose /health answers 503, and whose service systemd had to start again.
+        accepts: whether systemd accepts another main process.
+        happens: what happens after a step, by a word of that step.
     """
 
     def __init__(self, app: App, journald: socket.socket) -> None:
@@ -43,6 +48,9 @@ class MemorySystemd(Systemd):
         self.enabled: set[str] = set()
         self.broken: set[tuple[str, str]] = set()
         self.ill: set[str] = set()
+        self.happens: dict[str, Callable[[], object]] = {}
+        self.main: dict[str, int] = {}
+        self.pid, self.accepts = 10, True
 
     def observe(self) -> list[str]:
         """Append what changed since the last call, and return all steps."""
@@ -67,7 +75,11 @@ class MemorySystemd(Systemd):
         return [
             {
                 "ActiveState": self.active[name],
-                "MainPID": self.process(name).name if self.process(name).is_dir() else "0",
+                "MainPID": str(self.main.get(name, 0)),
+                "StatusText": "paused"
+                if (self.app.root / f"proc/{self.main.get(name, 0)}/paused").exists()
+                else "serving",
+                "ControlGroup": f"/{name}",
                 "NeedDaemonReload": "no",
                 "UnitFileState": "enabled" if name in self.enabled else "disabled",
                 "NRestarts": "1" if name == self.app.service and self.release(name) in self.ill else "0",
@@ -79,9 +91,11 @@ class MemorySystemd(Systemd):
     def systemctl(self, verb: str, *names: str, check: bool = True) -> None:
         self.observe().append(" ".join((verb, *names)))
         for name in names:
+            if name == self.app.candidate and verb == "stop" and self.app.handover.exists():
+                self.settle()
             if verb in {"stop", "restart"}:
                 self.active[name] = "inactive"
-                shutil.rmtree(self.process(name), ignore_errors=True)
+                self.end(self.main.pop(name, 0))
             if verb in {"start", "restart"}:
                 self.start(name)
             if verb == "reset-failed" and self.active[name] == "failed":
@@ -98,15 +112,59 @@ class MemorySystemd(Systemd):
             raise HostError(f"systemctl start {name}: it failed")
         self.active[name] = "active"
         if name != self.app.socket:
-            self.process(name).mkdir(parents=True)
+            self.pid += 1
+            self.main[name] = self.pid
+            process = self.app.root / f"proc/{self.pid}"
+            process.mkdir(parents=True)
             environ = [*env.split(), read(self.app.unit_files / name).strip()]
-            (self.process(name) / "environ").write_text("\0".join(environ))
-
-    def process(self, name: str) -> Path:
-        return self.app.root / f"proc/{10 + list(self.active).index(name)}"
+            (process / "environ").write_text("\0".join(environ))
+            (process / "stat").write_text(f"{self.pid} (python) S 1")
 
     def release(self, name: str) -> str:
-        return labels(self.app, int(self.process(name).name)).get("SENTRY_RELEASE", "")
+        return labels(self.app, self.main.get(name, 0)).get("SENTRY_RELEASE", "")
+
+    def answering(self) -> str:
+        """Return the release of the service, or the candidate's while the service does not run or has paused."""
+        pid = self.main.get(self.app.service, 0)
+        if (self.app.root / f"proc/{pid}").is_dir() and not (self.app.root / f"proc/{pid}/paused").exists():
+            return self.release(self.app.service)
+        candidates = read(self.app.handover).split()[1:] or [str(self.main.get(self.app.candidate, 0))]
+        return labels(self.app, int(candidates[0])).get("SENTRY_RELEASE", "")
+
+    def end(self, pid: int) -> None:
+        shutil.rmtree(self.app.root / f"proc/{pid}", ignore_errors=True)
+
+    def settle(self) -> None:
+        """Do what settle.sh does: the main process stays if it is the pointer's, and the other one ends."""
+        pids = [int(pid) for pid in read(self.app.handover).split()]
+        service = self.app.service
+        os.kill(self.main[self.app.candidate], signal.SIGKILL)  # a real `cat`
+        if labels(self.app, self.main.get(service, 0)).get("SENTRY_RELEASE") != self.named:
+            self.systemctl("restart", service)
+        for pid in pids:
+            if pid != self.main[service]:
+                self.end(pid)
+        (self.app.root / f"proc/{self.main[service]}/paused").unlink(missing_ok=True)
+        self.app.handover.unlink()
+
+    def drop_ins(self, name: str) -> list[str]:
+        return [read(path) for path in (self.app.unit_files / f"{name}.d").glob("*")]
+
+    def notify(self, pid: int, *lines: str) -> None:
+        (name,) = (name for name, main in self.main.items() if main == pid)
+        self.observe().append(f"{name}: {' '.join(lines)}".replace(str(self.main.get(self.app.candidate)), "C"))
+        if self.accepts:
+            self.main[name] = int(parse_assignments("\n".join(lines))["MAINPID"])
+
+    def kill(self, pid: int, number: int) -> None:
+        self.observe().append(f"{signal.Signals(number).name} to {labels(self.app, pid)['SENTRY_RELEASE']}")
+        (self.app.root / f"proc/{pid}/paused").touch()
+
+    def move(self, pids: list[int], group: str) -> None:
+        releases = [labels(self.app, pid).get("SENTRY_RELEASE", "the lease") for pid in pids]
+        self.observe().append(f"{' '.join(releases)} moves to {group}")
+        for happening in [what for word, what in self.happens.items() if word in self.steps[-1]]:
+            happening()
 
     def journal(self, name: str) -> str:
         return f"The journal of {name}"
@@ -120,7 +178,7 @@ class Health(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         systemd: MemorySystemd = self.server.systemd  # type: ignore[attr-defined]
-        release = systemd.release(systemd.app.service) or systemd.release(systemd.app.candidate)
+        release = systemd.answering()
         systemd.observe().append(f"health: {release} answers")
         self.send_response(503 if release in systemd.ill else 200)
         self.end_headers()
@@ -134,8 +192,10 @@ class Health(http.server.BaseHTTPRequestHandler):
 def app(tmp_path: Path) -> App:
     """Return an app whose paths start at a temporary directory."""
     app = App("shop", tmp_path)
-    for directory in (app.etc, app.releases, app.layers, app.unit_files, app.candidate_env.parent):
+    groups = tmp_path / "sys/fs/cgroup"
+    for directory in (app.etc, app.releases, app.layers, app.unit_files, app.candidate_env.parent, groups):
         directory.mkdir(parents=True)
+    (groups / "cgroup.controllers").touch()
     return app
 
 
@@ -167,8 +227,12 @@ def release(systemd: MemorySystemd, sha: str) -> Release:
     return Release(app, env, {app.slice: "", app.socket: sockets, app.service: unit, app.candidate: unit})
 
 
-def cut_over(systemd: MemorySystemd, sha: str, controller: Controller | None = None) -> dict[str, Any]:
+def cut_over(
+    systemd: MemorySystemd, sha: str, controller: Controller | None = None, contract: int = 1
+) -> dict[str, Any]:
     (systemd.app.releases / sha).mkdir()
+    fields = {"layer": "", "python": "", "contract": contract}
+    (systemd.app.releases / sha / "release.json").write_text(json.dumps(fields))
     steps = Cutover(systemd.app, systemd)
     return steps.cut_over(
         release(systemd, sha), 5, "anna deploys", f"run {sha}", controller or Controller(False), False
@@ -196,6 +260,7 @@ reset-failed shop.service shop.socket
 start shop.socket
 journal: proving a
 start shop-candidate.service
+journal: restarting: shop.service is inactive
 journal: pointing to a
 release.env names a
 reset-failed shop.socket shop.service
@@ -217,6 +282,7 @@ start shop-candidate.service
 """
 SWITCH = f"""\
 {PROVE}\
+journal: restarting: the runner of a can't hand over
 daemon-reload
 journal: pointing to b
 release.env names b
@@ -277,6 +343,7 @@ release.env names a
 reset-failed shop.service shop.socket
 """
 RESTART = f"""\
+journal: restarting: it goes back
 journal: pointing to a
 reset-failed shop.socket shop.service
 restart shop.service
@@ -319,6 +386,128 @@ def test_a_cutover_is_taken_back_by_its_own_run(serving: MemorySystemd) -> None:
     after += "journal: Went back to a, which serves.\nstate.json: a served\n"
     assert serving.observe() == (BACK + after).splitlines()
     assert (serving.release(serving.app.service), installed(serving.app)) == ("a", "BOOTY_UNIT=aa")
+
+
+@pytest.fixture
+def proven(systemd: MemorySystemd) -> MemorySystemd:
+    """Return a systemd whose service runs the release `a`, which can hand over, with no steps yet."""
+    assert cut_over(systemd, "a", contract=2)["state"] == "switched"
+    systemd.observe().clear()
+    return systemd
+
+
+TRY = f"""\
+{PROVE}\
+the lease moves to /shop-candidate.service
+shop-candidate.service: MAINPID=LEASE WATCHDOG_USEC=0 STATUS=handing over
+journal: handing over to b, process 13
+SIGUSR1 to a
+health: b answers
+"""
+HAND_OVER = f"""\
+{TRY}\
+daemon-reload
+reset-failed shop.socket shop.service
+journal: pointing to b
+release.env names b
+a moves to /shop-candidate.service
+shop.service: MAINPID=13 STATUS=serving
+{RETIRE}\
+health: b answers
+journal: serving b
+state.json: b a served
+"""
+
+
+def handed_over(systemd: MemorySystemd) -> list[str]:
+    return [re.sub(r"MAINPID=(?!13)\d+", "MAINPID=LEASE", step) for step in systemd.observe()]
+
+
+def test_the_process_that_was_proven_is_the_one_that_serves(proven: MemorySystemd) -> None:
+    assert cut_over(proven, "b", contract=2)["state"] == "switched"
+    assert handed_over(proven) == HAND_OVER.splitlines()
+    assert (proven.main[proven.app.service], proven.release(proven.app.service)) == (13, "b")
+    assert not proven.app.handover.exists()
+
+
+def test_a_candidate_that_is_not_confirmed_leaves_the_old_process_serving(proven: MemorySystemd) -> None:
+    """It goes back without a start, before release.env or a unit has changed."""
+    proven.ill = {"b"}
+    old = proven.main[proven.app.service]
+    answer = cut_over(proven, "b", contract=2)
+    assert (answer["state"], proven.main[proven.app.service]) == ("went back", old)
+    assert "Went back to a, which serves." in answer["msg"]
+    assert "/health says 503: no disk" in answer["msg"]
+    assert "release.env names b" not in proven.steps
+    assert not [step for step in proven.steps if "start" in step and "candidate" not in step]
+    assert proven.observe()[-1] == "journal: b does not serve. Went back to a, which serves."
+    assert installed(proven.app) == "BOOTY_UNIT=aa"
+
+
+def test_a_candidate_that_dies_after_the_pointer_leaves_the_old_process_serving(proven: MemorySystemd) -> None:
+    old = proven.main[proven.app.service]
+    proven.happens["a moves"] = lambda: proven.end(13)
+    answer = cut_over(proven, "b", contract=2)
+    assert (answer["state"], proven.main[proven.app.service]) == ("went back", old)
+    assert proven.steps.index("release.env names b") < proven.steps.index("release.env names a")
+    assert proven.steps.index("release.env names a") < proven.steps.index("stop shop-candidate.service")
+    assert "restart shop.service" not in proven.steps
+    assert installed(proven.app) == "BOOTY_UNIT=aa"
+
+
+def test_a_handover_that_is_settled_by_somebody_else_goes_back_with_a_start(proven: MemorySystemd) -> None:
+    """The lease was killed, and systemd has restarted the service on the new release."""
+
+    def settle() -> None:
+        proven.happens.clear()
+        proven.systemctl("stop", proven.app.candidate)
+
+    proven.happens["a moves"] = settle
+    answer = cut_over(proven, "b", contract=2)
+    assert (answer["state"], proven.release(proven.app.service)) == ("went back", "a")
+    assert parse_assignments(read(proven.app.release_env))["SENTRY_RELEASE"] == "a"
+    assert proven.active[proven.app.candidate] == "inactive"
+
+
+def test_a_systemd_that_refuses_another_main_process_restarts_the_service(
+    proven: MemorySystemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "PATIENCE", 0.1)
+    proven.accepts = False
+    assert cut_over(proven, "b", contract=2)["state"] == "switched"
+    steps = handed_over(proven)
+    assert "journal: restarting: it can't be handed over: systemd does not take the lease" in steps
+    assert steps[-len(AFTER := (SWITCH + RETIRE).splitlines()[6:]) - 3 : -3] == AFTER
+    assert not proven.app.handover.exists()
+
+
+def change(name: str, text: str) -> Callable[[App], object]:
+    def write(app: App) -> None:
+        path = app.unit_files / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("prepare", "why"),
+    [
+        (lambda app: (app.releases / "a/release.json").unlink(), "the runner of a can't hand over"),
+        (change("shop.service", "MemoryMax=1G\n"), "shop.service changes in MemoryMax=1G"),
+        (change("system-shop.slice", "MemoryMax=1G\n"), "system-shop.slice changes in MemoryMax=1G"),
+        (change("shop.service.d/own.conf", "PrivateNetwork=true\n"), "shop.service has a drop-in"),
+        (lambda app: (app.root / "sys/fs/cgroup/cgroup.controllers").unlink(), "no unified control groups"),
+    ],
+)
+def test_what_a_handover_can_t_carry_restarts_the_service(
+    proven: MemorySystemd, prepare: Callable[[App], object], why: str
+) -> None:
+    prepare(proven.app)
+    assert cut_over(proven, "b", contract=2)["state"] == "switched"
+    (line,) = (step for step in proven.steps if step.startswith("journal: restarting: "))
+    assert why in line
+    assert "SIGUSR1 to a" not in proven.steps
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,6 @@ class Settings(BaseSettings):
         description="a PostgreSQL URL, postgresql://USER:PASSWORD@HOST/DATABASE, for a queue that hosts share",
     )
     booty_queue_jobs: int = Field(default=4, ge=0, description="how many jobs a process runs at once, 0 or more")
-    booty_candidate: bool = Field(
-        default=False, description="true or false: whether this is a candidate, which runs no jobs"
-    )
     state_directory: Path | None = None
 
     @model_validator(mode="before")

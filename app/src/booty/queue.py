@@ -184,14 +184,14 @@ class Queue:
         return await in_thread(self.put, kind, *args, **kwargs)
 
     def begin(self, state: dict[str, Any]) -> None:
-        """Start to run jobs. A candidate runs none.
+        """Start to run jobs. The runner calls this once the process is the service.
 
         Args:
             state: the lifespan's state.
         """
         if self._store is None:
             log.info("no job queue: neither STATE_DIRECTORY nor BOOTY_QUEUE_URL is set")
-        elif self._settings.booty_queue_jobs and not self._settings.booty_candidate:
+        elif self._settings.booty_queue_jobs:
             self._state, self._loop = state, asyncio.get_running_loop()
             self._claiming = self._loop.create_task(self._claim_jobs())
             if self._store.lease:

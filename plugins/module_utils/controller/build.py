@@ -30,6 +30,9 @@ from .uv import build_environment, uv, workplace
 
 # This number is a part of every key. Raise it when a change of this file changes the bytes of an archive.
 RECIPE = "6"
+# What the host program may rely on in a release, as a number in its manifest: 2 if the runner's main process takes the
+# signals SIGUSR1 and SIGUSR2. A release without a number has the contract 1.
+CONTRACT = 2
 # The runner, in this checkout or in the installed collection.
 RUNNER = Path(__file__).resolve().parents[3] / "runner"
 # Debian 12, the oldest supported suite, has glibc 2.36. uv must not choose a wheel that needs a newer glibc.
@@ -143,7 +146,7 @@ def build(
                 # The app's version of a package overrides the runner's version, as it does on the import path.
                 materials = bill(pyproject, {**pins(runner_lock, python, machine), **locked}, sha, time)
                 manifest = {"release": sha, "layer": layer_name, "runner": runner_name, "python": python, "path": path}
-                pack_release(archive, target, {**manifest, "serve": serve}, materials, time)
+                pack_release(archive, target, {**manifest, "serve": serve, "contract": CONTRACT}, materials, time)
 
         once(release, finish)
         tidy(cache)
@@ -222,7 +225,7 @@ def built_app(repository: Path, path: str, sha: str, python: str) -> Iterator[tu
         yield target, time
 
 
-def pack_release(archive: Path, target: Path, manifest: dict[str, str], materials: bytes, time: int) -> None:
+def pack_release(archive: Path, target: Path, manifest: dict[str, Any], materials: bytes, time: int) -> None:
     """Pack an installed app as a virtual environment over its layers."""
     site = f"lib/python{manifest['python']}/site-packages"
     archive.with_name(archive.name.replace(".tar.gz", ".cdx.json")).write_bytes(materials)

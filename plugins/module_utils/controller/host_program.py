@@ -83,7 +83,7 @@ def program() -> bytes:
     """Return the host program as a zip archive."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted((ROLE / "files" / "booty_host").glob("*.py")):
+        for path in sorted((ROLE / "files" / "booty_host").glob("*.*")):
             archive.write(path, f"booty_host/{path.name}")
     return buffer.getvalue()
 

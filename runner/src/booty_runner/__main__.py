@@ -37,21 +37,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         gc.disable()
         from booty_runner import server, target  # noqa: PLC0415 - slow; --help and a refused setting don't need them
 
+        # The app has no part in the trial. A candidate that has taken the service's place keeps its environment.
+        os.environ.pop("BOOTY_CANDIDATE", None)
         app = target.load(args.app)
         gc.freeze()
         gc.enable()
         sockets = server.systemd_sockets() or server.open_sockets(args.host, args.port, args.internal_socket)
-        ready = server.ready
+        report = server.report
         if settings.booty_workers > 1:
             from booty_runner.workers import Supervisor  # noqa: PLC0415 - a single process doesn't need it
 
             worker = Supervisor(settings.booty_workers, settings.booty_watchdog_seconds).run()
             if isinstance(worker, int):
                 return worker
-            ready = worker.ready
+            report = worker.report
             if not worker.first:  # the first worker sends the gate's event for all of them
                 settings = replace(settings, booty_telemetry_gate=False)
-        server.run(settings, app, sockets, ready)
+            if worker.live:
+                settings = replace(settings, booty_candidate=False)
+        server.run(settings, app, sockets, report)
     except Refusal as error:
         log.error(error)
         return 1

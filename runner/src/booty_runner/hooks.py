@@ -38,12 +38,17 @@ status: dict[str, Callable[[], Awaitable[Any]]] = {}
 commands: dict[str, Command] = {}
 route: Callable[[Scope], str | None] = _no_route
 departures: tuple[type[Exception], ...] = ()
+# Whether this process is the service; a candidate is not, until it takes the service's place.
+live = False
 # The latest end of the drain, on the monotonic clock; 0 before a drain begins.
 drain_ends = 0.0
 
 
 def on_ready(function: Callable[[dict[str, Any]], object]) -> None:
-    """Call a function once this process serves. Its argument is the lifespan's state."""
+    """Call a function once this process is the service. Its argument is the lifespan's state.
+
+    In a candidate that is when it takes the service's place.
+    """
     ready.append(function)
 
 

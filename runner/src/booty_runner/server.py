@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from email.utils import formatdate
 from functools import partial
 from pathlib import Path
@@ -107,19 +108,25 @@ def notify(*lines: str, flags: int = 0) -> None:
         log.warning("cannot notify systemd: %s", error)
 
 
-def ready() -> None:
-    """Tell systemd that the service serves."""
-    notify("READY=1", "STATUS=serving")
+def report(state: str) -> None:
+    """Tell systemd that the service is up, and whether it is `serving` or `paused`."""
+    notify("READY=1", f"STATUS={state}")
 
 
-def run(settings: Settings, app: Any, sockets: list[socket.socket], on_ready: Callable[[], None] = ready) -> None:
+def keep_watch(seconds: float) -> None:
+    """Have systemd kill the main process when it does not ping for so long; 0 ends that."""
+    notify(f"WATCHDOG_USEC={round(seconds * 1e6)}")
+
+
+def run(settings: Settings, app: Any, sockets: list[socket.socket], on_state: Callable[[str], None] = report) -> None:
     """Serve until SIGTERM or SIGINT and return once stopped: the app over TCP, the internal app over Unix.
 
     Args:
         settings: the runner's.
         app: an ASGI app.
         sockets: listening ones; they are closed at the stop.
-        on_ready: called once all of them are served.
+        on_state: called with `serving` once all of them are served, and with `paused` or `serving` whenever a signal
+            changes that.
 
     Raises:
         Refusal: the service does not start.
@@ -127,11 +134,11 @@ def run(settings: Settings, app: Any, sockets: list[socket.socket], on_ready: Ca
         Exception: what the lifespan raises.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, app, sockets, on_ready))
+        runner.run(_serve(settings, app, sockets, on_state))
 
 
-async def _serve(settings: Settings, app: Any, sockets: list[socket.socket], on_ready: Callable[[], None]) -> None:
-    server, lifespan = Server(settings, on_ready), Lifespan(app)
+async def _serve(settings: Settings, app: Any, sockets: list[socket.socket], on_state: Callable[[str], None]) -> None:
+    server, lifespan = Server(settings, on_state), Lifespan(app)
     try:
         # Entered here and not by uvicorn, which takes a failed startup for an app without a lifespan.
         async with lifespan as state:
@@ -193,16 +200,25 @@ class Server:
     - sends the apps of responses without an announced length `http.disconnect` after `booty_stream_seconds`, or as
       long after the response began, and closes their connections;
     - cuts what is left after `booty_drain_seconds`, or at a second signal.
+
+    Two more signals hand the sockets from one release to the next; the host program sends them only to releases whose
+    manifest has `contract` 2 or more:
+
+    - SIGUSR1 pauses: the server stops accepting, and goes on with its connections;
+    - SIGUSR2 makes this process the service: it accepts again if it was paused, and the functions of
+      `hooks.on_ready` are called if it was a candidate.
     """
 
-    def __init__(self, settings: Settings, on_ready: Callable[[], None] = ready) -> None:
-        self._on_ready = on_ready
+    def __init__(self, settings: Settings, on_state: Callable[[str], None] = report) -> None:
+        self._on_state = on_state
+        self._candidate = settings.booty_candidate
         self._idle_seconds = settings.booty_idle_seconds
         self._stream_seconds = settings.booty_stream_seconds
         self._drain_seconds = settings.booty_drain_seconds
         self._watchdog_seconds = settings.booty_watchdog_seconds
         self._state = ServerState()  # shared by all listeners: the drain waits for the connections of each
         self._servers: list[asyncio.Server] = []
+        self._orders: asyncio.Queue[int] = asyncio.Queue()  # signals, in the order of their arrival
         self._stop = asyncio.Event()
         self._cut = asyncio.Event()
 
@@ -219,21 +235,58 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            loop.add_signal_handler(number, self._orders.put_nowait, number)
         clock = loop.create_task(self._keep_date())
-        for sock, app in listeners:
-            await self._listen(sock, app, state)
-        self._on_ready()
+        await self._accept(listeners, state)
+        self._on_state("serving")
         # It goes on until the event loop ends, so a shutdown that hangs is seen as well.
         self._watch = loop.create_task(self._keep_watch())
-        for function in hooks.ready:
-            function(state)
+        if not self._candidate:
+            self._become_service(state)
+        obedience = loop.create_task(self._obey(listeners, state))
+        obedience.add_done_callback(lambda _: self.stop())  # a function of `hooks.ready` raised
         await self._stop.wait()
+        obedience.cancel()
+        for sock, _ in listeners:
+            sock.close()
         hooks.drain_ends = time.monotonic() + self._drain_seconds
         others = asyncio.gather(*(function(hooks.Drain(hooks.drain_ends, self._cut)) for function in hooks.drain))
         finished = await self._drain()
         await others
         clock.cancel()
+        with suppress(asyncio.CancelledError):
+            await obedience
         return finished
+
+    async def _obey(self, listeners: Sequence[tuple[socket.socket, Any]], state: dict[str, Any]) -> None:
+        while True:
+            if await self._orders.get() == signal.SIGUSR1:
+                self._close()
+                self._on_state("paused")
+                continue
+            if not self._servers:
+                await self._accept(listeners, state)
+            if not hooks.live:
+                self._become_service(state)
+            # systemd took the candidate's WATCHDOG_USEC= for the candidate's unit.
+            keep_watch(self._watchdog_seconds)
+            self._on_state("serving")
+
+    def _become_service(self, state: dict[str, Any]) -> None:
+        hooks.live = True
+        for function in hooks.ready:
+            function(state)
+
+    async def _accept(self, listeners: Sequence[tuple[socket.socket, Any]], state: dict[str, Any]) -> None:
+        for sock, app in listeners:
+            # A server closes its socket; the original is kept for the next one.
+            await self._listen(sock.dup(), app, state)
+
+    def _close(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
 
     async def _listen(self, sock: socket.socket, app: Any, state: dict[str, Any]) -> None:
         config = Config(
@@ -285,7 +338,7 @@ class Server:
             return
         faulthandler.enable()  # systemd sends SIGABRT
         faulthandler.register(signal.SIGALRM, chain=True)
-        notify(f"WATCHDOG_USEC={round(seconds * 1e6)}")
+        keep_watch(seconds)
         try:
             while True:
                 ping()
@@ -300,8 +353,7 @@ class Server:
         began = loop.time()
         notify("STOPPING=1", f"STATUS=draining {len(self._state.connections)} connections")
         log.info("stopping: draining %d connections", len(self._state.connections))
-        for server in self._servers:
-            server.close()
+        self._close()
         self._state.default_headers.append((b"connection", b"close"))
         await asyncio.sleep(0)  # what was accepted in this turn of the loop is connected in the next
         streams: dict[RequestResponseCycle, float] = {}

@@ -102,7 +102,7 @@ def _release_flaw(settings: Settings) -> str | None:
     sent = transport.release if transport else None
     if sent is not None and sent != (settings.sentry_release or ""):
         return f"{settings.sentry_release or '(unknown)'} runs, and events say {sent or '(unknown)'}"
-    if settings.booty_release_dir is None or settings.booty_candidate:
+    if settings.booty_release_dir is None or (settings.booty_candidate and not hooks.live):
         return None
     # The release is in /opt/NAME/releases.
     release_env = ETC / settings.booty_release_dir.parents[1].name / "release.env"

@@ -12,12 +12,15 @@ import time
 from dataclasses import dataclass
 
 from booty_runner.deadline import end_in
-from booty_runner.server import notify, ping
+from booty_runner.server import keep_watch, notify, ping
 
 log = logging.getLogger(__name__)
 
-# What a worker sends to say that it is ready. Unlike SIGUSR1 it is queued: of two at once none is lost.
-_READY = signal.SIGRTMIN
+# What a worker sends when it serves, and when it has paused. Unlike SIGUSR1, both are queued: of two at once none is
+# lost.
+_STATES = {"serving": signal.SIGRTMIN, "paused": signal.SIGRTMIN + 1}
+# The signals that every worker gets, also one that is ready later, each with the state that a worker answers.
+_ORDERS: dict[int, int] = {signal.SIGUSR1: _STATES["paused"], signal.SIGUSR2: _STATES["serving"]}
 _STOP = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 # The pauses before another worker is started: the first follows at once, then 1, 2, 4, 8, 16 and 30 s.
@@ -36,11 +39,12 @@ class Worker:
 
     supervisor: int
     first: bool
+    live: bool  # whether the supervisor is the service, although it started as a candidate
 
-    def ready(self) -> None:
-        """Tell the supervisor that this worker serves."""
+    def report(self, state: str) -> None:
+        """Tell the supervisor whether this worker is `serving` or `paused`."""
         end_in("start", None)
-        os.kill(self.supervisor, _READY)
+        os.kill(self.supervisor, _STATES[state])
 
 
 class Supervisor:
@@ -58,6 +62,9 @@ class Supervisor:
         self._served = False  # whether all were
         self._failures = 0  # in a row
         self._next_start = 0.0  # on the monotonic clock
+        self._order = 0  # the last one of _ORDERS
+        self._obeyed: set[int] = set()  # the workers that have answered it
+        self._live = False  # whether SIGUSR2 came
         self._stopped_by = 0  # the signal, once there was one
         self._status = 0
 
@@ -68,7 +75,7 @@ class Supervisor:
             As fork(2) does twice: to each worker what it is, and to the supervisor, once all have ended, its exit
             status: 0 after a stop, else that of the worker that failed, or 3 if a signal killed it.
         """
-        waited_for = {*_STOP, signal.SIGCHLD, _READY}
+        waited_for = {*_STOP, *_ORDERS, *_STATES.values(), signal.SIGCHLD}
         # Only waited for, never handled: nothing can happen between two lines of this.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
         while True:
@@ -79,7 +86,7 @@ class Supervisor:
                     supervisor, first, served = os.getpid(), not self._proven, self._served
                     if not (pid := os.fork()):
                         _become_worker(supervisor, mask, _START_SECONDS if served else 0)
-                        return Worker(supervisor, first)
+                        return Worker(supervisor, first, self._live)
                     self._ready[pid] = None
                 missing = 0
             if not self._ready and not missing:
@@ -95,8 +102,10 @@ class Supervisor:
                 self._stop(came.si_signo)
             elif came.si_signo == signal.SIGCHLD:
                 self._bury()
+            elif came.si_signo in _ORDERS:
+                self._pass_on(came.si_signo)
             elif came.si_pid in self._ready:
-                self._welcome(came.si_pid)
+                self._hear(came.si_pid, came.si_signo)
 
     def _stop(self, number: int) -> None:
         if self._stopped_by:
@@ -108,20 +117,44 @@ class Supervisor:
         for pid in self._ready:
             os.kill(pid, number)
 
-    def _welcome(self, pid: int) -> None:
-        """Note that a worker is ready."""
-        self._ready[pid] = time.monotonic()
-        self._proven = True
-        if not self._stopped_by:
-            self._tell()
+    def _pass_on(self, order: int) -> None:
+        """Send an order to the workers that are ready."""
+        if self._stopped_by:
+            return
+        self._order, self._obeyed = order, set()
+        self._live |= order == signal.SIGUSR2
+        for pid in self._serving():
+            os.kill(pid, order)
+
+    def _hear(self, pid: int, state: int) -> None:
+        """Note that a worker is ready, or that it has obeyed an order; tell systemd when all have."""
+        if self._ready[pid] is None:
+            self._ready[pid] = time.monotonic()
+            self._proven = True
+            if self._order and not self._stopped_by:
+                os.kill(pid, self._order)
+        elif self._order and state == _ORDERS[self._order]:
+            self._obeyed.add(pid)
+        if self._stopped_by:
+            return
+        if self._order == signal.SIGUSR1 and self._obeyed >= self._serving():
+            notify("STATUS=paused")
+            return
+        if self._order == signal.SIGUSR2 and self._obeyed >= self._serving():
+            # systemd took the candidate's WATCHDOG_USEC= for the candidate's unit.
+            keep_watch(self._watchdog_seconds)
+        self._tell()
+
+    def _serving(self) -> set[int]:
+        return {pid for pid, ready_at in self._ready.items() if ready_at is not None}
 
     def _tell(self) -> None:
         """Tell systemd how many workers serve, and the first time when all do."""
-        serving = sum(at is not None for at in self._ready.values())
+        serving = len(self._serving())
         if serving == self._count:
             notify("READY=1", f"STATUS=serving with {serving} workers")
             if not self._served and self._watchdog_seconds:
-                notify(f"WATCHDOG_USEC={round(self._watchdog_seconds * 1e6)}")
+                keep_watch(self._watchdog_seconds)
             self._served = True
         elif self._served:
             notify(f"STATUS=serving with {serving} of {self._count} workers, {self._failures} failed in a row")
@@ -139,7 +172,7 @@ class Supervisor:
                 self._status = max(self._status, 0 if -status in _STOP else 3 if status < 0 else status)
                 continue
             pause = self._pause(ready_at)
-            others = any(at is not None for at in self._ready.values())
+            others = bool(self._serving())
             if ready_at is None and not (self._served and others):
                 # Nor would the next one: it has said why, unless it was killed.
                 self._status = status if status > 0 else 3

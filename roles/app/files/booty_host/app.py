@@ -37,6 +37,9 @@ class App:
         # A reboot clears /run, and stops the candidate. So only release.env names a release after it.
         run = root / "run"
         self.candidate_env: Final = run / name / "candidate.env"
+        # The PIDs of the old main process and of the candidate's, during a handover, and the script that settles it.
+        self.handover: Final = run / name / "handover"
+        self.settle: Final = run / name / "settle"
         # The text of a socket unit that was replaced while its sockets stayed open: see `sockets.opened`.
         self.opened: Final = run / name / "opened"
         self.internal_socket: Final = run / name / "internal.sock"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from booty_host import HostError, health, journal, lease, sockets, stage
 from booty_host.app import App
 from booty_host.controller import Controller
 from booty_host.files import parse_assignments, read, write_atomically
+from booty_host.handover import Handover, RefusedError, obstacles
 from booty_host.processes import labels
 from booty_host.prune import prune
 from booty_host.release import Release, differs, fault, labels_on_disk, unsettled
@@ -38,9 +40,11 @@ def cutover(
 ) -> dict[str, Any]:
     """Switch to a release.
 
-    The release starts as a candidate beside the service, on the same sockets. Once it is ready, the units and
-    release.env are replaced and the service restarts, while the candidate answers; then the candidate retires. A
-    failure before release.env is replaced leaves the service untouched; a later failure goes back. The steps run in a
+    The release starts as a candidate beside the service, on the same sockets. Once it is ready, the old process pauses
+    while the candidate answers on the real socket. Then the units and release.env are replaced, the candidate becomes
+    the service's main process, and the old one drains. Where that can't be (see `handover.obstacles`), the service
+    restarts while the candidate answers, and the candidate retires. A failure of the candidate leaves the service
+    untouched; a later failure goes back. The steps run in a
     process of their own, which holds the app's deploy lock. If the controller is gone, that process ends what it has
     begun, but it begins no switch: nobody could take the switch back.
 
@@ -178,6 +182,7 @@ class Cutover:
             state.previous = {"run": run, "pointer": before.env, "units": before.units, "served": state.served}
             state.save()
             self.verify(release)
+            restarts = next(obstacles(app, self.systemd, release), "")
             try:
                 self.prove(release, socket, candidate)
             except HostError as error:
@@ -190,7 +195,7 @@ class Cutover:
                 raise HostError("it is proven, but the controller is gone: nobody could take it back with its wave")
             touched = True
             lease.note(app, by)
-            if reopened := self.switch(release):
+            if reopened := self.switch(release, restarts) if restarts else self.hand_over(release):
                 notices.append(reopened)
         except Exception as error:  # whatever failed, the release that served before must go on
             reason = str(error) or repr(error)
@@ -230,7 +235,7 @@ class Cutover:
             candidate: the state of the candidate's unit.
         """
         notices = []
-        if candidate not in {"inactive", "failed"}:
+        if candidate not in {"inactive", "failed"} or self.app.handover.exists():
             notices.append(f"An interrupted deploy had left {self.app.candidate} running; it is stopped.")
             self.retire()
         on_disk = labels_on_disk(self.app).get("SENTRY_RELEASE")
@@ -286,6 +291,7 @@ class Cutover:
             systemctl("reset-failed", app.service, app.socket, check=False)
             systemctl("start", app.socket)
         write_atomically(app.candidate_env, release.env)
+        write_atomically(app.settle, (pkgutil.get_data(__package__, "settle.sh") or b"").decode())
         self.install({name: text for name, text in release.units.items() if name == app.candidate})
         journal.log(app, f"proving {release.sha}")
         if candidate["ActiveState"] == "failed":
@@ -305,13 +311,41 @@ class Cutover:
         ungated = Release(self.app, release.env, {**release.units, self.app.candidate: unit})
         self.prove(ungated, *self.systemd.units(self.app.socket, self.app.candidate))
 
-    def switch(self, release: Release) -> str:
+    def hand_over(self, release: Release) -> str:
+        """Make the candidate's process the service; restart the service instead if systemd refuses that.
+
+        Returns:
+            a notice as `switch` does; "" after a handover.
+        """
+        app = self.app
+        try:
+            handover = Handover(app, self.systemd)
+            handover.begin()
+        except RefusedError as error:
+            return self.switch(release, str(error))
+        journal.log(app, f"handing over to {release.sha}, process {handover.new}")
+        handover.confirm(release, timeout=2 if handover.pause() else 15)
+        self.install(release.units)
+        self.systemd.systemctl("reset-failed", *app.enabled, check=False)
+        self.point(release)
+        handover.complete()
+        # systemd settles the handover when the candidate's unit stops.
+        self.retire()
+        self.confirm(release, settled=True)
+        return ""
+
+    def switch(self, release: Release, why: str) -> str:
         """Replace release.env and restart the service while the candidate answers; then retire the candidate.
+
+        Args:
+            release: the one to serve.
+            why: why the service restarts, for the journal.
 
         Returns:
             a notice if the sockets had to be opened anew; "" if they stayed open.
         """
         app, systemctl = self.app, self.systemd.systemctl
+        journal.log(app, f"restarting: {why}")
         self.install(release.units)
         self.point(release)
         socket, service = states = self.systemd.units(*app.enabled)
@@ -379,8 +413,15 @@ class Cutover:
                 return "Nothing served before, so nothing does now."
             journal.log(app, f"going back to {before.sha}")
             # release.env is first: if a later step is interrupted, the file names a release that served.
-            self.install(before.units)
+            handing_over = app.handover.exists()
+            # The candidate's unit still has to settle a handover.
+            kept = {app.candidate} if handing_over else set()
+            self.install({name: text for name, text in before.units.items() if name not in kept})
             self.point(before)
+            if handing_over:
+                self.retire()
+                if not unsettled(app, self.systemd, before):
+                    return f"Went back to {before.sha}, which serves."
             systemctl("reset-failed", app.service, app.socket, check=False)
             socket, candidate = self.systemd.units(app.socket, app.candidate)
             if candidate["ActiveState"] != "active":
@@ -390,7 +431,7 @@ class Cutover:
                     # The proof may fail for another reason, such as a tracker that is down: the release served before.
                     journal.log(app, f"{before.sha} as a candidate: {error}")
             # Else the release that failed as the service still answers as the candidate, while the service restarts.
-            self.switch(before)
+            self.switch(before, "it goes back")
         except Exception as error:
             return f"And {before.sha}, which served before, does not come back: {error or repr(error)}"
         return f"Went back to {before.sha}, which serves."
@@ -440,8 +481,15 @@ class Cutover:
             self.systemd.systemctl("daemon-reload")
 
     def retire(self) -> None:
-        """Stop the candidate, which drains its connections first, whatever state it is in."""
+        """Stop the candidate, which drains its connections first, whatever state it is in.
+
+        In a handover the process that is not the service drains: see settle.sh.
+        """
         self.systemd.systemctl("stop", self.app.candidate, check=False)
+        if self.app.handover.exists():
+            journal.log(self.app, "the handover was not settled")
+            self.systemd.systemctl("restart", self.app.service, check=False)
+            self.app.handover.unlink()
         self.systemd.systemctl("reset-failed", self.app.candidate, check=False)
         self.app.candidate_env.unlink(missing_ok=True)
 

@@ -32,6 +32,28 @@ def labels(app: App, pid: int) -> dict[str, str]:
         return {}
 
 
+def stat(app: App, pid: int) -> list[str]:
+    """Return the fields of `/proc/<pid>/stat` from the state on; the parent is the next. None if it has ended."""
+    try:
+        return (app.root / f"proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def alive(app: App, pid: int) -> bool:
+    """Tell whether a process runs: it has not ended, and its parent has nothing of it left to read."""
+    return stat(app, pid)[:1] not in ([], ["Z"], ["X"])
+
+
+def family(app: App, pid: int) -> list[int]:
+    """Return a process and its descendants."""
+    parents = {int(path.name): stat(app, int(path.name))[1:2] for path in (app.root / "proc").glob("[0-9]*")}
+    members = [pid]
+    for parent in members:  # it grows meanwhile
+        members += [child for child, fields in parents.items() if fields == [str(parent)]]
+    return members
+
+
 def releases_in_use(app: App) -> set[str]:
     """Return the app's releases that any process on the host runs."""
     pids = (int(path.name) for path in (app.root / "proc").glob("[0-9]*"))

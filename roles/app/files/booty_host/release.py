@@ -74,8 +74,9 @@ def unsettled(app: App, systemd: Systemd, release: Release) -> str:
     if options or "yes" in {socket["NeedDaemonReload"], service["NeedDaemonReload"]}:
         opened = f"{app.socket} was opened before {', '.join(sorted(options))} changed"
         return opened if options else "systemd has not read the units as they are"
-    if candidate["ActiveState"] not in {"inactive", "failed"}:
-        return f"{app.candidate} is {candidate['ActiveState']}"
+    handover = app.handover.exists()
+    if handover or candidate["ActiveState"] not in {"inactive", "failed"}:
+        return "a handover was interrupted" if handover else f"{app.candidate} is {candidate['ActiveState']}"
     running = labels(app, int(service["MainPID"]))
     # systemd holds the sockets, so a request to a stopped service would start it.
     return (fault(release, running, health.ask(*release.address)) if running else f"{app.service} does not run") or ""

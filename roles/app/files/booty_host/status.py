@@ -65,7 +65,7 @@ def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
         # The service's own status line, and how often in a row systemd had to start it again.
         "says": service.get("StatusText", ""),
         "restarts": int(service.get("NRestarts") or 0),
-        "since": since(service.get("ActiveEnterTimestamp", "")) if running else None,
+        "since": since(service.get("ExecMainStartTimestamp", "")) if running else None,
         "memory": identity(running),
         "disk": identity(labels_on_disk(app)),
         # systemd holds the sockets, so a request to a stopped service would start it.
@@ -86,7 +86,7 @@ def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
 
 def show(systemd: Systemd, name: str) -> dict[str, str]:
     """Return the state of a unit, with its times as seconds since 1970."""
-    properties = "ActiveState,MainPID,ActiveEnterTimestamp,StatusText,NRestarts"
+    properties = "ActiveState,MainPID,ExecMainStartTimestamp,StatusText,NRestarts"
     return parse_assignments(systemd.show(name, "--timestamp=unix", f"--property={properties}"))
 
 

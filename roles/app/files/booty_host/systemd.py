@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import struct
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from booty_host import HostError
@@ -34,7 +38,10 @@ class Systemd:
 
     def units(self, *names: str) -> list[dict[str, str]]:
         """Return the states of units by systemd's own property names, in the order of the arguments."""
-        properties = "ActiveState,SubState,Result,MainPID,NeedDaemonReload,UnitFileState,NRestarts,InvocationID"
+        properties = (
+            "ActiveState,SubState,Result,MainPID,NeedDaemonReload,UnitFileState,NRestarts,InvocationID,StatusText,"
+            "ControlGroup"
+        )
         return [parse_assignments(block) for block in self.show(*names, f"--property={properties}").split("\n\n")]
 
     def unit(self, name: str) -> dict[str, str]:
@@ -52,11 +59,36 @@ class Systemd:
             reason = next(iter(done.stderr.strip().splitlines()), "no reason given")
             raise HostError(f"systemctl {verb} {' '.join(names)}: {reason}\n{self.journal(names[0]) if names else ''}")
 
+    def drop_ins(self, name: str) -> list[str]:
+        """Return the texts of the files that persons or programs have added to a unit."""
+        paths = parse_assignments(self.show(name, "--property=DropInPaths"))
+        return [read(Path(path)) for path in paths.get("DropInPaths", "").split()]
+
+    def notify(self, pid: int, *lines: str) -> None:
+        """Tell systemd something in the name of a process, as its own `sd_notify` would; root may."""
+        sender = struct.pack("iii", pid, 0, 0)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.connect(str(self.app.root / "run/systemd/notify"))
+            sock.sendmsg(["\n".join(lines).encode()], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, sender)])
+
+    def kill(self, pid: int, number: int) -> None:
+        """Send a signal to a process."""
+        os.kill(pid, number)
+
+    def move(self, pids: list[int], group: str) -> None:
+        """Move processes to a control group, by its path in systemd; one that has ended is left out."""
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                Path(f"/sys/fs/cgroup{group}/cgroup.procs").write_text(str(pid))
+
     def journal(self, name: str) -> str:
         """Return the last 20 lines of a unit's last start, as a message shows them."""
-        invocation = self.unit(name).get("InvocationID")
-        match = [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"INVOCATION_ID={invocation}"]
-        options = ("--no-pager", "--quiet", "--output=cat", "--lines=20")
+        state = self.unit(name)
+        invocation = state.get("InvocationID")
+        # A main process that was the candidate has left its first lines under the candidate's invocation.
+        fields = (f"_SYSTEMD_INVOCATION_ID={invocation}", f"INVOCATION_ID={invocation}", f"_PID={state['MainPID']}")
+        match = " + ".join(fields).split()
+        options = ("--boot", "--no-pager", "--quiet", "--output=cat", "--lines=20")
         lines = run("journalctl", *options, *(match if invocation else ["-u", name])).stdout.splitlines()
         if not lines:
             return f"{name} left nothing in the journal."

@@ -44,9 +44,9 @@ def cutover(
     while the candidate answers on the real socket. Then the units and release.env are replaced, the candidate becomes
     the service's main process, and the old one drains. Where that can't be (see `handover.obstacles`), the service
     restarts while the candidate answers, and the candidate retires. A failure of the candidate leaves the service
-    untouched; a later failure goes back. The steps run in a
-    process of their own, which holds the app's deploy lock. If the controller is gone, that process ends what it has
-    begun, but it begins no switch: nobody could take the switch back.
+    untouched; a later failure goes back. The steps run in a process of their own, which holds the app's deploy lock. If
+    the controller is gone, that process ends what it has begun, but it begins no switch: nobody could take the switch
+    back.
 
     Args:
         app: the app.

@@ -294,7 +294,7 @@ def test_a_rollback_keeps_what_it_achieved(pair: Site) -> None:
     status, output = rollback()
     assert status != 0
     assert f"{one}: from {old} back to {new}" in output
-    assert "Nothing was changed. Name the release that all of them go back to: -e app_release=<sha>" in output
+    assert "Nothing was changed. Name one release for all: -e app_release=<sha>" in output
     assert serving(pair.host, pair.bare) == [old, new]
     pair.bare.ssh("cp /opt/booty/state.json /run/; echo '{}' > /opt/booty/state.json")
     try:

@@ -17,7 +17,7 @@ import pytest
 from booty.config import Settings
 from sentry_sdk.envelope import Envelope
 
-from booty_runner.settings import ACCEPTED, current
+from booty_runner.settings import ACCEPTED, current, labels
 
 ROOT = Path(__file__).parents[2]
 SRC = f"{ROOT / 'runner/src'}:{ROOT / 'app/src'}"
@@ -30,6 +30,7 @@ def clean_environment(monkeypatch):
     for name in [*ACCEPTED, *map(str.upper, Settings.model_fields), *systemd]:
         monkeypatch.delenv(name, raising=False)
     current.cache_clear()
+    labels.cache_clear()
 
 
 class Tracker:

@@ -59,7 +59,7 @@ def test_dependencies_and_runner_are_in_layers_of_their_own(repository: Reposito
     release, layer, runner = (names(built[part]["file"]) for part in ("release", "layer", "runner"))
     site = f"lib/python{PYTHON}/site-packages"
     assert f"{site}/booty/main.py" in release
-    assert {"booty_runner/__main__.py", "uvloop/__init__.py"} <= {*runner}
+    assert {"booty_runner/__main__.py", "booty_runner/_vendor/uvloop/__init__.py"} <= {*runner}
     assert not [name for name in [*release, *layer] if name.startswith(("booty_runner", "uvloop"))]
     assert "fastapi/__init__.py" in layer
     assert not [name for name in release if "fastapi" in name]
@@ -207,7 +207,8 @@ def test_the_bill_of_materials(repository: Repository, tmp_path: Path) -> None:
     assert bill["metadata"]["component"] == {"bom-ref": "booty", "name": "booty", "type": "application", "version": sha}
     # The bill lists the packages of the layers, and none for another system.
     layers = [*names(built["layer"]["file"]), *names(built["runner"]["file"])]
-    shipped = {match[1] for name in layers if (match := re.match(r"([^/]+)\.dist-info/METADATA", name))}
+    place = r"([^/]+)\.dist-info/METADATA|booty_runner/_vendor/licenses/([^/]+)"
+    shipped = {match[1] or match[2] for name in layers if (match := re.match(place, name))}
     assert {f"{part['name'].replace('-', '_')}-{part['version']}" for part in bill["components"]} == shipped
     wants = {
         dependency["ref"].partition("@")[0]: {ref.partition("@")[0] for ref in dependency.get("dependsOn", [])}

@@ -146,8 +146,7 @@ def build(
                         f" {lock_file} locks all packages that it imports. Declare them in {project_file}: [project]"
                         " dependencies."
                     )
-                # The app's version of a package overrides the runner's version, as it does on the import path.
-                materials = bill(pyproject, {**pins(runner_lock, python, machine), **locked}, sha, time)
+                materials = bill(pyproject, locked, pins(runner_lock, python, machine), sha, time)
                 manifest = {"release": sha, "layer": layer_name, "runner": runner_name, "python": python, "path": path}
                 pack_release(archive, target, {**manifest, "serve": serve, "contract": CONTRACT}, materials, time)
 
@@ -245,8 +244,8 @@ def pack_release(archive: Path, target: Path, manifest: dict[str, Any], material
         # The release starts its own app, because the unit stays the same when another release serves.
         "bin/serve": f'#!/bin/sh\nexec "${{0%/*}}/python" -P -m booty_runner {serve} "$@"\n'.encode(),
         "pyvenv.cfg": b"home = /usr/bin\ninclude-system-site-packages = false\n",
-        # `site.addsitedir` makes Python read the .pth files of a layer's packages. The runner's layer is the last one
-        # on the import path, so the app's own versions override it.
+        # `site.addsitedir` makes Python read the .pth files of a layer's packages. The order of the layers does not
+        # matter: the runner's has one name, booty_runner.
         f"{site}/layer.pth": "".join(
             f"import os, site, sys; site.addsitedir(os.path.normpath(sys.prefix + '/../../layers/{manifest[layer]}'))\n"
             for layer in ("layer", "runner")

@@ -50,9 +50,9 @@ def start(settings: Settings) -> None:
     spec = find_spec(hook.SDKS[0])
     sdk = import_module(hook.SDKS[0] if spec and spec.origin else hook.SDKS[1])
     for integration in import_module(f"{sdk.__name__}.integrations")._AUTO_ENABLING_INTEGRATIONS:
-        framework = integration.split(".")[2]
+        framework = integration.split(".")[-2]
         if framework in _REPORTING:
-            _integrations[framework] = f"{sdk.__name__}{integration[len(hook.SDKS[0]) :]}"
+            _integrations[framework] = integration
             # Django's integration imports modules that need Django's settings. It works after the app's import as well.
             if framework != "django":
                 hook.after[framework] = partial(_enable, framework)

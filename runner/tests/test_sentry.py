@@ -233,9 +233,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("sdk", [pytest.param(sdk, marks=() if sdk == "2.75.0" else OLD) for sdk in SDKS])
-@pytest.mark.parametrize(("start", "reason"), REFUSED.values(), ids=REFUSED)
-def test_the_gate_refuses_what_can_t_be_proven(refused, sdk, start, reason):
-    line = refused(plain(start), f"sentry-sdk=={sdk}")
+@pytest.mark.parametrize(("options", "reason"), REFUSED.values(), ids=REFUSED)
+def test_the_gate_refuses_what_can_t_be_proven(refused, sdk, options, reason):
+    line = refused(plain(options), f"sentry-sdk=={sdk}")
     assert f"the app's Sentry client (made in shop.py:5) {reason}" in line
     assert "app_telemetry_gate: false" in line
 
@@ -302,7 +302,7 @@ WHOLE = {
 
         app = Starlette(routes=[Route("/health", health), Mount("/shop", routes=[Route("/fail/{{it}}", fail)])])
         """,
-        "/shop/fail/{it}",
+        "/fail/{it}",  # the SDK leaves out what a Mount adds
     ),
     "fastapi": (
         ["fastapi"],

@@ -172,7 +172,13 @@ async def _health_flaw(app: Any, state: Mapping[str, Any]) -> str | None:
     """Ask the app's own /health, without a connection, and return what it says when that is not 200."""
     status, body = 0, b""
 
+    asked = False
+
     async def receive() -> dict[str, Any]:
+        nonlocal asked
+        if asked:
+            await asyncio.Future()  # the client stays
+        asked = True
         return {"type": "http.request"}
 
     async def send(message: MutableMapping[str, Any]) -> None:

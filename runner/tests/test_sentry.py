@@ -2,9 +2,7 @@
 
 import json
 import re
-import subprocess
 import textwrap
-from pathlib import Path
 
 import pytest
 from runner.tests.clients import ask
@@ -95,7 +93,8 @@ WAYS = {
     ),
     "hardly any": plain("sentry_sdk.init(sample_rate=1e-9)"),
     "scopes": plain(
-        "sentry_sdk.init()", before='sentry_sdk.set_tag("mine", os.environ["PLANTED"]); sentry_sdk.add_breadcrumb(message="m")'
+        "sentry_sdk.init()",
+        before='sentry_sdk.set_tag("mine", os.environ["PLANTED"]); sentry_sdk.add_breadcrumb(message="m")',
     ),
 }
 
@@ -113,7 +112,9 @@ def test_errors_of_any_client_arrive_once_under_this_label(serve, tcp, unix, tra
     assert ended == 0, stderr
     errors = [event for event in tracker.events[1:] if "exception" in event]
     assert len(tracker.events[1:]) == {"hardly any": 0, "a hub": 6}.get(way, 3)
-    assert [error["exception"]["values"][-1]["value"] for error in errors] == ["no [Filtered]"] * (3 * (way != "hardly any"))
+    assert [error["exception"]["values"][-1]["value"] for error in errors] == ["no [Filtered]"] * (
+        3 * (way != "hardly any")
+    )
     for event in tracker.events:
         assert (event["release"], event["environment"]) == ("abc", "staging")
         assert SECRET not in json.dumps(event)
@@ -126,7 +127,9 @@ def test_errors_of_any_client_arrive_once_under_this_label(serve, tcp, unix, tra
         assert frame["context_line"].strip() == 'raise LookupError("no " + os.environ["PLANTED"])'
         assert "vars" not in frame
     if way.startswith("init with a"):
-        assert re.fullmatch(r"the app's client \(made in shop\.py:\d+, whose release.* the runner overrules\)", status["client"])
+        assert re.fullmatch(
+            r"the app's client \(made in shop\.py:\d+, whose release.* the runner overrules\)", status["client"]
+        )
     elif way == "not at all":
         assert status["client"] == "the runner's client"
 
@@ -189,7 +192,10 @@ def test_the_gate_names_the_answer_to_any_client(refused, tracker, sdk, answer, 
 @pytest.mark.parametrize(
     ("dsn", "reason"),
     [
-        ("http://key@127.0.0.1:9/1", "127.0.0.1:9 is not reached: Connection refused; if only a proxy leads there, set HTTP_PROXY"),
+        (
+            "http://key@127.0.0.1:9/1",
+            "127.0.0.1:9 is not reached: Connection refused; if only a proxy leads there, set HTTP_PROXY",
+        ),
         ("http://key@tracker.invalid/1", "tracker.invalid:80 is not reached: "),
     ],
 )
@@ -199,13 +205,20 @@ def test_the_gate_says_why_a_tracker_is_not_reached_by_any_client(refused, sdk, 
 
 def test_the_gate_says_whose_dsn_it_is(refused, tracker):
     tracker.status = 403
-    line = refused(WAYS["init with a DSN"], "sentry-sdk==2.75.0", SENTRY_DSN="http://key@127.0.0.1:9/1", TEST_DSN=tracker.dsn)
+    line = refused(
+        WAYS["init with a DSN"], "sentry-sdk==2.75.0", SENTRY_DSN="http://key@127.0.0.1:9/1", TEST_DSN=tracker.dsn
+    )
     assert line.endswith(f"the tracker at {place(tracker.dsn)} refuses the key in the app's own DSN (403)")
 
 
 @pytest.mark.parametrize("environment", ["production", "Prod"])
 def test_production_needs_the_variable_also_if_the_app_has_a_dsn(refused, tracker, environment):
-    settings = {"SENTRY_DSN": "", "SENTRY_ENVIRONMENT": environment, "BOOTY_TELEMETRY_GATE": "false", "TEST_DSN": tracker.dsn}
+    settings = {
+        "SENTRY_DSN": "",
+        "SENTRY_ENVIRONMENT": environment,
+        "BOOTY_TELEMETRY_GATE": "false",
+        "TEST_DSN": tracker.dsn,
+    }
     line = refused('print("imported", flush=True)\n' + WAYS["init with a DSN"], "sentry-sdk==2.75.0", **settings)
     assert line == (
         f"booty: SENTRY_DSN is not set, and {environment} does not run without it: write it into secrets.env, also if the"
@@ -226,7 +239,10 @@ def test_elsewhere_an_app_s_own_dsn_will_do(serve, tcp, unix, tracker, python_wi
 
 FUNCTION = "sentry_sdk.init(transport=lambda event: None)"
 REFUSED = {
-    "transport": (FUNCTION, "has a transport of its own, so nobody can see whether errors arrive: leave out `transport`"),
+    "transport": (
+        FUNCTION,
+        "has a transport of its own, so nobody can see whether errors arrive: leave out `transport`",
+    ),
     "before_send": ("sentry_sdk.init(before_send=lambda event, hint: None)", "drops every error by its before_send"),
     "rate": ("sentry_sdk.init(sample_rate=0)", "drops every error by its sample_rate of 0"),
 }
@@ -351,7 +367,10 @@ WHOLE = {
 INITS = {"alone": "", "init": "import sentry_sdk; sentry_sdk.init(release='9.9')"}
 
 
-@pytest.mark.parametrize("sdk", [pytest.param(sdk, marks=() if sdk in {"2.75.0", None} else OLD) for sdk in ["1.45.1", "2.0.1", "2.75.0", None]])
+@pytest.mark.parametrize(
+    "sdk",
+    [pytest.param(sdk, marks=() if sdk in {"2.75.0", None} else OLD) for sdk in ["1.45.1", "2.0.1", "2.75.0", None]],
+)
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("kind", WHOLE)
 def test_an_error_of_a_whole_app_arrives_once_with_its_route(serve, tcp, tracker, python_with, kind, init, sdk):

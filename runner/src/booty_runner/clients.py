@@ -31,7 +31,6 @@ _DEFAULTS: dict[str, Any] = {
     "max_request_body_size": "never",
     "request_bodies": "never",
     "trace_propagation_targets": [],
-    "propagate_traces": False,
     # The SDK reads the whole file of each frame, which takes milliseconds; events.py uses a cache.
     "include_source_context": False,
     "auto_session_tracking": False,
@@ -43,6 +42,9 @@ _TRACING = ("traces_sample_rate", "traces_sampler", "enable_tracing")
 # Keep the chained causes in the journal's traceback. Compression level 9 takes ten times the CPU of level 3 and saves a
 # tenth of the size.
 _EXPERIMENTS = {"suppress_asgi_chained_exceptions": False, "transport_compression_level": 3}
+# uvicorn logs each unhandled error again; the SDK would build a second event only to drop it. The runner's supervisor of
+# workers must not send anything: it forks, so it must not have the SDK's thread.
+_IGNORED_LOGGERS = ("uvicorn.error", "booty", "booty_runner.workers")
 # These transports are not used: the delivery of their events can't be seen.
 _OTHER_TRANSPORTS = ("transport_async", "transport_http2")
 
@@ -75,7 +77,9 @@ def cover(client: ModuleType) -> None:
         Refusal: the SDK is older than all that are supported.
     """
     if not hasattr(client, "get_options") or not hasattr(client, "make_transport"):
-        raise Refusal("the app's sentry-sdk is not supported: write sentry-sdk>=0.20 into the dependencies and lock them")
+        raise Refusal(
+            "the app's sentry-sdk is not supported: write sentry-sdk>=0.20 into the dependencies and lock them"
+        )
     sdk = client.__name__.rpartition(".")[0]
     known = client.DEFAULT_OPTIONS.keys()
     client.get_options = partial(_get_options, sdk, known, client.get_options)  # type: ignore[attr-defined]
@@ -108,8 +112,8 @@ def _get_options(sdk: str, known: Any, original: Callable[..., dict[str, Any]], 
     options.before_send = options["before_send"]
     options["before_send"] = partial(_before_send, options.before_send)
     options.place = _caller()
-    # uvicorn logs each unhandled error again; the SDK would build a second event only to drop it.
-    import_module(f"{sdk}.integrations.logging").ignore_logger("uvicorn.error")
+    for logger in _IGNORED_LOGGERS:
+        import_module(f"{sdk}.integrations.logging").ignore_logger(logger)
     return options
 
 
@@ -118,7 +122,7 @@ def _defaults(sdk: str, given: dict[str, Any]) -> dict[str, Any]:
     if given.get("data_collection"):
         return defaults  # the SDK then takes no scrubber
     if any(given.get(name) is not None for name in _TRACING):
-        del defaults["trace_propagation_targets"], defaults["propagate_traces"]
+        del defaults["trace_propagation_targets"]
     with suppress(ImportError, TypeError):  # older than 1.13, or than 1.35
         defaults["event_scrubber"] = import_module(f"{sdk}.scrubber").EventScrubber(recursive=True)
     return defaults

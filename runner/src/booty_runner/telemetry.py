@@ -26,7 +26,19 @@ FLUSH_SECONDS = 1.5
 # spans, which the runner's own client does not send.
 _REPORTING = frozenset(
     ("aiohttp", "ariadne", "arq", "bottle", "celery", "chalice", "django", "falcon", "fastapi", "flask", "graphene")
-    + ("huey", "litestar", "loguru", "pyramid", "quart", "rq", "sanic", "starlette", "starlite", "strawberry", "tornado")
+    + (
+        "huey",
+        "litestar",
+        "loguru",
+        "pyramid",
+        "quart",
+        "rq",
+        "sanic",
+        "starlette",
+        "starlite",
+        "strawberry",
+        "tornado",
+    )
 )
 
 
@@ -45,7 +57,6 @@ def start(settings: Settings) -> None:
                 f"SENTRY_DSN is not set, and {settings.sentry_environment} does not run without it: write it into"
                 " secrets.env, also if the app has a DSN in its code"
             )
-        log.info("SENTRY_DSN is not set: errors are not reported in %s", settings.sentry_environment)
         return
     spec = find_spec(hook.SDKS[0])
     sdk = import_module(hook.SDKS[0] if spec and spec.origin else hook.SDKS[1])
@@ -111,7 +122,9 @@ def client_in_words() -> str:
     client = in_force()
     if client is None or not client.options.place:
         return "the runner's client"
-    overruled = f", whose {' and '.join(client.options.overruled)} the runner overrules" if client.options.overruled else ""
+    overruled = (
+        f", whose {' and '.join(client.options.overruled)} the runner overrules" if client.options.overruled else ""
+    )
     return f"the app's client (made in {client.options.place}{overruled})"
 
 

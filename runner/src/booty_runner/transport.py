@@ -5,7 +5,6 @@ instance are replaced, because an app may have any version of the SDK and any cl
 """
 
 import logging
-import math
 import os
 import threading
 import time

@@ -1,5 +1,6 @@
 """The verifier: checks that this process is the release in its label, and that its host has what it needs."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -12,6 +13,8 @@ from booty_runner import hooks, telemetry
 from booty_runner.gate import gate_flaw
 from booty_runner.settings import Settings, current
 from booty_runner.target import label_flaw
+
+log = logging.getLogger(__name__)
 
 # Each app has its release.env in /etc/NAME.
 ETC = Path("/etc")
@@ -75,6 +78,8 @@ async def verify(ask_tracker: bool = False) -> Report:
 
 async def start_flaw(settings: Settings) -> str | None:
     """Return why the service must not start, or None. A candidate makes every check, a service only the gate."""
+    if not settings.booty_telemetry_gate and telemetry.watch() is None:
+        log.info("SENTRY_DSN is not set: errors are not reported in %s", settings.sentry_environment)
     if settings.booty_candidate:
         return (await verify(settings.booty_telemetry_gate)).flaw
     return await gate_flaw() if settings.booty_telemetry_gate else None

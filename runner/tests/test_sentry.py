@@ -1,8 +1,11 @@
-"""Sentry for any app: whatever SDK the app has and however the app starts it, its errors arrive once, as they should."""
+"""Sentry for any app: whatever SDK an app has and however it starts it, its errors arrive once, as they should."""
 
 import json
+import os
 import re
+import subprocess
 import textwrap
+import time
 
 import pytest
 from runner.tests.clients import ask
@@ -139,7 +142,7 @@ def test_an_app_without_an_sdk_is_reported_by_the_private_one(serve, tcp, unix, 
     assert ask(tcp, "/fail/1")[0] == 500
     service.stop()
     assert service.wait()[0] == 0
-    proof, error = tracker.events
+    _, error = tracker.events
     assert (error["release"], error["environment"], error["transaction"]) == ("abc", "staging", "(no route)")
     assert error["exception"]["values"][-1]["value"] == "no [Filtered]"
 
@@ -221,8 +224,8 @@ def test_production_needs_the_variable_also_if_the_app_has_a_dsn(refused, tracke
     }
     line = refused('print("imported", flush=True)\n' + WAYS["init with a DSN"], "sentry-sdk==2.75.0", **settings)
     assert line == (
-        f"booty: SENTRY_DSN is not set, and {environment} does not run without it: write it into secrets.env, also if the"
-        " app has a DSN in its code"
+        f"booty: SENTRY_DSN is not set, and {environment} does not run without it: write it into secrets.env, also if"
+        " the app has a DSN in its code"
     )
     assert tracker.events == []
 
@@ -301,6 +304,25 @@ def test_transactions_sessions_and_logs_have_the_label_and_no_secret(serve, tcp,
 
 # --- whole apps -----------------------------------------------------------------------------------------
 
+DJANGO = """
+        import os
+        import sys
+        import types
+        from django.conf import settings
+        {init}
+        settings.configure(ROOT_URLCONF="shop", ALLOWED_HOSTS=["*"], SECRET_KEY="x" * 40)
+        from django.core.asgi import get_asgi_application
+        from django.http import HttpResponse
+        from django.urls import include, path
+
+        def fail(request, it):
+            raise LookupError("no " + it)
+
+        shop = types.ModuleType("shop_urls")
+        shop.urlpatterns = [path("fail/<it>", fail)]
+        urlpatterns = [path("health", lambda request: HttpResponse("ok")), path("shop/", include(shop))]
+        app = get_asgi_application()
+        """
 WHOLE = {
     "starlette": (
         ["starlette"],
@@ -340,28 +362,59 @@ WHOLE = {
         """,
         "/shop/fail/{it}",
     ),
-    "django-asgi": (
-        ["django"],
+    "django asgi": (["django"], DJANGO, "/shop/fail/{it}"),
+    "flask": (
+        ["flask", "asgiref"],
         """
-        import os
-        import sys
-        import types
-        from django.conf import settings
+        from flask import Flask
         {init}
-        settings.configure(ROOT_URLCONF="shop", ALLOWED_HOSTS=["*"], SECRET_KEY="x" * 40)
-        from django.core.asgi import get_asgi_application
-        from django.http import HttpResponse
-        from django.urls import include, path
+        app = Flask("shop")
 
-        def fail(request, it):
+        @app.get("/health")
+        def health():
+            return "ok"
+
+        @app.get("/shop/fail/<it>")
+        def fail(it):
             raise LookupError("no " + it)
-
-        shop = types.ModuleType("shop_urls")
-        shop.urlpatterns = [path("fail/<it>", fail)]
-        urlpatterns = [path("health", lambda request: HttpResponse("ok")), path("shop/", include(shop))]
-        app = get_asgi_application()
         """,
+        "fail",
+    ),
+    "flask without blinker": (
+        ["flask==1.1.4", "markupsafe==2.0.1", "asgiref"],
+        """
+        from flask import Flask
+        {init}
+        app = Flask("shop")
+        app.config["PROPAGATE_EXCEPTIONS"] = True
+
+        @app.route("/health")
+        def health():
+            return "ok"
+
+        @app.route("/shop/fail/<it>")
+        def fail(it):
+            raise LookupError("no " + it)
+        """,
+        "(no route)",
+    ),
+    "django wsgi": (
+        ["django"],
+        DJANGO.replace("asgi", "wsgi"),
         "/shop/fail/{it}",
+    ),
+    "wsgi": (
+        ["asgiref"],
+        """
+        {init}
+
+        def app(environ, start_response):
+            if environ["PATH_INFO"].startswith("/shop"):
+                raise LookupError("no " + environ["PATH_INFO"].rpartition("/")[2])
+            start_response("200 OK", [("content-type", "text/plain")])
+            return [b"ok"]
+        """,
+        "(no route)",
     ),
 }
 INITS = {"alone": "", "init": "import sentry_sdk; sentry_sdk.init(release='9.9')"}
@@ -378,6 +431,8 @@ def test_an_error_of_a_whole_app_arrives_once_with_its_route(serve, tcp, tracker
     if sdk is None and init == "init":
         pytest.skip("an app without an SDK can't start it")
     code = textwrap.dedent(code).format(init=INITS[init])
+    if kind in {"flask", "flask without blinker", "django wsgi", "wsgi"}:
+        code += "from asgiref.wsgi import WsgiToAsgi\napp = WsgiToAsgi(app)\n"
     packages = [*requirements, *([f"sentry-sdk=={sdk}"] if sdk else [])]
     service = serve(code, *packages, python_with=python_with).ready()
     assert [event["message"] for event in tracker.events] == ["Booty release is being proven"]
@@ -390,5 +445,96 @@ def test_an_error_of_a_whole_app_arrives_once_with_its_route(serve, tcp, tracker
     assert [error["exception"]["values"][-1]["value"] for error in errors] == ["no [Filtered]"] * 2
     assert {error["release"] for error in errors} == {"abc"}
     assert {error["transaction"] for error in errors} == {transaction}
-    assert {error["request"]["url"].partition("//")[2].partition("/")[2] for error in errors} == {transaction[1:]}
+    shown = "" if transaction == "fail" else transaction  # the name of a function is no part of a URL
+    assert {error["request"]["url"] for error in errors} == {f"http://test{shown}"}
     assert SECRET not in json.dumps(tracker.events)
+
+
+# --- other programs of a release ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pth(python_with, tmp_path):
+    """Return a function that makes a Python with packages whose `.pth` activates the hook, as a release may have it."""
+
+    def pth(*requirements):
+        python = python_with(*requirements)
+        site = next(python.parents[1].glob("lib/python*/site-packages"))
+        (site / "booty.pth").write_text(f"{ROOT / 'runner/src'}\nimport booty_runner.hook\n")
+        return python
+
+    return pth
+
+
+@pytest.fixture
+def environment(tracker, tmp_path):
+    names = {"SENTRY_DSN": tracker.dsn, "SENTRY_RELEASE": "abc", "SENTRY_ENVIRONMENT": "staging", "PLANTED": SECRET}
+    return {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **names}
+
+
+SCRIPT = f"import sentry_sdk\nsentry_sdk.init({LABELS})\nimport os\nraise LookupError('no ' + os.environ['PLANTED'])\n"
+
+
+@pytest.mark.parametrize("sdk", [pytest.param(sdk, marks=() if sdk == "1.5.12" else OLD) for sdk in SDKS])
+def test_a_script_s_errors_have_the_label_and_no_secret(pth, environment, tracker, sdk):
+    done = subprocess.run([pth(f"sentry-sdk=={sdk}"), "-c", SCRIPT], env=environment, capture_output=True, check=False)
+    assert done.returncode == 1
+    (event,) = tracker.events
+    assert (event["release"], event["environment"], event["sdk"]["version"]) == ("abc", "staging", sdk)
+    assert event["exception"]["values"][-1]["value"] == "no [Filtered]"
+    assert SECRET not in json.dumps(event)
+
+
+def test_a_script_without_labels_in_its_environment_keeps_its_own(pth, environment, tracker):
+    del environment["SENTRY_RELEASE"], environment["SENTRY_ENVIRONMENT"]
+    subprocess.run([pth("sentry-sdk==2.75.0"), "-c", SCRIPT], env=environment, capture_output=True, check=False)
+    (event,) = tracker.events
+    assert (event["release"], event["environment"]) == ("9.9", "theirs")
+    assert SECRET not in json.dumps(event)
+
+
+def test_the_hook_costs_next_to_nothing_without_an_sdk(python_with):
+    """What the hook imports is what it costs; 5 ms on a slow machine."""
+    program = (
+        "import sys, time; before = set(sys.modules); began = time.process_time(); import booty_runner.hook;"
+        "print(time.process_time() - began, *sorted(set(sys.modules) - before))"
+    )
+    path = {"PYTHONPATH": str(ROOT / "runner/src")}
+    command = [python_with(), "-c", program]
+    runs = [subprocess.check_output(command, env=path, text=True).split() for _ in range(5)]
+    assert min(float(seconds) for seconds, *_ in runs) < 0.005
+    assert runs[0][1:] == ["booty_runner", "booty_runner.hook"]
+
+
+TASKS = f"""
+import os
+import sentry_sdk
+from celery import Celery
+sentry_sdk.init({LABELS})
+app = Celery("tasks", broker=f"filesystem://", broker_transport_options={{
+    "data_folder_in": "queue", "data_folder_out": "queue", "control_folder": "control"}})
+
+@app.task
+def fail():
+    raise LookupError("no " + os.environ["PLANTED"])
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("sdk", ["1.45.1", "2.75.0"])
+def test_a_celery_worker_s_errors_have_the_label_and_no_secret(pth, environment, tracker, tmp_path, sdk):
+    (tmp_path / "tasks.py").write_text(TASKS)
+    for folder in ("queue", "control"):
+        (tmp_path / folder).mkdir()
+    celery = [pth("celery==5.5.3", f"sentry-sdk=={sdk}"), "-m", "celery", "-A", "tasks"]
+    subprocess.run([*celery, "call", "tasks.fail"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    command = [*celery, "worker", "-c", "1"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as worker:
+        deadline = time.monotonic() + 30
+        while not tracker.events and time.monotonic() < deadline:
+            time.sleep(0.1)
+        worker.terminate()
+    (event,) = tracker.events
+    assert (event["release"], event["environment"], event["transaction"]) == ("abc", "staging", "tasks.fail")
+    assert event["exception"]["values"][-1]["value"] == "no [Filtered]"
+    assert SECRET not in json.dumps(event)

@@ -4,8 +4,7 @@ An app does not need to import this package. It may use the names below, `verify
 `target.label_flaw`, `redact.of_environment` and `deadline.end_in`.
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's own would be an import, which costs more than all of `booty_runner.hook`
 if TYPE_CHECKING:
     from booty_runner.hooks import (
         CommandError,
@@ -34,7 +33,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import the hooks when one is used: `booty_runner.hook` must not wait for asyncio."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

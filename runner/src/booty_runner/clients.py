@@ -42,8 +42,8 @@ _TRACING = ("traces_sample_rate", "traces_sampler", "enable_tracing")
 # Keep the chained causes in the journal's traceback. Compression level 9 takes ten times the CPU of level 3 and saves a
 # tenth of the size.
 _EXPERIMENTS = {"suppress_asgi_chained_exceptions": False, "transport_compression_level": 3}
-# uvicorn logs each unhandled error again; the SDK would build a second event only to drop it. The runner's supervisor of
-# workers must not send anything: it forks, so it must not have the SDK's thread.
+# uvicorn logs each unhandled error again; the SDK would build a second event only to drop it. The supervisor of workers
+# must send nothing: it forks, so it must not have the SDK's thread.
 _IGNORED_LOGGERS = ("uvicorn.error", "booty", "booty_runner.workers")
 # These transports are not used: the delivery of their events can't be seen.
 _OTHER_TRANSPORTS = ("transport_async", "transport_http2")

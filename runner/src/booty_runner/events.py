@@ -91,25 +91,13 @@ def clean(
     if "extra" in sent:
         sent["extra"].pop("sys.argv", None)  # may hold secrets
     if event.get("transaction"):
-        source = event.get("transaction_info", {}).get("source")
-        if request and request.route and source in {"route", "url"}:
-            sent |= {"transaction": request.route, "transaction_info": {"source": "route"}}
-        elif source == "url":
-            # Without a route the SDK names the transaction after the path, which may contain secrets.
-            sent["transaction"] = "(no route)"
-        else:
-            sent["transaction"] = redactor.known(event["transaction"])
-    if "request" in sent or (request and request.method):
-        asked = sent.get("request") or {"method": request and request.method}
-        url = event["request"].get("url") if "request" in event else request and request.url
-        # A transaction that is no route is the name of a function.
-        route = name if (name := sent.get("transaction") or "").startswith(("/", "(no route)")) else ""
-        sent["request"] = {
-            "method": asked.get("method"),
-            "url": redactor.known(_origin(url)) + route,
-            "headers": {name: value for name, value in asked.get("headers", {}).items() if name.lower() in headers},
-            **({"data": asked["data"]} if bodies and "data" in asked else {}),
-        }
+        sent |= _transaction(event, redactor, request.route if request else None)
+    if "request" in sent:
+        origin = redactor.known(_origin(event["request"].get("url")))
+        sent["request"] = _request(sent["request"], origin + _path(sent), headers, bodies)
+    elif request and request.method:
+        url = redactor.known(_origin(request.url)) + _path(sent)
+        sent["request"] = {"method": request.method, "url": url}
     if request:
         sent["tags"] = {**sent.get("tags", {}), "request_id": request.id}
         if event.get("type") != "transaction":
@@ -121,6 +109,27 @@ def clean(
             for frame in (value.get("stacktrace") or {}).get("frames", ()):
                 frame.update(_source_lines(frame, redactor))
     return sent
+
+
+def _transaction(event: Event, redactor: Redactor, route: str | None) -> Event:
+    source = event.get("transaction_info", {}).get("source")
+    if route and source in {"route", "url"}:
+        return {"transaction": route, "transaction_info": {"source": "route"}}
+    # Without a route the SDK names the transaction after the path, which may contain secrets.
+    return {"transaction": "(no route)" if source == "url" else redactor.known(event["transaction"])}
+
+
+def _request(request: dict[str, Any], url: str, headers: Collection[str], bodies: bool) -> dict[str, Any]:
+    """Return a request's method, URL and allowed headers: no path, query, cookies or client address."""
+    allowed = {name: value for name, value in (request.get("headers") or {}).items() if name.lower() in headers}
+    body = {"data": request["data"]} if bodies and "data" in request else {}
+    return {"method": request.get("method"), "url": url, "headers": allowed, **body}
+
+
+def _path(event: Event) -> str:
+    """Return the route that the transaction names, or "" if it names a function, as Flask's does."""
+    name = str(event.get("transaction") or "")
+    return name if name.startswith(("/", "(no route)")) else ""
 
 
 def shorten(event: Event, size: int) -> Event:

@@ -9,6 +9,7 @@ from booty_runner import telemetry
 from booty_runner.clients import Options
 from booty_runner.deliveries import accepted
 from booty_runner.settings import current
+from booty_runner.transport import Watch
 
 log = logging.getLogger(__name__)
 
@@ -25,22 +26,12 @@ async def gate_flaw() -> str | None:
     The tracker must accept the event within `GATE_SECONDS`. The app must not drop all errors by itself.
     """
     client, watch = telemetry.in_force(), telemetry.watch()
-    if client is None:
-        if current().sentry_dsn is None:
-            return "SENTRY_DSN is not set, so no error would be reported"
-        return f"the app has taken Sentry's client away, so no error would be reported{_SWITCH}"
-    made = f" (made in {client.options.place})" if client.options.place else ""
-    if watch is None:
-        return f"the app's Sentry client{made} has no DSN, so no error would be reported: set SENTRY_DSN"
-    if not watch.traceable:
-        return (
-            f"the app's Sentry client{made} has a transport of its own, so nobody can see whether errors arrive: leave"
-            f" out `transport`, or set app_telemetry_gate: false"
-        )
+    if watch is None or not watch.traceable:
+        return _client_flaw(client, watch)
     event_id = uuid.uuid4().hex
     outcome = watch.outcome_of(event_id)
     if _capture(client, event_id) is None:
-        return f"the app's Sentry client{made} drops the gate's event, so no error would be reported{_SWITCH}"
+        return f"{_name(client)} drops the gate's event, so no error would be reported{_SWITCH}"
     try:
         result = await asyncio.wait_for(asyncio.wrap_future(outcome), GATE_SECONDS)
     except TimeoutError:
@@ -48,9 +39,26 @@ async def gate_flaw() -> str | None:
     if not accepted(result):
         hint = watch.hint if isinstance(result, str) and "certificate" not in result else ""
         return f"{watch.deliveries.describe(result)}{hint}"
-    if option := _dropping(client.options):
-        return f"the app's Sentry client{made} drops every error by its {option}{_SWITCH}"
-    return None
+    option = _dropping(client.options)
+    return f"{_name(client)} drops every error by its {option}{_SWITCH}" if option else None
+
+
+def _name(client: Any) -> str:
+    return f"the app's Sentry client (made in {client.options.place})" if client.options.place else "Sentry's client"
+
+
+def _client_flaw(client: Any, watch: Watch | None) -> str:
+    """Return why the outcome of an event can't be seen."""
+    if client is None:
+        if current().sentry_dsn is None:
+            return "SENTRY_DSN is not set, so no error would be reported"
+        return f"the app has taken Sentry's client away, so no error would be reported{_SWITCH}"
+    if watch is None:
+        return f"{_name(client)} has no DSN, so no error would be reported: set SENTRY_DSN"
+    return (
+        f"{_name(client)} has a transport of its own, so nobody can see whether errors arrive: leave out"
+        f" `transport`{_SWITCH}"
+    )
 
 
 def _capture(client: Any, event_id: str) -> str | None:

@@ -66,7 +66,8 @@ def secrets_in(
 
     The service can't read which variables came from `secrets.env`. So each variable counts as a secret, except those of
     the system, Booty's own labels and switches, those that `BOOTY_SETTINGS` or `BOOTY_NOT_SECRET` names, short values,
-    and values whose shape is plainly not a secret. Parts of a value count too: members of JSON, entries of a list, passwords.
+    and values whose shape is plainly not a secret. Parts of a value count too: members of JSON, entries of a list,
+    passwords.
 
     Args:
         environment: variables and their values.

@@ -25,21 +25,14 @@ FLUSH_SECONDS = 1.5
 # The integrations that report errors, by the framework's module. Those of databases, HTTP clients and the like only add
 # spans, which the runner's own client does not send.
 _REPORTING = frozenset(
-    ("aiohttp", "ariadne", "arq", "bottle", "celery", "chalice", "django", "falcon", "fastapi", "flask", "graphene")
-    + (
-        "huey",
-        "litestar",
-        "loguru",
-        "pyramid",
-        "quart",
-        "rq",
-        "sanic",
-        "starlette",
-        "starlite",
-        "strawberry",
-        "tornado",
+    (
+        *("aiohttp", "ariadne", "arq", "bottle", "celery", "chalice", "django", "falcon", "fastapi", "flask"),
+        *("graphene", "huey", "litestar", "loguru", "pyramid", "quart", "rq", "sanic", "starlette", "starlite"),
+        *("strawberry", "tornado"),
     )
 )
+# The names of the integrations' classes by the framework's module, as far as the SDK in use has them.
+_integrations: dict[str, str] = {}
 
 
 def start(settings: Settings) -> None:
@@ -70,10 +63,6 @@ def start(settings: Settings) -> None:
     sdk.init(dsn=settings.sentry_dsn, environment=settings.sentry_environment, auto_enabling_integrations=False)
 
 
-# The names of the integrations' classes by the framework's module.
-_integrations: dict[str, str] = {}
-
-
 def fit() -> None:
     """Enable the integrations of the frameworks that the app has imported, as far as they are not enabled."""
     for framework in _integrations.keys() & sys.modules.keys():
@@ -85,7 +74,7 @@ def _enable(framework: str, _: ModuleType | None = None) -> None:
     client = in_force()
     if client is None or getattr(client.options, "place", None) or framework in client.integrations:
         return
-    module, _, name = _integrations[framework].rpartition(".")
+    module, name = _integrations[framework].rsplit(".", 1)
     try:
         integration = getattr(import_module(module), name)
         try:
@@ -131,7 +120,7 @@ def client_in_words() -> str:
 def status() -> dict[str, Any] | None:
     """Return what became of the events of the client in force, and where it was made; None without a client."""
     own = watch()
-    return own and {**own.deliveries.status, "client": client_in_words()}
+    return {**own.deliveries.status, "client": client_in_words()} if own else None
 
 
 def report(error: BaseException, name: str) -> None:

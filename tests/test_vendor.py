@@ -67,13 +67,16 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 def test_nothing_private_imports_a_public_name() -> None:
     """Read as Python reads it, so that a new form of import in a new version is found."""
-    files = [path for path in VENDOR.rglob("*.py*") if path.suffix in {".py", ".pyi"}]
-    assert len(files) > 200
-    for path in files:
+    left = set()
+    for path in (path for path in VENDOR.rglob("*.py*") if path.suffix in {".py", ".pyi"}):
         name = path.relative_to(VENDOR).as_posix()
         tops = {module.partition(".")[0] for module in imported(ast.parse(path.read_text()))}
-        hidden = PACKAGES if name.startswith(vendor.INTEGRATIONS) else PACKAGES | {*vendor.OPTIONAL}
-        assert not tops & hidden, name
+        assert not tops & PACKAGES, name
+        if not name.startswith(vendor.INTEGRATIONS):
+            left |= tops - {*sys.stdlib_module_names, "booty_runner"}
+    # Python 3.14 has `compression`. The others are not imported before the app imports or configures something of the
+    # kind: a WSGI server, an integration for openai, SOCKS, pyOpenSSL; the SDK imports the other two in old Pythons.
+    assert left - {"compression"} == {"OpenSSL", "aiocontextvars", "openai", "pkg_resources", "socks", "uwsgi"}
 
 
 def test_each_private_module_leaves_the_public_names_free() -> None:

@@ -16,24 +16,13 @@ import pytest
 from ansible_collections.booty.deploy.plugins.module_utils.controller import build
 from uv import find_uv_bin
 
-# Packages that the runner's dependencies import or have imported, and others that servers use.
-POISONED = (
-    *(
-        "a2wsgi",
-        "anyio",
-        "asgiref",
-        "brotli",
-        "certifi",
-        "click",
-        "dotenv",
-        "h11",
-        "h2",
-        "httpcore",
-        "httptools",
-        "idna",
-    ),
-    *("typing_extensions", "urllib3", "uvicorn", "uvloop", "websockets", "wsproto", "yaml", "zstandard"),
-)
+# Packages that the runner's dependencies import or have imported, packages of servers, and packages for which Sentry's
+# SDK has integrations.
+POISONED = """
+    a2wsgi aiohttp anyio asgiref brotli celery certifi click django dotenv eventlet fastapi flask gevent greenlet h11 h2
+    httpcore httptools httpx idna opentelemetry redis starlette typing_extensions urllib3 uvicorn uvloop websockets
+    werkzeug wsproto yaml zstandard
+"""
 # The packages of the locks of apps, by a name and the Python.
 OLD = ["fastapi==0.88.0", "starlette==0.22.0", "pydantic==1.10.26"]
 OLD_SERVER = ["uvicorn==0.15.0", "click==7.1.2", "h11==0.9.0", "asgiref==3.4.1", "websockets==10.4", "httptools==0.5.0"]
@@ -186,7 +175,7 @@ def poison(tmp_path):
     """Return a folder of packages whose import raises an error that no `except ImportError` catches."""
     folder = tmp_path / "poison"
     folder.mkdir()
-    for name in POISONED:
+    for name in POISONED.split():
         (folder / f"{name}.py").write_text(f"raise SystemError('{name} is broken')\n")
     return folder
 

@@ -16,10 +16,10 @@ import pytest
 from ansible_collections.booty.deploy.plugins.module_utils.controller import build
 from uv import find_uv_bin
 
-# Packages that the runner's dependencies import or have imported, packages of servers, and packages for which Sentry's
-# SDK has integrations.
+# Packages that the runner's dependencies import or have imported, packages of servers, and some for which Sentry's SDK
+# has integrations. Django and botocore are left out: the SDK's default integrations import them if the app has them.
 POISONED = """
-    a2wsgi aiohttp anyio asgiref brotli celery certifi click django dotenv eventlet fastapi flask gevent greenlet h11 h2
+    a2wsgi aiohttp anyio asgiref brotli celery certifi click dotenv eventlet fastapi flask gevent greenlet h11 h2
     httpcore httptools httpx idna opentelemetry redis starlette typing_extensions urllib3 uvicorn uvloop websockets
     werkzeug wsproto yaml zstandard
 """

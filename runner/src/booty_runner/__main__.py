@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from booty_runner import __version__, ask, logs
 from booty_runner.settings import ACCEPTED, Refusal, current
@@ -35,11 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Imports create no garbage, so the collector only costs time here (5 % of the start). freeze() keeps it from
         # writing to these objects later: forked workers go on sharing their memory pages.
         gc.disable()
-        from booty_runner import server, target  # noqa: PLC0415 - slow; --help and a refused setting don't need them
+        from booty_runner import server, telemetry  # noqa: PLC0415 - slow; --help doesn't need them
 
         # The app has no part in the trial. A candidate that has taken the service's place keeps its environment.
         os.environ.pop("BOOTY_CANDIDATE", None)
-        app = target.load(args.app)
+        telemetry.start(settings)
+        app = _load(args.app)
         gc.freeze()
         gc.enable()
         sockets = server.systemd_sockets() or server.open_sockets(args.host, args.port, args.internal_socket)
@@ -63,6 +65,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.exception("the service failed")
         return 3
     return 0
+
+
+def _load(name: str) -> Any:
+    """Import the app with Sentry's integrations that fit it, and report an error of the import."""
+    from booty_runner import target, telemetry  # noqa: PLC0415 - slow
+
+    try:
+        app = target.load(name)
+        telemetry.fit()
+    except Exception as error:
+        if not isinstance(error, Refusal):
+            telemetry.report(error, "import")
+        telemetry.stop()
+        raise
+    return app
 
 
 def _parser() -> argparse.ArgumentParser:

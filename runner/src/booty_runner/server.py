@@ -22,6 +22,7 @@ from booty_runner.internal import InternalApp
 from booty_runner.lifespan import Lifespan
 from booty_runner.protocol import Protocol
 from booty_runner.protocol_config import Config, ServerState
+from booty_runner.request_ids import RequestIds
 from booty_runner.settings import Refusal, Settings
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ def run(settings: Settings, app: Any, sockets: list[socket.socket], on_state: Ca
 
 
 async def _serve(settings: Settings, app: Any, sockets: list[socket.socket], on_state: Callable[[str], None]) -> None:
-    server, lifespan = Server(settings, on_state), Lifespan(app)
+    server, lifespan, serving = Server(settings, on_state), Lifespan(app), False
     try:
         # Entered here and not by uvicorn, which takes a failed startup for an app without a lifespan.
         async with lifespan as state:
@@ -145,7 +146,12 @@ async def _serve(settings: Settings, app: Any, sockets: list[socket.socket], on_
             names = ", ".join(_name(sock.getsockname()) for sock in sockets)
             log.info("serving release %s on %s", settings.sentry_release or "(unknown)", names)
             lifespan.on_end(server.stop)
+            serving = True
             finished = await server.run(_listeners(settings, app, sockets), state)
+    except Exception as error:
+        if not isinstance(error, Refusal):
+            telemetry.report(error, "shutdown" if serving else "startup")
+        raise
     finally:
         # Blocks the loop, which has nothing else left to do, and needs no thread that may be stuck.
         telemetry.stop()
@@ -157,8 +163,8 @@ async def _serve(settings: Settings, app: Any, sockets: list[socket.socket], on_
 
 def _listeners(settings: Settings, app: Any, sockets: list[socket.socket]) -> list[tuple[socket.socket, Any]]:
     """Give each socket its app, by the socket's family: which app answers depends on nothing that a client sends."""
-    public = telemetry.RequestIds(app, hooks.route)
-    internal = telemetry.RequestIds(InternalApp(settings), InternalApp.route)
+    public = RequestIds(app, hooks.route)
+    internal = RequestIds(InternalApp(settings), InternalApp.route)
     return [(sock, internal if sock.family == socket.AF_UNIX else public) for sock in sockets]
 
 
@@ -166,7 +172,13 @@ async def _health_flaw(app: Any, state: Mapping[str, Any]) -> str | None:
     """Ask the app's own /health, without a connection, and return what it says when that is not 200."""
     status, body = 0, b""
 
+    asked = False
+
     async def receive() -> dict[str, Any]:
+        nonlocal asked
+        if asked:
+            await asyncio.Future()  # the client stays
+        asked = True
         return {"type": "http.request"}
 
     async def send(message: MutableMapping[str, Any]) -> None:

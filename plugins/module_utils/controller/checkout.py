@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +25,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder, "runner.tar.gz")
         build_layer(archive, lock, python, machine, RUNNER / "src")
-        shutil.unpack_archive(archive, folder)
+        subprocess.run(["tar", "-xzf", archive, "-C", folder, "booty_runner/_vendor"], check=True)
         shutil.rmtree(target, ignore_errors=True)
         shutil.move(Path(folder, "booty_runner/_vendor"), target)
     written.write_text(current)

@@ -30,7 +30,10 @@ UNUSED = re.compile(
 )
 # Packages that the runner's dependencies import if the app has them. Renamed, these imports find nothing, so the app's
 # lock does not change what the runner does. The integrations of sentry_sdk go on importing the app's packages.
-OPTIONAL = ("anyio", "backports", "brotli", "brotlicffi", "cryptography", "h2", "httpcore", "idna", "typing_extensions")
+OPTIONAL = (
+    *("anyio", "backports", "brotli", "brotlicffi", "cryptography", "django", "eventlet", "gevent", "greenlet", "h2"),
+    *("httpcore", "idna", "typing_extensions"),
+)
 INTEGRATIONS = "sentry_sdk/integrations/"
 # Strings that name modules: the pattern, in which files, and the replacement.
 STRINGS = (

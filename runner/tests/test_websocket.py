@@ -8,7 +8,6 @@ from contextlib import ExitStack
 
 import pytest
 from runner.tests.clients import Connection, ask
-
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 

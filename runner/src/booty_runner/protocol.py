@@ -1,4 +1,4 @@
-"""HTTP/1.1 over one connection: uvicorn's protocol, with limits for a request's head, and WebSockets as only upgrade."""
+"""HTTP/1.1 over one connection: uvicorn's protocol, with limits for a request's head, and no upgrade but WebSockets."""
 
 import asyncio
 import fcntl

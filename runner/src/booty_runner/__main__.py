@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from booty_runner import __version__, ask, logs
-from booty_runner.settings import ACCEPTED, Refusal, current
+from booty_runner.settings import ACCEPTED, Refusal, Settings, current
 
 log = logging.getLogger("booty")
 
@@ -36,15 +36,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Imports create no garbage, so the collector only costs time here (5 % of the start). freeze() keeps it from
         # writing to these objects later: forked workers go on sharing their memory pages.
         gc.disable()
-        from booty_runner import server, telemetry  # noqa: PLC0415 - slow; --help doesn't need them
+        # Slow; --help and a refused setting don't need them.
+        from booty_runner import server, telemetry  # noqa: PLC0415
+        from booty_runner.health import Question  # noqa: PLC0415
+        from booty_runner.identity import Identity  # noqa: PLC0415
+        from booty_runner.place import Place  # noqa: PLC0415
+
+        place = Place.read()
+        place.enter(settings)
+        question, identity = Question.of(settings, place), Identity.of_this_process(settings)
 
         # The app has no part in the trial. A candidate that has taken the service's place keeps its environment.
         os.environ.pop("BOOTY_CANDIDATE", None)
         telemetry.start(settings)
-        app = _load(args.app)
+        app = _load(args.app, settings)
         gc.freeze()
         gc.enable()
-        sockets = server.systemd_sockets() or server.open_sockets(args.host, args.port, args.internal_socket)
+        listeners = server.systemd_sockets() or server.open_sockets(args.host, args.port, args.internal_socket)
         report = server.report
         if settings.booty_workers > 1:
             from booty_runner.workers import Supervisor  # noqa: PLC0415 - a single process doesn't need it
@@ -57,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 settings = replace(settings, booty_telemetry_gate=False)
             if worker.live:
                 settings = replace(settings, booty_candidate=False)
-        server.run(settings, app, sockets, report)
+        server.run(settings, app, listeners, identity, question, report)
     except Refusal as error:
         log.error(error)
         return 1
@@ -67,12 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _load(name: str) -> Any:
+def _load(name: str, settings: Settings) -> Any:
     """Import the app with Sentry's integrations that fit it, and report an error of the import."""
     from booty_runner import target, telemetry  # noqa: PLC0415 - slow
 
     try:
-        app = target.load(name)
+        app = target.adapt(target.load(name), name, settings)
         telemetry.fit()
     except Exception as error:
         if not isinstance(error, Refusal):

@@ -41,7 +41,7 @@ FAULTS_OF_LINE = (
 # and the variables that systemd sets.
 RESERVED = (
     (
-        r"BOOTY_(LOG_FORMAT|(DRAIN|STREAM|WATCHDOG)_SECONDS|WORKERS|TELEMETRY_GATE)",
+        r"BOOTY_(LOG_FORMAT|(DRAIN|STREAM|WATCHDOG)_SECONDS|WORKERS|THREADS|TELEMETRY_GATE)",
         "the unit sets: remove it, and set {} in the inventory",
     ),
     (r"BOOTY_(UNIT|CANDIDATE)", "the unit sets: remove it"),

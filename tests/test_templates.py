@@ -87,7 +87,7 @@ def test_the_pointer_names_the_files_of_app_config_dir(tmp_path: Path) -> None:
 def start(**variables: Any) -> list[str]:
     """Return the variables that the service's unit sets at the start."""
     command = re.sub(r"\\\n +", "", unit("booty.service", **variables))
-    return re.findall(r"^ExecStart=/usr/bin/env (.*)$", command, re.MULTILINE)[0].split()
+    return str(re.findall(r"^ExecStart=/usr/bin/env (.*)$", command, re.MULTILINE)[0]).split()
 
 
 def test_the_unit_sets_what_apps_expect() -> None:

@@ -85,7 +85,7 @@ def ask(server: Any, path: str = "/ok", host: str = "shop.test", invocation: str
             {"Location": "https://shop.test/ok"},
             "GET /ok answers 301 and leads to https://shop.test/ok:",
         ),
-        ("/ok", 301, b"", {"Location": "https://shop.test/ok"}, "(Django: SECURE_REDIRECT_EXEMPT)"),
+        ("/ok", 301, b"", {"Location": "https://shop.test/ok"}, "(Django: SECURE_PROXY_SSL_HEADER)"),
         ("/ok", 302, b"", {"Location": "/login"}, "GET /ok answers 302 and leads to /login: name a path that answers"),
         ("/ok", 401, b"", {}, "GET /ok answers 401: it wants a login."),
         ("/ok", 403, b"", {}, "GET /ok answers 403: it wants a login."),

@@ -222,7 +222,11 @@ def _entries(text: str, separator: str) -> Any:
 
 
 def _json(text: str) -> Any:
-    """Return the value of a JSON text; None if it is none."""
+    """Return the value of a JSON text, or of YAML on one line; None if it is neither."""
+    try:
+        return json.loads(text)  # YAML takes the two halves of JSON's \ud83c\udf89 for two characters
+    except ValueError:
+        pass
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

@@ -96,13 +96,13 @@ def serving(app: str, status: dict[str, Any]) -> list[tuple[str, str]]:
         return [("broken", f"serves nothing: {app}.service is {status['service']}{again}")]
     # During a deploy, the release in memory and the one on disk may differ.
     worst = "look" if status["lease"] else "broken"
+    on_disk = {**memory, "release": None, "environment": None} if disk is None else disk
     problems = [
-        (worst, f"{name} in memory is {memory[name] or 'none'}, on disk {(disk or {}).get(name) or 'none'}")
+        (worst, f"{name} in memory is {memory[name] or 'none'}, on disk {on_disk[name] or 'none'}")
         for name in ("release", "environment", "config")
-        if memory[name] != (disk or {}).get(name)
+        if memory[name] != on_disk[name]
     ]
-    in_memory, on_disk = ({*each["settings"].items()} for each in (memory, disk or {"settings": {}}))
-    if names := sorted({name for name, _ in in_memory ^ on_disk}):
+    if names := sorted({name for name, _ in {*memory["settings"].items()} ^ {*on_disk["settings"].items()}}):
         problems.append((worst, f"settings in memory differ from those on disk: {', '.join(names)}"))
     if health["reason"]:
         return [*problems, (worst if 0 < health["status"] < 500 else "broken", health["reason"])]

@@ -58,7 +58,10 @@ def get(address: str, port: int, path: str, host: str, invocation: str = "") -> 
 
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
     connection = http.client.HTTPConnection(reachable, port, timeout=5.0)
-    headers = {"Host": host, "Connection": "close", **({"X-Booty-Ask": invocation} if invocation else {})}
+    headers = {"Host": host, "Connection": "close"}
+    if invocation:
+        # An app behind a proxy may redirect all HTTP to HTTPS; the runner asks the candidate in the same way.
+        headers |= {"X-Booty-Ask": invocation, "X-Forwarded-Proto": "https", "User-Agent": "booty-health"}
     try:
         connection.request("GET", path, headers=headers)
         response = connection.getresponse()
@@ -104,8 +107,8 @@ def refusal(status: int, path: str, host: str, location: str, body: bytes) -> st
         return f"{says}: {explained(body)}"
     if location.startswith("https:"):
         return (
-            f"{says} and leads to {location}: the app redirects HTTP to HTTPS. Exempt the path from that (Django:"
-            " SECURE_REDIRECT_EXEMPT), or name a path that is not redirected: app_health_path"
+            f"{says} and leads to {location}: the app wants HTTPS and does not take X-Forwarded-Proto for it. Set"
+            " app_trusted_proxies and let the app trust the header (Django: SECURE_PROXY_SSL_HEADER), or exempt the path"
         )
     if 300 <= status < 400:
         return f"{says} and leads to {location or 'nowhere'}: name a path that answers 2xx itself: app_health_path"

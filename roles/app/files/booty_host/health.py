@@ -108,7 +108,8 @@ def refusal(status: int, path: str, host: str, location: str, body: bytes) -> st
     if location.startswith("https:"):
         return (
             f"{says} and leads to {location}: the app wants HTTPS and does not take X-Forwarded-Proto for it. Set"
-            " app_trusted_proxies and let the app trust the header (Django: SECURE_PROXY_SSL_HEADER), or exempt the path"
+            " app_trusted_proxies and let the app trust that header (Django: SECURE_PROXY_SSL_HEADER), or exempt this"
+            " path"
         )
     if 300 <= status < 400:
         return f"{says} and leads to {location or 'nowhere'}: name a path that answers 2xx itself: app_health_path"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -47,9 +48,11 @@ def plain(site: Site) -> Iterator[Site]:
 
 def identified(site: Site, invocation: str) -> str | None:
     """Return the PID in the answer to a client that asks for the process of a start."""
-    connection = http.client.HTTPConnection(site.host.address, 8000, timeout=5)
-    connection.request("GET", "/missing", headers={"X-Booty-Ask": invocation})
-    return connection.getresponse().headers.get("X-Booty-Pid")
+    with closing(http.client.HTTPConnection(site.host.address, 8000, timeout=5)) as connection:
+        connection.request("GET", "/missing", headers={"X-Booty-Ask": invocation, "Connection": "close"})
+        answer = connection.getresponse()
+        answer.read()
+        return answer.headers.get("X-Booty-Pid")
 
 
 def deploy(site: Site, **variables: str) -> Play:

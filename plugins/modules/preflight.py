@@ -9,6 +9,9 @@ options:
   release:
     type: str
     description: The commit. Without it, and with O(goes_back), the release that served before.
+  description:
+    type: dict
+    description: The RV(booty.deploy.resolve#module:description) of the app in the commit, with which copies are compared.
   goes_back:
     type: bool
     description: Whether this is a rollback.

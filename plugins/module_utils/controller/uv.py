@@ -82,8 +82,8 @@ def sources(file: Path) -> str:
     return "".join(f"{name} = {toml(value)}\n" for name, value in table.items())
 
 
-def uv(directory: Path, *arguments: str, **environment: str) -> None:
-    """Run the locked uv in a workplace, with `environment` or by default with the controller's.
+def uv(directory: Path, *arguments: str, **environment: str) -> bytes:
+    """Run the locked uv in a workplace, with `environment` or by default with the controller's; return its output.
 
     Only a build of a wheel runs code of a package, and only a build passes an `environment`. Otherwise uv's variables
     and settings alone can change the result.
@@ -94,31 +94,46 @@ def uv(directory: Path, *arguments: str, **environment: str) -> None:
     # UV_PYTHON is the Python of this process, so uv does not search for one or download one.
     variables |= {"UV_PYTHON": sys.executable, "UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
     variables |= {"XDG_CONFIG_HOME": str(directory / "home"), "XDG_CONFIG_DIRS": str(directory / "system")}
-    run(find_uv_bin(), *arguments, cwd=directory, env=variables)
+    return run(find_uv_bin(), *arguments, cwd=directory, env=variables)
 
 
 # The controller's variables that a build backend needs to run and to reach an index.
 BACKEND = {"PATH", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+# git needs these to fetch a locked repository. ssh itself reads the user's home directory.
+SSH = {"SSH_AUTH_SOCK", "GIT_SSH", "GIT_SSH_COMMAND"}
 PROXIES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
 
 
-def build_environment(directory: Path, sha: str, time: int) -> dict[str, str]:
-    """Return the environment of a build backend; between controllers only paths and proxies differ in it."""
+def package_environment(directory: Path, time: int) -> dict[str, str]:
+    """Return the environment of a build of a package; between controllers only paths and proxies differ in it."""
     home = Path.home()
+    kept = BACKEND | SSH
     return {
-        **{name: value for name, value in os.environ.items() if name in BACKEND or name.lower() in PROXIES},
-        # An empty home, because setuptools reads ~/.pydistutils.cfg. The next three variables lead uv to the user's
+        **{name: value for name, value in os.environ.items() if name in kept or name.lower() in PROXIES},
+        # An empty home, because setuptools reads ~/.pydistutils.cfg. The next variables lead uv and git to the user's
         # cache, Pythons and passwords.
         "HOME": str(directory / "home"),
         "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(home / ".cache"),
         "XDG_DATA_HOME": os.environ.get("XDG_DATA_HOME") or str(home / ".local/share"),
         "NETRC": os.environ.get("NETRC") or str(home / ".netrc"),
+        "GIT_CONFIG_GLOBAL": os.environ.get("GIT_CONFIG_GLOBAL") or str(home / ".gitconfig"),
         "LC_ALL": "C.UTF-8",
         "TZ": "UTC",
         "PYTHONHASHSEED": "0",
         # A zip archive can't hold a time before 1980.
         "SOURCE_DATE_EPOCH": str(max(time, 315532800)),
-        # A version from git's tags depends on the clone, which may lack tags. So the commit gives the version.
+    }
+
+
+def build_environment(directory: Path, sha: str, time: int) -> dict[str, str]:
+    """Return the environment of a build of the app, whose version is that of its commit."""
+    return {
+        **package_environment(directory, time),
+        # A version from git's tags depends on the clone, which may lack tags. So the commit gives the version, to
+        # setuptools-scm and hatch-vcs, to the backends of PDM, of Poetry and of uv with dynamic versions, and to pbr.
         "SETUPTOOLS_SCM_PRETEND_VERSION": f"0+{sha}",
         "PDM_BUILD_SCM_VERSION": f"0+{sha}",
+        "POETRY_DYNAMIC_VERSIONING_BYPASS": f"0+{sha}",
+        "UV_DYNAMIC_VERSIONING_BYPASS": f"0+{sha}",
+        "PBR_VERSION": "0",
     }

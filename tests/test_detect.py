@@ -97,12 +97,18 @@ SERVED: dict[str, tuple[dict[str, str | bytes], str, list[str]]] = {
         [],
     ),
     "an app in `try` and not in `__main__`": (
-        {"main.py": f"try:\n    import x\nexcept ImportError:\n    x = 1\nif x:\n    {FASTAPI.splitlines()[1]}\n"
-         "if __name__ == '__main__':\n    application = run()\n"},
+        {
+            "main.py": f"try:\n    import x\nexcept ImportError:\n    x = 1\nif x:\n    {FASTAPI.splitlines()[1]}\n"
+            "if __name__ == '__main__':\n    application = run()\n"
+        },
         "main:app",
         [],
     ),
-    "Dash's server": ({"app.py": "import dash\napp = dash.Dash(__name__)\nserver = app.server\n"}, "app:app.server", []),
+    "Dash's server": (
+        {"app.py": "import dash\napp = dash.Dash(__name__)\nserver = app.server\n"},
+        "app:app.server",
+        [],
+    ),
     "[tool.fastapi]": (
         {"pyproject.toml": '[tool.fastapi]\nentrypoint = "shop.web:api"\n', "shop/web.py": FASTAPI, "main.py": FASTAPI},
         "shop.web:api",
@@ -275,7 +281,13 @@ def test_the_inventory_overrides_the_commit_which_overrides_detection(tmp_path: 
 
 @pytest.mark.parametrize(
     ("written", "normal"),
-    [("media/", "media/"), ("media", "media"), ("./a//b.db", "a/b.db"), ("static", "static/"), ("static/x", "static/x")],
+    [
+        ("media/", "media/"),
+        ("media", "media"),
+        ("./a//b.db", "a/b.db"),
+        ("static", "static/"),
+        ("static/x", "static/x"),
+    ],
 )
 def test_state_paths(written: str, normal: str, tmp_path: Path) -> None:
     files: dict[str, str | bytes] = {"main.py": FASTAPI, "static/x": ""}

@@ -37,18 +37,21 @@ LOCKS = {
 }
 # Files that declare dependencies without a lock, each with the words for it.
 DECLARED = {"Pipfile": "pipenv lock", "environment.yml": "", "environment.yaml": ""}
+# Windows writes requirements files in UTF-16, with one of these marks.
+UTF16 = {b"\xff\xfe", b"\xfe\xff"}
 RANGES = ("pyproject.toml", "setup.py", "setup.cfg")
 # uv chooses no wheel that needs a newer glibc than Debian 12's, the oldest supported suite.
 PLATFORM = "{machine}-manylinux_2_36"
 
 
 def text(content: bytes, name: str) -> str:
-    """Return the text of a file, in UTF-8, or in UTF-16 with a byte order mark; raise BuildError with the file's name."""
+    """Return the text of a file; raise BuildError, which has the file's name, unless it is UTF-8."""
     try:
-        return content.decode("utf-16" if content[:2] in {b"\xff\xfe", b"\xfe\xff"} else "utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise BuildError(f"{name} is no UTF-8 (line {line}). Write it as UTF-8, and commit.") from None
+        kind = "UTF-16" if content[:2] in UTF16 else "no UTF-8"
+        raise BuildError(f"{name} is {kind} (line {line}). Write it as UTF-8, and commit.") from None
 
 
 def installable(tree: Tree, path: str, pyproject: Mapping[str, Any]) -> bool:
@@ -162,6 +165,8 @@ def parts_of(tree: Tree, file: str, limits: bool = False, seen: tuple[str, ...] 
     if content is None:
         by = f", which {seen[-1]} includes," if seen else ""
         raise BuildError(f"{file}{by} is not in commit {tree.sha[:12]}. Commit it, or remove the line.")
+    if content[:2] in UTF16:
+        content = content.decode("utf-16", errors="replace").encode()
     parts = [Part(file, text(content, f"{file} {of}"), limits)]
     for _, entry, _ in entries(parts[0].text):
         if include := included(entry):

@@ -99,24 +99,20 @@ def uv(directory: Path, *arguments: str, **environment: str) -> bytes:
 
 # The controller's variables that a build backend needs to run and to reach an index.
 BACKEND = {"PATH", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"}
-# git needs these to fetch a locked repository. ssh itself reads the user's home directory.
-SSH = {"SSH_AUTH_SOCK", "GIT_SSH", "GIT_SSH_COMMAND"}
 PROXIES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
 
 
-def package_environment(directory: Path, time: int) -> dict[str, str]:
-    """Return the environment of a build of a package; between controllers only paths and proxies differ in it."""
+def backend_environment(directory: Path, time: int) -> dict[str, str]:
+    """Return the environment of a build backend; between controllers only paths and proxies differ in it."""
     home = Path.home()
-    kept = BACKEND | SSH
     return {
-        **{name: value for name, value in os.environ.items() if name in kept or name.lower() in PROXIES},
-        # An empty home, because setuptools reads ~/.pydistutils.cfg. The next variables lead uv and git to the user's
+        **{name: value for name, value in os.environ.items() if name in BACKEND or name.lower() in PROXIES},
+        # An empty home, because setuptools reads ~/.pydistutils.cfg. The next three variables lead uv to the user's
         # cache, Pythons and passwords.
         "HOME": str(directory / "home"),
         "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(home / ".cache"),
         "XDG_DATA_HOME": os.environ.get("XDG_DATA_HOME") or str(home / ".local/share"),
         "NETRC": os.environ.get("NETRC") or str(home / ".netrc"),
-        "GIT_CONFIG_GLOBAL": os.environ.get("GIT_CONFIG_GLOBAL") or str(home / ".gitconfig"),
         "LC_ALL": "C.UTF-8",
         "TZ": "UTC",
         "PYTHONHASHSEED": "0",
@@ -125,10 +121,21 @@ def package_environment(directory: Path, time: int) -> dict[str, str]:
     }
 
 
+def package_environment(directory: Path, time: int) -> dict[str, str]:
+    """Return the environment of a build of a dependency, whose repository git may have to fetch."""
+    # ssh itself finds the user's home directory without HOME.
+    kept = ("SSH_AUTH_SOCK", "GIT_SSH", "GIT_SSH_COMMAND")
+    return {
+        **backend_environment(directory, time),
+        **{name: os.environ[name] for name in kept if name in os.environ},
+        "GIT_CONFIG_GLOBAL": os.environ.get("GIT_CONFIG_GLOBAL") or str(Path.home() / ".gitconfig"),
+    }
+
+
 def build_environment(directory: Path, sha: str, time: int) -> dict[str, str]:
     """Return the environment of a build of the app, whose version is that of its commit."""
     return {
-        **package_environment(directory, time),
+        **backend_environment(directory, time),
         # A version from git's tags depends on the clone, which may lack tags. So the commit gives the version, to
         # setuptools-scm and hatch-vcs, to the backends of PDM, of Poetry and of uv with dynamic versions, and to pbr.
         "SETUPTOOLS_SCM_PRETEND_VERSION": f"0+{sha}",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from ansible_collections.booty.deploy.plugins.module_utils.controller import process
 
+from tests.conftest import artifact
 from tests.test_detect import FACTORY, FASTAPI, FLASK, HASHED, MANAGE, WSGI, commit
 
 WRITE = 'in the inventory, or serve = "{0}" under [tool.booty] in the app\'s pyproject.toml'

@@ -19,6 +19,8 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.conftest import MACHINE, PYTHON, ROOT, Repository, artifact
 
+HOST = lock.Host(f"{PYTHON}.0", MACHINE)
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -51,7 +53,7 @@ def test_dependencies_and_runner_are_in_layers_of_their_own(repository: Reposito
     release, layer, runner = (names(built[part]["file"]) for part in ("release", "layer", "runner"))
     site = f"lib/python{PYTHON}/site-packages"
     assert f"{site}/booty/main.py" in release
-    assert {"booty_runner/__main__.py", "uvloop/__init__.py"} <= {*runner}
+    assert {"booty_runner/__main__.py", "booty_runner/_vendor/uvloop/__init__.py"} <= {*runner}
     assert not [name for name in [*release, *layer] if name.startswith(("booty_runner", "uvloop"))]
     assert "fastapi/__init__.py" in layer
     assert not [name for name in release if "fastapi/" in name]
@@ -64,7 +66,6 @@ def test_dependencies_and_runner_are_in_layers_of_their_own(repository: Reposito
         assert tar.getmember("bin/serve").mode == 0o755
         pth, manifest = (tar.extractfile(name) for name in (f"{site}/layer.pth", "release.json"))
         assert pth
-        # The runner's layer is the last on the import path.
         layers = [built[part]["name"] for part in ("layer", "runner")]
         assert pth.read().decode() == (
             "import os, sys; sys.path += filter(None, [os.environ.get('BOOTY_CONFIG_DIR')])\n"
@@ -164,9 +165,8 @@ def test_a_path_that_is_no_repository_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_lock_out_of_date_is_refused(dependency: str, problem: str | None) -> None:
-    host = lock.Host(f"{PYTHON}.0", MACHINE)
-    locked = lock.packages_in((ROOT / "app/requirements.txt").read_text(), host, "app")
-    outdated = lock.outdated([dependency], locked, host)
+    locked = lock.packages_in((ROOT / "app/requirements.txt").read_text(), HOST, "app")
+    outdated = lock.outdated([dependency], locked, HOST)
     assert problem in outdated if problem else outdated == ""
 
 
@@ -174,7 +174,7 @@ def test_a_lock_out_of_date_is_refused(dependency: str, problem: str | None) -> 
 def test_spellings_of_a_line_of_a_lock(line: str) -> None:
     via = "    # via\n    #   b\n    #   c-d (pyproject.toml)\n"
     text = f"# a comment\n--only-binary :all:\n{line}\n    --hash=sha256:01\n{via}"
-    ((name, package),) = lock.packages_in(text, lock.Host(f"{PYTHON}.0", MACHINE), ".").items()
+    ((name, package),) = lock.packages_in(text, HOST, ".").items()
     assert (name, package.version) == ("a", "1")
     assert {"b", "c-d"} <= package.required_by
 
@@ -196,14 +196,25 @@ def test_the_bill_of_materials(repository: Repository, tmp_path: Path) -> None:
     assert bill["metadata"]["component"] == {"bom-ref": "booty", "name": "booty", "type": "application", "version": sha}
     # The bill lists the packages of the layers, and none for another system.
     layers = [*names(built["layer"]["file"]), *names(built["runner"]["file"])]
-    shipped = {match[1] for name in layers if (match := re.match(r"([^/]+)\.dist-info/METADATA", name))}
-    assert {f"{part['name'].replace('-', '_')}-{part['version']}" for part in bill["components"]} == shipped
+    place = r"([^/]+)\.dist-info/METADATA|booty_runner/_vendor/licenses/([^/]+)"
+    shipped = {match[1] or match[2] for name in layers if (match := re.match(place, name))}
+    parts = {part["bom-ref"]: part for part in bill["components"]}
+    runner = parts.pop("booty-runner/")
+    assert {f"{part['name'].replace('-', '_')}-{part['version']}" for part in parts.values()} == shipped
     wants = {
         dependency["ref"].partition("@")[0]: {ref.partition("@")[0] for ref in dependency.get("dependsOn", [])}
         for dependency in bill["dependencies"]
     }
-    assert wants["booty"] == {"fastapi", "psycopg", "pydantic-settings", "sentry-sdk"}
+    assert wants["booty"] == {"fastapi", "psycopg", "pydantic-settings", "sentry-sdk", runner["bom-ref"]}
     assert "starlette" in wants["fastapi"]
+    # The runner has packages of its own, in versions of its own.
+    assert {"booty-runner/uvicorn", "booty-runner/sentry-sdk"} <= wants["booty-runner/"]
+    assert wants["booty-runner/sentry-sdk"] == {"booty-runner/certifi", "booty-runner/urllib3"}
+    old = {"certifi": lock.Package("certifi", "2019.11.28"), "urllib3": lock.Package("urllib3", "1.25.11")}
+    new = lock.packages_in((ROOT / "runner/requirements.txt").read_text(), HOST, ".")
+    both = json.loads(lock.bill("shop", old, new, sha, 0))
+    versions = sorted(part["version"] for part in both["components"] if part["name"] == "urllib3")
+    assert versions == ["1.25.11", new["urllib3"].version]
 
 
 def test_the_lock_can_be_audited() -> None:

@@ -202,7 +202,7 @@ def test_constraints_of_poetry(constraint: str, good: str, bad: str) -> None:
 
 
 def test_markers_are_those_of_the_exact_python(tmp_path: Path, cache: Path) -> None:
-    """redis wants async-timeout below Python 3.11.3, and Debian 12 has 3.11.2."""
+    """Redis wants async-timeout below Python 3.11.3, and Debian 12 has 3.11.2."""
     line = f"itsdangerous==2.2.0 ; python_full_version < '3.11.3' --hash={HASHES['itsdangerous']}\n"
     sha = commit(tmp_path, {**APP, "requirements.txt": line})
     description = describe.describe(tmp_path, sha, ".", {})
@@ -331,7 +331,7 @@ LXML = "lxml==4.9.1 --hash=sha256:fe749b052bb7233fe5d072fcb549221a8cb1a16725c47c
 
 
 def test_a_source_becomes_a_wheel(tmp_path: Path) -> None:
-    """uuid has no wheel. It is named like a module of the standard library, which stays in front."""
+    """Uuid has no wheel. It is named like a module of the standard library, which stays in front."""
     sha = commit(tmp_path, {**APP, "requirements.txt": UUID})
     first, second = (artifact(tmp_path, sha, tmp_path / cache, ".", "3.13.1") for cache in ("one", "two"))
     assert first["layer"]["sha256"] == second["layer"]["sha256"]

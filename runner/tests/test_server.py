@@ -14,8 +14,8 @@ from pathlib import Path
 
 import booty
 import pytest
-import uvloop
 from booty.main import create_app
+from booty_runner._vendor import uvloop
 from runner.tests.clients import Connection, Load, ask
 from runner.tests.conftest import SRC
 
@@ -211,7 +211,7 @@ def test_lifespan_that_fails_is_reported_once_and_ends_with_status_3(start, tcp,
 
 
 def test_code_that_does_not_import_ends_with_status_3(tmp_path):
-    (tmp_path / "uvloop.py").write_text("import no_such_module\n")
+    (tmp_path / "starlette.py").write_text("import no_such_module\n")
     result = run(APP, "--port=0", PYTHONPATH=f"{tmp_path}:{SRC}")
     assert result.returncode == 3
     assert "ERROR   booty: the service failed\nTraceback" in result.stderr

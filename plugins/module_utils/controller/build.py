@@ -30,6 +30,7 @@ from .locks import PLATFORM, Lock, Work
 from .process import BuildError
 from .scripts import Programs, programs
 from .uv import build_environment, uv, workplace
+from .vendor import vendor
 
 # This number is a part of every key. Raise it when a change of this file changes the bytes of an archive.
 RECIPE = "8"
@@ -82,7 +83,9 @@ def artifact(work: Work, description: Mapping[str, Any], host: Host, app_name: s
     lock = locks.read(work, description, host)
     locked_text, where = lock.text(), f"py{host.python}-{host.machine}"
     runner_lock = (RUNNER / "requirements.txt").read_text()
-    source = [part for file in files(RUNNER / "src") for part in (str(file.relative_to(RUNNER)), file.read_bytes())]
+    # A checkout has `_vendor` for its own Python.
+    sources = [file for file in files(RUNNER / "src") if "_vendor" not in file.parts]
+    source = [part for file in sources for part in (str(file.relative_to(RUNNER)), file.read_bytes())]
     layer_name = f"{key(RECIPE, locked_text, host.python, host.machine)}-{where}"
     runner_name = f"runner-{key(RECIPE, runner_lock, host.python, host.machine, *source)}-{where}"
     layer, runner = (cache / "layers" / f"{name}.tar.gz" for name in (layer_name, runner_name))
@@ -129,8 +132,7 @@ def artifact(work: Work, description: Mapping[str, Any], host: Host, app_name: s
                         f" {lock.file} locks all packages that it imports. Declare them in {project_file}: [project]"
                         " dependencies."
                     )
-            # The app's version of a package overrides the runner's version, as it does on the import path.
-            materials = bill(name, {**packages_in(runner_lock, host, "."), **lock.packages}, sha, work.time)
+            materials = bill(name, lock.packages, packages_in(runner_lock, host, "."), sha, work.time)
             pack_release(archive, work, target, manifest, materials, facts["programs"], app_name)
 
         once(release, finish)
@@ -156,18 +158,25 @@ def demand_python(work: Work, description: Mapping[str, Any], project_file: str,
 
 
 def build_runner(archive: Path, lock: str, host: Host) -> None:
-    """Install the runner's locked dependencies for a host, and pack them with the runner."""
+    """Pack the runner, with its locked dependencies under private names.
+
+    The lock leaves out what the runner does not use of its dependencies.
+    """
     with workplace() as directory:
-        requirements, target = directory / "requirements.txt", directory / "layer"
+        requirements, packages, target = directory / "requirements.txt", directory / "packages", directory / "runner"
         requirements.write_text(lock)
-        target.mkdir()
+        packages.mkdir()
         options = ("--require-hashes", "--only-binary=:all:", "-r", str(requirements))
         try:
-            uv(directory, *options_for(target, host), *options)
+            uv(directory, *options_for(packages, host), *options)
         except BuildError as error:
             platform = PLATFORM.format(machine=host.machine)
             raise BuildError(f"The runner can't be installed for Python {host.python} on {platform}: {error}") from None
-        shutil.copytree(RUNNER / "src", target, dirs_exist_ok=True)
+        shutil.copytree(RUNNER / "src", target, ignore=shutil.ignore_patterns("_vendor"))
+        vendor(packages, target / "booty_runner/_vendor")
+        # The telemetry of an app that brings the SDK still uses these by their public names.
+        for name in ("sentry_sdk", "urllib3", "certifi"):
+            shutil.copytree(packages / name, target / name)
         pack(archive, 0, installed(target))
 
 
@@ -268,7 +277,8 @@ def import_path(manifest: Mapping[str, Any]) -> str:
     """Return the text of layer.pth, each of whose lines Python runs at its start.
 
     It appends app_config_dir, the app's folders and the layers to the import path. The standard library stays in front.
-    `site.addsitedir` makes Python read the .pth files of a layer's packages.
+    `site.addsitedir` makes Python read the .pth files of a layer's packages. The order of the layers does not matter: the
+    runner's has one name, booty_runner.
     """
     folders = [posixpath.normpath(f"tree/{manifest['path']}/{each}") for each in (".", *manifest["import_paths"])]
     lines = ["import os, sys; sys.path += filter(None, [os.environ.get('BOOTY_CONFIG_DIR')])"]

@@ -16,6 +16,8 @@ from packaging.utils import canonicalize_name
 
 from .process import BuildError
 
+RUNNER = "booty-runner"
+
 
 @dataclass
 class Package:
@@ -231,8 +233,11 @@ def coordinates(package: Package) -> dict[str, Any]:
     return {"qualifiers": {"vcs_url" if package.url.startswith("git+") else "download_url": package.url}}
 
 
-def bill(name: str, locked: dict[str, Package], sha: str, time: int) -> bytes:
-    """Return a release's bill of materials as CycloneDX JSON; `name` is the app's."""
+def bill(name: str, locked: dict[str, Package], runner: dict[str, Package], sha: str, time: int) -> bytes:
+    """Return a release's bill of materials as CycloneDX JSON; `name` is the app's.
+
+    The dependencies of the runner have names of their own in a release, so a package may be there in two versions.
+    """
     # These imports are slow, and only a build needs them.
     from cyclonedx.model.bom import Bom, BomMetaData  # noqa: PLC0415
     from cyclonedx.model.component import Component, ComponentType  # noqa: PLC0415
@@ -240,24 +245,28 @@ def bill(name: str, locked: dict[str, Package], sha: str, time: int) -> bytes:
     from packageurl import PackageURL  # noqa: PLC0415
 
     app = Component(name=name, version=sha, type=ComponentType.APPLICATION, bom_ref=name)
-    components = {
-        dependency: Component(
-            name=dependency,
-            version=package.version or package.url.rpartition("@")[2],
-            # A folder of the app's own repository is in no index.
-            purl=None if package.path else PackageURL("pypi", name=dependency, **coordinates(package)),
-            bom_ref=f"{dependency}@{package.version or package.url}",
-        )
-        for dependency, package in locked.items()
-    }
+    part = Component(name=RUNNER, type=ComponentType.APPLICATION, bom_ref=f"{RUNNER}/")
     document = Bom(
-        components=components.values(),
-        serial_number=uuid.uuid5(uuid.NAMESPACE_OID, f"{sha} {json.dumps(sorted(locked))}"),
+        components=[part],
+        serial_number=uuid.uuid5(uuid.NAMESPACE_OID, f"{sha} {json.dumps([sorted(locked), sorted(runner)])}"),
         metadata=BomMetaData(component=app, timestamp=datetime.fromtimestamp(time, UTC)),
     )
-    for parent, component in {name: app, **components}.items():
-        children = [components[child] for child, package in locked.items() if parent in package.required_by]
-        document.register_dependency(component, children)
+    for packages, root, top, prefix in ((locked, name, app, ""), (runner, RUNNER, part, f"{RUNNER}/")):
+        components = {
+            dependency: Component(
+                name=dependency,
+                version=package.version or package.url.rpartition("@")[2],
+                # A folder of the app's own repository is in no index.
+                purl=None if package.path else PackageURL("pypi", name=dependency, **coordinates(package)),
+                bom_ref=f"{prefix}{dependency}@{package.version or package.url}",
+            )
+            for dependency, package in packages.items()
+        }
+        document.components.update(components.values())
+        for parent, component in {root: top, **components}.items():
+            children = [components[child] for child, package in packages.items() if parent in package.required_by]
+            document.register_dependency(component, children)
+    document.register_dependency(app, [part])
     with warnings.catch_warnings():
         # The library warns of an app without dependencies; a lock without `via` comments makes such an app.
         warnings.simplefilter("ignore")

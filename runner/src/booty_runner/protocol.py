@@ -6,8 +6,12 @@ import logging
 import termios
 from typing import Any, cast
 
-import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from booty_runner._vendor import httptools
+from booty_runner._vendor.uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,7 @@ class Protocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.access_log = False  # uvicorn's protocol logs each request as soon as the root logger has a handler
         self.idle_since = self.loop.time()  # of an idle connection or half a head, on the loop's clock
         self._in_head = False
         self._in_body = False

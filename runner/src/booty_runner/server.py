@@ -14,16 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import uvloop
-from uvicorn import Config
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-from uvicorn.server import ServerState
-
 from booty_runner import hooks, telemetry, verify
+from booty_runner._vendor import uvloop
+from booty_runner._vendor.uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from booty_runner.deadline import end_in
 from booty_runner.internal import InternalApp
 from booty_runner.lifespan import Lifespan
 from booty_runner.protocol import Protocol
+from booty_runner.protocol_config import Config, ServerState
 from booty_runner.settings import Refusal, Settings
 
 log = logging.getLogger(__name__)
@@ -289,20 +287,7 @@ class Server:
         self._servers.clear()
 
     async def _listen(self, sock: socket.socket, app: Any, state: dict[str, Any]) -> None:
-        config = Config(
-            app,
-            http=Protocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            # Left out, uvicorn reads them from WEB_CONCURRENCY, which may be no number, and FORWARDED_ALLOW_IPS.
-            workers=1,
-            forwarded_allow_ips="",
-        )
-        config.load()
+        config = Config(loaded_app=app, timeout_keep_alive=KEEP_ALIVE_SECONDS)
         protocol = partial(Protocol, config, self._state, state)
         loop = asyncio.get_running_loop()
         if sock.family == socket.AF_UNIX:

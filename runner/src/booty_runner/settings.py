@@ -27,7 +27,7 @@ def _dsn(text: str) -> str:
     # First of all, because urlsplit silently drops tabs and newlines.
     if any(char.isspace() for char in text):
         raise _Flaw("has a blank inside")
-    from sentry_sdk.utils import Dsn  # noqa: PLC0415 - slow; a start without a DSN doesn't need it
+    from booty_runner._vendor.sentry_sdk.utils import Dsn  # noqa: PLC0415 - slow; a start without a DSN doesn't need it
 
     try:
         parsed = Dsn(text)

@@ -127,7 +127,7 @@ SERVED: dict[str, tuple[dict[str, str | bytes], str, list[str]]] = {
     "Django by ASGI": (
         {
             "manage.py": MANAGE.format("shop.settings"),
-            "shop/settings.py": 'WSGI_APPLICATION = "shop.wsgi.application"\nASGI_APPLICATION = "shop.asgi.application"\n',
+            "shop/settings.py": 'WSGI_APPLICATION = "x.wsgi.app"\nASGI_APPLICATION = "shop.asgi.application"\n',
             "shop/wsgi.py": WSGI,
             "shop/asgi.py": WSGI,
         },
@@ -252,7 +252,8 @@ def test_the_lock_of_a_workspace_lies_above(tmp_path: Path) -> None:
 
 
 def test_the_inventory_overrides_the_commit_which_overrides_detection(tmp_path: Path) -> None:
-    own = 'serve = "a:b"\nlock = "requirements.txt"\nhealth_path = "/up"\nhealth_host = "example.com"\nstate_paths = ["x"]'
+    own = 'serve = "a:b"\nlock = "requirements.txt"\nhealth_path = "/up"\nhealth_host = "example.com"\n'
+    own += 'state_paths = ["x"]\n'
     files: dict[str, str | bytes] = {"main.py": FASTAPI, "booty.toml": own, "requirements.txt": HASHED, "uv.lock": ""}
     description = described(tmp_path, files)
     assert description == {

@@ -86,8 +86,8 @@ REFUSED: dict[str, tuple[dict[str, str | bytes], dict[str, Any], str]] = {
     "a factory with an argument": (
         {"app.py": "def create_app(config):\n    pass\n"},
         {},
-        f"{HERE} has nothing that Booty can serve. create_app in app.py needs config, and Booty calls a function without"
-        " arguments: write one that returns the app, and name it in app_serve.",
+        f"{HERE} has nothing that Booty can serve. create_app in app.py needs config, and Booty calls a function"
+        " without arguments: write one that returns the app, and name it in app_serve.",
     ),
     "an async factory": (
         {"app.py": "async def create_app():\n    pass\n"},

@@ -11,7 +11,7 @@ options:
     description: The commit. Without it, and with O(goes_back), the release that served before.
   description:
     type: dict
-    description: The RV(booty.deploy.resolve#module:description) of the app in the commit, with which copies are compared.
+    description: What resolve returned for the commit. The host's copy of the release is compared with it.
   goes_back:
     type: bool
     description: Whether this is a rollback.

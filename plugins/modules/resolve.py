@@ -32,7 +32,9 @@ release:
   returned: success
   type: raw
 description:
-  description: "What a release of the app needs: serve, lock, extras, groups, path, import_paths, health, state_paths, dotenv, found."
+  description: >-
+    What a release of the app needs, as serve, lock, extras, groups, path, import_paths, health, state_paths and dotenv;
+    and the sentences in found.
   returned: with O(describe)
   type: dict
 """

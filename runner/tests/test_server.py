@@ -15,11 +15,11 @@ from pathlib import Path
 import booty
 import pytest
 from booty.main import create_app
-from booty_runner._vendor import uvloop
 from runner.tests.clients import Connection, Load, ask
 from runner.tests.conftest import SRC
 
 from booty_runner import __version__
+from booty_runner._vendor import uvloop
 from booty_runner.server import Server
 from booty_runner.settings import Settings
 

@@ -65,18 +65,17 @@ def pack(archive: Path, mtime: int, entries: Mapping[str, bytes | Path | Link]) 
         gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=6, mtime=0, filename="") as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
-        for name, content in sorted(entries.items()):
+        for name, source in sorted(entries.items()):
             entry = tarfile.TarInfo(name)
-            entry.mtime = mtime
-            executable = name.startswith("bin/")
-            if isinstance(content, Path):
-                executable = bool(content.lstat().st_mode & stat.S_IXUSR)
-                content = Link(str(content.readlink())) if content.is_symlink() else content.read_bytes()
-            entry.mode = 0o755 if executable else 0o644
+            content, executable = source, name.startswith("bin/")
+            if isinstance(source, Path):
+                executable = bool(source.lstat().st_mode & stat.S_IXUSR)
+                content = Link(str(source.readlink())) if source.is_symlink() else source.read_bytes()
+            entry.mtime, entry.mode = mtime, 0o755 if executable else 0o644
             if isinstance(content, Link):
                 entry.type, entry.linkname = tarfile.SYMTYPE, content.target
                 tar.addfile(entry)
-            else:
+            elif isinstance(content, bytes):
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
     write(archive, buffer.getvalue())

@@ -34,9 +34,9 @@ from .vendor import vendor
 
 # This number is a part of every key. Raise it when a change of this file changes the bytes of an archive.
 RECIPE = "8"
-# What the host program may rely on in a release, as a number in its manifest. From 2 on the runner's main process takes the
-# signals SIGUSR1 and SIGUSR2. From 3 on the release has the commit's files in `tree/`, and the runner reads the manifest and
-# answers the question who serves. A release without a number has the contract 1.
+# What the host program may rely on in a release, as a number in its manifest. From 2 on the runner's main process takes
+# the signals SIGUSR1 and SIGUSR2. From 3 on the release has the commit's files in `tree/`, and the runner reads the
+# manifest and answers the question who serves. A release without a number has the contract 1.
 CONTRACT = 3
 # The runner, in this checkout or in the installed collection.
 RUNNER = Path(__file__).resolve().parents[3] / "runner"
@@ -181,7 +181,7 @@ def build_runner(archive: Path, lock: str, host: Host) -> None:
 
 
 def install_projects(work: Work, lock: Lock, pyproject: Mapping[str, Any], host: Host) -> Path:
-    """Build the app, if it is a package, and each folder that its lock names; return the folder where they are installed."""
+    """Build the app, if it is a package, and the folders that its lock names; return the folder with the result."""
     target = work.directory / "target"
     target.mkdir()
     folders = [package.path for _, package in sorted(lock.packages.items()) if package.path]
@@ -195,9 +195,9 @@ def install_projects(work: Work, lock: Lock, pyproject: Mapping[str, Any], host:
             if folder == work.path and "Multiple top-level" in str(error):
                 # setuptools refuses such a folder, and the modules are in the tree all the same.
                 work.notices.append(
-                    f"The app {work.of} is not installed as a package, because setuptools found several packages at its"
-                    " top. Its modules are imported from its folder. To install it, name its packages in pyproject.toml;"
-                    " to end this notice, remove [build-system]."
+                    f"The app {work.of} is not installed as a package, because setuptools found several packages at"
+                    " its top. Its modules are imported from its folder. To install it, name its packages in"
+                    " pyproject.toml; to end this notice, remove [build-system]."
                 )
                 continue
             what = "The app" if folder == work.path else folder
@@ -250,7 +250,7 @@ def pack_release(
     """
     site = f"lib/python{manifest['python']}/site-packages"
     archive.with_name(archive.name.replace(".tar.gz", ".cdx.json")).write_bytes(materials)
-    of_app = programs(target)
+    of_app, serve = programs(target), shlex.quote(manifest["serve"])
     binaries = {name: Link(f"../../../layers/{manifest['layer']}/bin/{name}") for name in of_layer["others"]}
     scripts = {**of_layer["scripts"], **of_app["scripts"]}
     bin_files: dict[str, bytes | Path | Link] = {
@@ -259,7 +259,7 @@ def pack_release(
         **{name: text.encode(errors="surrogateescape") for name, text in scripts.items()},
         "python": Link("/usr/bin/python3"),
         # The release starts its own app, because the unit stays the same when another release serves.
-        "serve": f'#!/bin/sh\nexec "${{0%/*}}/python" -P -m booty_runner {shlex.quote(manifest["serve"])} "$@"\n'.encode(),
+        "serve": f'#!/bin/sh\nexec "${{0%/*}}/python" -P -m booty_runner {serve} "$@"\n'.encode(),
     }
     entries: dict[str, bytes | Path | Link] = {
         **tree_entries(work, manifest["state_paths"], app_name),
@@ -277,8 +277,8 @@ def import_path(manifest: Mapping[str, Any]) -> str:
     """Return the text of layer.pth, each of whose lines Python runs at its start.
 
     It appends app_config_dir, the app's folders and the layers to the import path. The standard library stays in front.
-    `site.addsitedir` makes Python read the .pth files of a layer's packages. The order of the layers does not matter: the
-    runner's has one name, booty_runner.
+    `site.addsitedir` makes Python read the .pth files of a layer's packages. The order of the layers does not matter:
+    the runner's has one name, booty_runner.
     """
     folders = [posixpath.normpath(f"tree/{manifest['path']}/{each}") for each in (".", *manifest["import_paths"])]
     lines = ["import os, sys; sys.path += filter(None, [os.environ.get('BOOTY_CONFIG_DIR')])"]

@@ -120,9 +120,8 @@ def own(tree: Tree, path: str, pyproject: Mapping[str, Any], sha: str) -> tuple[
     committed, source = tool.get("booty") if isinstance(tool, dict) else None, "[tool.booty] in pyproject.toml"
     if tree.read(posixpath.normpath(f"{path}/booty.toml")) is not None:
         if committed is not None:
-            raise BuildError(
-                f"Commit {sha[:12]} has both booty.toml and [tool.booty] in pyproject.toml. Keep one of them, and commit."
-            )
+            both = "booty.toml and [tool.booty] in pyproject.toml"
+            raise BuildError(f"Commit {sha[:12]} has both {both}. Keep one of them, and commit.")
         committed, source = table(tree, path, "booty.toml", sha), "booty.toml"
     of = f"of commit {sha[:12]}"
     if not isinstance(committed, dict):

@@ -365,28 +365,32 @@ def apps_in(folder: Folder, file: str, root: str, problems: list[str]) -> dict[s
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 if isinstance(target, ast.Name):
                     bind(target.id, node.value, file, imported, bound, problems)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            arguments = node.args
-            names = [each.arg for each in (*arguments.posonlyargs, *arguments.args)]
-            if names in (["scope", "receive", "send"], ["environ", "start_response"]):
-                bound[node.name] = Binding((file, node.name))
-            elif FACTORY.fullmatch(node.name):
-                required = names[: len(names) - len(arguments.defaults)]
-                required += [
-                    each.arg
-                    for each, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-                    if not value
-                ]
-                if required or isinstance(node, ast.AsyncFunctionDef):
-                    why = f"needs {', '.join(required)}" if required else "is async"
-                    problems.append(
-                        f"{node.name} in {file} {why}, and Booty calls a function without arguments: write one that"
-                        " returns the app, and name it in app_serve"
-                    )
-                else:
-                    factories[node.name] = Binding((file, node.name), "()")
+        elif binding := function(node, file, problems):
+            (factories if binding.suffix else bound)[binding.origin[1]] = binding
     chosen = {name: binding for name, binding in bound.items() if name in NAMES} or bound
     return chosen or factories
+
+
+def function(node: ast.stmt, file: str, problems: list[str]) -> Binding | None:
+    """Return a function as an app or as a factory; None for another statement."""
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return None
+    arguments = node.args
+    names = [each.arg for each in (*arguments.posonlyargs, *arguments.args)]
+    if names in (["scope", "receive", "send"], ["environ", "start_response"]):
+        return Binding((file, node.name))
+    if not FACTORY.fullmatch(node.name):
+        return None
+    named = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    required = names[: len(names) - len(arguments.defaults)] + [each.arg for each, value in named if not value]
+    if not required and isinstance(node, ast.FunctionDef):
+        return Binding((file, node.name), "()")
+    why = f"needs {', '.join(required)}" if required else "is async"
+    problems.append(
+        f"{node.name} in {file} {why}, and Booty calls a function without arguments: write one that returns the app,"
+        " and name it in app_serve"
+    )
+    return None
 
 
 def origin_of(folder: Folder, place: tuple[str, str] | None, name: str, problems: list[str]) -> Binding | None:
@@ -440,4 +444,5 @@ def nothing(folder: Folder, of: str, problems: list[str]) -> str:
             others += [f"{'.'.join(parts)}:{each}" for each in apps_in(folder, name, "", [])]
     known = "entrypoint under [tool.fastapi], a Procfile, manage.py, and the modules main, app, asgi and wsgi"
     hint = f" Other modules of it have {', '.join(others[:5])}." if others else ""
-    return f"{of} has no app that Booty finds: it reads {known}.{hint} Write it: {line(others[0] if others else 'module:attribute')}."
+    write = line(others[0] if others else "module:attribute")
+    return f"{of} has no app that Booty finds: it reads {known}.{hint} Write it: {write}."

@@ -107,21 +107,9 @@ def poetry(
     for each in document.get("package", []):
         locked.setdefault(canonicalize_name(each["name"]), []).append(each)
     old_files = document.get("metadata", {}).get("files", {})
-    wanted = {"main", *groups}
     if locked and all("groups" in each for each in document["package"]):
         for name, versions in locked.items():
-            for each in versions:
-                markers = each.get("markers")
-                chosen = [group for group in each["groups"] if group in wanted]
-                if isinstance(markers, dict):
-                    chosen = [group for group in chosen if holds(markers.get(group), host, extras, groups)]
-                    markers = None
-                if (
-                    chosen
-                    and holds(markers, host, extras, groups)
-                    and not (each.get("optional") and not markers and not extras)
-                ):
-                    yield of_poetry(name, each, old_files)
+            yield from (of_poetry(name, each, {}) for each in versions if grouped(each, extras, groups, host))
         return
     pending = [*poetry_roots(pyproject, extras, groups)]
     done: dict[str, set[str]] = {}
@@ -150,10 +138,25 @@ def poetry(
                     pending.append((child, value))
 
 
+def grouped(entry: dict[str, Any], extras: list[str], groups: list[str], host: Host) -> bool:
+    """Return whether a package of a poetry.lock since version 2.1 is wanted: its markers may differ by group."""
+    markers = entry.get("markers")
+    if not markers and entry.get("optional") and not extras:
+        return False
+    return any(
+        holds(markers.get(group) if isinstance(markers, dict) else markers, host, extras, groups)
+        for group in entry["groups"]
+        if group in {"main", *groups}
+    )
+
+
 def poetry_roots(pyproject: dict[str, Any], extras: list[str], groups: list[str]) -> Iterator[tuple[str, Any]]:
     """Yield the dependencies of a pyproject.toml of Poetry."""
     tool = pyproject.get("tool", {}).get("poetry", {})
     table = pyproject.get("project", {})
+    for group in groups:
+        if group not in {*tool.get("group", {}), *pyproject.get("dependency-groups", {})}:
+            raise KeyError(f"group {group}")
     of_extras = [name for extra in extras for name in tool.get("extras", {}).get(extra, [])]
     declared = [*table.get("dependencies", [])]
     declared += [each for extra in extras for each in table.get("optional-dependencies", {}).get(extra, [])]

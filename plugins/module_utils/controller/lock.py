@@ -120,7 +120,11 @@ def entries(text: str) -> list[tuple[int, str, list[str]]]:
 
 
 def package_of(entry: str, where: str, base: str) -> tuple[Package | None, Any]:
-    """Return the package in an entry of a lock and its marker, None for an option; raise BuildError if it is not locked."""
+    """Return the package in an entry of a lock and its marker, None for an option.
+
+    Raises:
+        BuildError: the entry is not locked.
+    """
     if path := local(entry, base):
         return Package(canonicalize_name(path), path=path), None
     if problem := unlockable(entry):

@@ -114,8 +114,9 @@ def choose(tree: Tree, path: str, pyproject: Mapping[str, Any], explicit: str, o
     others += [name for name in below if posixpath.basename(name) in LOCKS and name not in others]
     if others := sorted(others, key=lambda name: (name.count("/"), name)) + above_too:
         raise BuildError(
-            f"{of} has no lock in the app's folder, and others elsewhere: {', '.join(others[:6])}. Say which one counts:"
-            f' app_lock: {others[0]} in the inventory, or lock = "{others[0]}" under [tool.booty] in its pyproject.toml.'
+            f"{of} has no lock in the app's folder, and others elsewhere: {', '.join(others[:6])}. Say which one"
+            f' counts: app_lock: {others[0]} in the inventory, or lock = "{others[0]}" under [tool.booty] in its'
+            " pyproject.toml."
         )
     return "", "lock: none, so only Python's standard library and the app's own modules are there"
 
@@ -276,35 +277,46 @@ def read(work: Work, description: Mapping[str, Any], host: Host) -> Lock:
     elif which == "uv.lock":
         uv_lock(work, lock, file, extras, groups, host)
     else:
-        reader = formats.READERS[which]
-        parse = json.loads if which == "Pipfile.lock" else tomllib.loads
-        pyproject = work.toml(posixpath.normpath(f"{work.path}/pyproject.toml"))
-        try:
-            document = parse(text(work.tree.read(file) or b"", f"{file} {work.of}"))
-            found = [*reader(document, pyproject, extras, groups, host)]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            why = f"it has no {error}" if isinstance(error, KeyError) else error
-            raise BuildError(f"{file} {work.of} can't be read: {why}. Lock again, and commit: {again}") from None
-        for package in found:
-            if package.path:
-                package.path = posixpath.normpath(posixpath.join(posixpath.dirname(file), package.path))
+        for package in foreign(work, file, which, again, extras, groups, host):
             lock.packages[package.name] = package
-    named: dict[str, Package] = {}
-    for package in lock.packages.values():
-        if package.path == work.path:
-            continue
-        if package.path and not work.tree.below(package.path):
-            raise BuildError(f"{file} {work.of} names the folder {package.path}, which is not in the commit.")
+    lock.packages = {package.name: package for package in lock.packages.values() if package.path != work.path}
+    for package in [*lock.packages.values()]:
         if package.path:
-            name = work.toml(f"{package.path}/pyproject.toml").get("project", {}).get("name", package.name)
-            package.name = canonicalize_name(name)
-        elif re.match(r"(git|hg|svn|bzr)\+", package.url) and not re.match(r"git\+.*@[0-9a-f]{40}(#|$)", package.url):
-            raise BuildError(f"{file} {work.of} does not pin {package.name} to a commit: {package.url}.")
-        elif not package.url and not package.hashes:
+            del lock.packages[package.name]
+            package.name = name_of(work, file, package)
+            lock.packages[package.name] = package
+        elif re.match(r"(git|hg|svn|bzr)\+", package.url):
+            if not re.match(r"git\+.*@[0-9a-f]{40}(#|$)", package.url):
+                raise BuildError(f"{file} {work.of} does not pin {package.name} to a commit: {package.url}.")
+        elif not package.hashes and "#sha" not in package.url:
             raise BuildError(f"{file} {work.of} has no hashes for {package.name}. Lock again, and commit: {again}")
-        named[package.name] = package
-    lock.packages = named
     return lock
+
+
+def foreign(
+    work: Work, file: str, which: str, again: str, extras: list[str], groups: list[str], host: Host
+) -> list[Package]:
+    """Return the packages of a lock that is no requirements file, with folders relative to the repository's top."""
+    parse = json.loads if which == "Pipfile.lock" else tomllib.loads
+    pyproject = work.toml(posixpath.normpath(f"{work.path}/pyproject.toml"))
+    try:
+        document = parse(text(work.tree.read(file) or b"", f"{file} {work.of}"))
+        packages = [*formats.READERS[which](document, pyproject, extras, groups, host)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise BuildError(f"{file} {work.of} can't be read: {why}. Lock again, and commit: {again}") from None
+    for package in packages:
+        if package.path:
+            package.path = posixpath.normpath(posixpath.join(posixpath.dirname(file), package.path))
+    return packages
+
+
+def name_of(work: Work, file: str, package: Package) -> str:
+    """Return the name of a project in a folder of the repository; raise BuildError if there is no such folder."""
+    if package.path.startswith("..") or not work.tree.below(package.path):
+        raise BuildError(f"{file} {work.of} names the folder {package.path}, which is not in the commit.")
+    project_file = posixpath.normpath(f"{package.path}/pyproject.toml")
+    return canonicalize_name(work.toml(project_file).get("project", {}).get("name", package.name))
 
 
 def requirements(work: Work, lock: Lock, file: str, extras: list[str], groups: list[str], host: Host) -> None:
@@ -346,7 +358,7 @@ def requirements(work: Work, lock: Lock, file: str, extras: list[str], groups: l
 
 def resolve(work: Work, file: str, parts: list[Part], extras: list[str], groups: list[str], host: Host) -> str:
     """Resolve dependencies with `uv pip compile`, as if on the day of the commit, and return them with hashes."""
-    sources = []
+    sources: list[str] = []
     for part in parts:
         source = work.directory / f"{len(sources)}.in"
         lines = [entry for _, entry, _ in entries(part.text) if entry and not included(entry)]
@@ -376,9 +388,8 @@ def resolve(work: Work, file: str, parts: list[Part], extras: list[str], groups:
                 f" those of {date[:10]}. Another controller may choose others: commit a lock with hashes.\n"
             )
     except BuildError as error:
-        raise BuildError(
-            f"The dependencies in {file} {work.of} can't be resolved for Python {host.python_full} on {platform}: {error}"
-        ) from None
+        where = f"Python {host.python_full} on {platform}"
+        raise BuildError(f"The dependencies in {file} {work.of} can't be resolved for {where}: {error}") from None
     # Write folders of the repository relative to its top.
     top = re.escape(str(work.top()))
     return remark + re.sub(rf"^(?:[\w.-]+ @ )?(?:-e )?(?:file://)?{top}/?", "./", output.decode(), flags=re.MULTILINE)

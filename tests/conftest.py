@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -17,8 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ansible_collections.booty.deploy.plugins.module_utils.controller import build, describe, lock
 
 from sandbox import demo
 from sandbox import hosts as sandbox
@@ -77,6 +80,18 @@ class Repository:
             "app_repository": str(self.path),
             "app_cache": str(directory / "artifacts"),
         }
+
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+MACHINE = platform.machine()
+
+
+def artifact(
+    repository: Path, sha: str, cache: Path, path: str = "app", python: str = f"{PYTHON}.0", **inventory: Any
+) -> dict[str, Any]:
+    """Describe and build a commit for this machine, as a deploy does; `inventory` has variables without `app_`."""
+    description = describe.describe(repository, sha, path, inventory)
+    return build.build(repository, description, sha, lock.Host(python, MACHINE), cache, "booty")
 
 
 @pytest.fixture

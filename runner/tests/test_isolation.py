@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from ansible_collections.booty.deploy.plugins.module_utils.controller import build
+from ansible_collections.booty.deploy.plugins.module_utils.controller import build, lock
 from uv import find_uv_bin
 
 # Packages that the runner's dependencies import or have imported, packages of servers, and some for which Sentry's SDK
@@ -104,8 +104,8 @@ def layer(tmp_path_factory):
     @cache
     def layer(python):
         folder = tmp_path_factory.mktemp("layer")
-        archive, lock = folder / "runner.tar.gz", (build.RUNNER / "requirements.txt").read_text()
-        build.build_layer(archive, lock, python, platform.machine(), build.RUNNER / "src")
+        archive, text = folder / "runner.tar.gz", (build.RUNNER / "requirements.txt").read_text()
+        build.build_runner(archive, text, lock.Host(f"{python}.0", platform.machine()))
         subprocess.run(["tar", "-xzf", archive, "-C", folder], check=True)
         return folder
 

@@ -13,8 +13,8 @@ from sandbox.machine import CHECKOUT, SandboxError
 PORT = 8000
 # The same command as in bootstrap.yml's output and in docs/new-host.md.
 PLACE_SECRETS = (
-    "umask 077; cat > /etc/booty/secrets.new && test -s /etc/booty/secrets.new"
-    " && mv /etc/booty/secrets.new /etc/booty/secrets.env"
+    "umask 077; cat > /etc/{app}/secrets.new && test -s /etc/{app}/secrets.new"
+    " && mv /etc/{app}/secrets.new /etc/{app}/secrets.env"
 )
 # A minimal host has no curl, so Python sends the request.
 RAISE = r"""python3 - <<'END'
@@ -81,9 +81,9 @@ def play(playbook: str, *arguments: str) -> None:
         raise SandboxError(f"{' '.join(['ansible-playbook', playbook, *arguments])} failed")
 
 
-def place_secrets(host: hosts.Host, text: str) -> None:
-    """Write `secrets.env` on a host over SSH, without Ansible, as an operator does."""
-    if host.ssh(PLACE_SECRETS, input=text).returncode:
+def place_secrets(host: hosts.Host, text: str, app: str = "booty") -> None:
+    """Write an app's `secrets.env` on a host over SSH, without Ansible, as an operator does."""
+    if host.ssh(PLACE_SECRETS.format(app=app), input=text).returncode:
         raise SandboxError(f"secrets.env could not be placed on {host.name}")
 
 

@@ -41,18 +41,22 @@ for name in [name for name in os.environ if name.startswith("SENTRY_")]:
 
 
 class Repository:
-    """A git repository with a copy of the bundled app, or of another part of this repository."""
+    """A git repository with a copy of the bundled app, or of another part of this repository.
 
-    def __init__(self, path: Path, part: str = "app") -> None:
+    With `top` the files of the part lie at the top of the new repository.
+    """
+
+    def __init__(self, path: Path, part: str = "app", top: bool = False) -> None:
         self.path = path
         subprocess.run(["git", "init", "--quiet", "--initial-branch=main", path], check=True)
         tracked = self.git("-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", part).splitlines()
         for name in (name for name in tracked if (ROOT / name).exists()):
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            target = path / (Path(name).relative_to(part) if top else name)
+            target.parent.mkdir(parents=True, exist_ok=True)
             if (ROOT / name).is_symlink():
-                (path / name).symlink_to((ROOT / name).readlink())
+                target.symlink_to((ROOT / name).readlink())
             else:
-                (path / name).write_bytes((ROOT / name).read_bytes())
+                target.write_bytes((ROOT / name).read_bytes())
         self.commit("The bundled app")
 
     def git(self, *arguments: str) -> str:

@@ -24,7 +24,10 @@ PAUSE = 0.03
 
 @dataclass(frozen=True)
 class Service:
-    """What the clients ask: a path that answers at once, a slow one, and the key of the answer whose values count."""
+    """What the clients ask: a path that answers at once, a slow one, and the key of the answer whose values count.
+
+    Without a key, the answers need not be JSON.
+    """
 
     port: int = 8000
     quick: str = "/health"
@@ -49,7 +52,7 @@ class Refused(Exception):
 
 async def request(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, host: str, close: bool
-) -> tuple[bool, dict[str, Any]]:
+) -> tuple[bool, bytes]:
     """Send one request and read its whole answer; return whether the connection stays open, and the body."""
     connection = "close" if close else "keep-alive"
     writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: {connection}\r\n\r\n".encode())
@@ -60,7 +63,7 @@ async def request(
         raise Refused(lines[0])
     headers = dict(line.split(": ", 1) for line in lines[1:] if line)
     body = await reader.readexactly(int(headers["content-length"]))
-    return headers.get("connection") != "close" and not close, json.loads(body)
+    return headers.get("connection") != "close" and not close, body
 
 
 async def client(
@@ -75,13 +78,14 @@ async def client(
             if stream is None or stream[0].at_eof():
                 stream = await asyncio.open_connection(address, service.port)
             stays, body = await asyncio.wait_for(request(*stream, path, service.host, close), 30)
+            answer = json.loads(body) if service.key else {}
         except (TimeoutError, OSError, EOFError, Refused, ValueError) as error:
             tally.failures.append(f"{address} {path} {'fresh' if close else 'kept'}: {error!r}")
-            stays, body = False, {}
+            stays, answer = False, {}
         took = time.monotonic() - began
         if path == service.quick:
             tally.latencies.append(took)
-            tally.releases[str(body.get(service.key))] += 1
+            tally.releases[str(answer.get(service.key))] += 1
         else:
             tally.slow += 1
         if not stays and stream:

@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -44,7 +45,7 @@ class Deployed:
         self.repository = repository
         self._inventory = inventory
         self.settings: dict[str, Any] = yaml.safe_load((inventory / f"apps/{name}.yml").read_text())
-        self.address: str = self.settings.get("app_health_host", "load")
+        self.address: str = self.settings.get("app_health_host", "app.example.com")
 
     def play(self, playbook: str, **variables: Any) -> Play:
         """Run a playbook for this app; fail the test if the exit status is not 0."""
@@ -75,6 +76,11 @@ class Deployed:
         identifier = self.site.run(f"tr '\\0' '\\n' < /proc/{main}/environ | sed -n 's/^INVOCATION_ID=//p'")
         assert "x-booty-release" not in self.ask("/")[2]
         return self.ask("/", **{"X-Booty-Ask": identifier})[2]["x-booty-release"]
+
+    def run(self, command: str) -> str:
+        """Run a shell command on the host as the app's user, in the app's home."""
+        user = f"setpriv --reuid={self.name} --regid={self.name} --clear-groups env HOME=/var/lib/{self.name}"
+        return self.site.run(f"cd /var/lib/{self.name} && {user} sh -c {shlex.quote(command)}")
 
     def fails(self, release: str) -> list[dict[str, Any]]:
         """Request the route that raises, and return the events, which must have the labels of this release."""
@@ -294,3 +300,34 @@ def test_an_app_as_it_is(site: Site, inventory: Path, tmp_path: Path, sample: Sa
         if sample.sdk:
             assert event["sdk"]["version"] == sample.sdk
         assert app.play("deploy.yml", app_release=first).recap(site.host.name)["changed"] == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "path", "text"),
+    [
+        ("real-httpbin", "/anything/here", b'"method": "GET"'),
+        ("real-datasette", "/_memory.json?sql=select+6*7", b'"rows": [[42]]'),
+        ("real-bugsink", "/accounts/login/", b'name="password"'),
+    ],
+)
+def test_an_app_from_the_package_index(
+    site: Site, inventory: Path, tmp_path: Path, name: str, path: str, text: bytes
+) -> None:
+    """The repository is a pyproject.toml that depends on the app, and at most its settings."""
+    repository = Repository(tmp_path / name, f"tests/apps/{name}", top=True)
+    with ready(site, inventory, name, repository) as app:
+        app.play("deploy.yml")
+        first = app.serves()
+        if name == "real-bugsink":
+            app.run(f"SECRET_KEY={'0' * 50} /opt/{name}/releases/{first}/bin/bugsink-manage migrate --verbosity 0")
+        repository.write("README", "Nothing of the app changes.")
+        second = repository.commit("Add a README")
+        health = app.settings["app_health_path"]
+        service = {"port": app.settings["app_port"], "quick": health, "key": "", "host": app.address}
+        with Load(site.host.address, clients=(4, 4, 0), **service) as load:
+            app.play("deploy.yml")
+        assert (load.report["failures"], app.serves()) == ([], second)
+        assert load.report["requests"] > 50
+        status, body, _ = app.ask(path)
+        assert (status, text in body) == (200, True), body

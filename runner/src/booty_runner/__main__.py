@@ -67,9 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 settings = replace(settings, booty_candidate=False)
         server.run(settings, app, listeners, identity, question, report)
     except Refusal as error:
+        logs.keep()
         log.error(error)
         return 1
     except Exception:
+        logs.keep()
         log.exception("the service failed")
         return 3
     return 0
@@ -80,13 +82,16 @@ def _load(name: str, settings: Settings) -> Any:
     from booty_runner import target, telemetry  # noqa: PLC0415 - slow
 
     try:
-        app = target.adapt(target.load(name), name, settings)
-        telemetry.fit()
+        loaded = target.load(name)
+        app = target.adapt(loaded, name, settings)
+        telemetry.fit(loaded)
     except Exception as error:
         if not isinstance(error, Refusal):
             telemetry.report(error, "import")
         telemetry.stop()
         raise
+    finally:
+        logs.keep()
     return app
 
 

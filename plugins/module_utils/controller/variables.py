@@ -116,6 +116,7 @@ RULES = {
         "a number of processes and threads (512), a share of the host's (10%), or infinity",
         matches("[1-9][0-9]*|([1-9][0-9]?|100)%|infinity"),
     ),
+    "app_threads": least(1),
     "app_user": USER,
     "app_wave_pause": SECONDS,
     "app_waves": Rule(

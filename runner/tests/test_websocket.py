@@ -2,6 +2,7 @@
 
 import json
 import select
+import signal
 import threading
 import time
 from contextlib import ExitStack
@@ -216,3 +217,22 @@ def test_an_asgi_2_app_has_websockets_too(start, tcp, tmp_path):
         client.send("a")
         assert client.recv() == "a"
     assert json.loads(ask(tcp, "/a")[2])["path"] == "/a"
+
+
+def test_clients_that_close_in_the_instant_in_which_they_are_told(serve, tcp):
+    """Stop the process while the closes are due, so that it sees all of this at once."""
+    service = serve()
+    with ExitStack() as stack:
+        connections = [stack.enter_context(Connection(tcp)) for _ in range(40)]
+        for connection in connections:
+            connection.sock.sendall(HANDSHAKE % (b"/", b""))
+            assert connection.sock.recv(1000).startswith(b"HTTP/1.1 101 ")
+        service.stop()
+        time.sleep(0.1)
+        service.process.send_signal(signal.SIGSTOP)
+        for connection in connections:
+            connection.sock.sendall(b"\x88\x82\x00\x00\x00\x00\x03\xe8")
+        time.sleep(2)
+        service.process.send_signal(signal.SIGCONT)
+        status, stderr = service.wait()
+    assert status == 0, stderr

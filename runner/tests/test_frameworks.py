@@ -86,7 +86,6 @@ def test_a_form_with_a_large_file(serve, tcp):
     body += b"x" * size + b"\r\n--b--\r\n"
     kind = "multipart/form-data; boundary=b"
 
-
     for chunked in (False, True):
         connection = HTTPConnection(*tcp.getsockname())
         sent = iter([body[:1000], body[1000:]]) if chunked else body
@@ -127,7 +126,10 @@ asgi = get_asgi_application()
     ("settings", "words"),
     [
         ({"BOOTY_HEALTH_HOST": "shop.example"}, None),
-        ({}, "answers 400 Bad Request; if the app checks the Host header (Django's ALLOWED_HOSTS), set app_health_host"),
+        (
+            {},
+            "answers 400 Bad Request; if the app checks the Host header (Django's ALLOWED_HOSTS), set app_health_host",
+        ),
         ({"BOOTY_HEALTH_HOST": "shop.example", "TEST_HTTPS": "known"}, None),
         ({"BOOTY_HEALTH_HOST": "shop.example", "TEST_HTTPS": "unknown"}, "the app wants HTTPS"),
         ({"BOOTY_HEALTH_HOST": "shop.example", "TEST_FAIL": "1"}, "answers 500 Internal Server Error"),

@@ -28,7 +28,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 THREADS = 4
 STARTS = 9
 
-APPS = '''
+APPS = """
 import flask
 
 web = flask.Flask(__name__)
@@ -51,7 +51,7 @@ async def asgi(scope, receive, send):
         return
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
     await send({"type": "http.response.body", "body": b"hello"})
-'''
+"""
 BARE = APPS[APPS.index("async def asgi") :]
 UPLOAD = """
 wrk.method, wrk.body = "POST", string.rep("x", 5000000)
@@ -59,7 +59,14 @@ wrk.method, wrk.body = "POST", string.rep("x", 5000000)
 RUNNER = ["-m", "booty_runner"]
 UVICORN = ["-m", "uvicorn", "--loop=uvloop", "--http=httptools", "--lifespan=auto", "--no-access-log"]
 # gunicorn waits on keep-alive connections for 2 s, which wrk does not.
-GUNICORN = ["-m", "gunicorn", "--worker-class=gthread", f"--threads={THREADS}", "--keep-alive=75", "--log-level=warning"]
+GUNICORN = [
+    "-m",
+    "gunicorn",
+    "--worker-class=gthread",
+    f"--threads={THREADS}",
+    "--keep-alive=75",
+    "--log-level=warning",
+]
 
 
 class Service:

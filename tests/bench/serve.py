@@ -2,8 +2,8 @@
 
     .venv/bin/python -m tests.bench.serve [--seconds 2] [--rounds 6]
 
-All servers run all the time, with one process each, and get requests in turns, so that other load of the machine affects
-all of them. A ratio is the median of the rounds' ratios. CPU time a request says more than a rate, since wrk needs CPU
+All servers run all the time, with one process each, and get requests in turns, so that other load of the machine
+affects all. A ratio is the median of the rounds' ratios. CPU time a request says more than a rate, since wrk needs CPU
 time too. Neither side has Sentry. Each line says whether the bound holds.
 """
 

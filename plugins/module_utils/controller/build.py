@@ -193,9 +193,6 @@ def build_layer(archive: Path, lock: str, python: str, machine: str, package: Pa
             installed, target = target, directory / "runner"
             shutil.copytree(package, target, ignore=shutil.ignore_patterns("_vendor"))
             vendor(installed, target / "booty_runner/_vendor")
-            # The telemetry of an app that brings the SDK still uses these by their public names.
-            for name in ("sentry_sdk", "urllib3", "certifi"):
-                shutil.copytree(installed / name, target / name)
         requires = {canonicalize_name(each.name): each.requires or [] for each in distributions(path=[str(target)])}
         write(requires_file(archive), json.dumps(requires, sort_keys=True).encode())
         pack(target, archive, mtime=0)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from booty_runner import __version__, ask, logs
 from booty_runner.settings import ACCEPTED, Refusal, current
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # writing to these objects later: forked workers go on sharing their memory pages.
         gc.disable()
         # Slow; --help and a refused setting don't need them.
-        from booty_runner import server, target  # noqa: PLC0415
+        from booty_runner import server, target, telemetry  # noqa: PLC0415
         from booty_runner.health import Question  # noqa: PLC0415
         from booty_runner.identity import Identity  # noqa: PLC0415
         from booty_runner.place import Place  # noqa: PLC0415
@@ -44,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = Place.read()
         place.enter(settings)
         question, identity = Question.of(settings, place), Identity.of_this_process(settings)
-
         # The app has no part in the trial. A candidate that has taken the service's place keeps its environment.
         os.environ.pop("BOOTY_CANDIDATE", None)
-        app = target.adapt(target.load(args.app), args.app, settings)
+        telemetry.start(settings)
+        app = target.adapt(_load(args.app), args.app, settings)
         gc.freeze()
         gc.enable()
         listeners = server.systemd_sockets() or server.open_sockets(args.host, args.port, args.internal_socket)
@@ -71,6 +72,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.exception("the service failed")
         return 3
     return 0
+
+
+def _load(name: str) -> Any:
+    """Import the app with Sentry's integrations that fit it, and report an error of the import."""
+    from booty_runner import target, telemetry  # noqa: PLC0415 - slow
+
+    try:
+        app = target.load(name)
+        telemetry.fit()
+    except Exception as error:
+        if not isinstance(error, Refusal):
+            telemetry.report(error, "import")
+        telemetry.stop()
+        raise
+    return app
 
 
 def _parser() -> argparse.ArgumentParser:

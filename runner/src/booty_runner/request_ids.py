@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from booty_runner import events, hooks, telemetry
+from booty_runner._vendor.uvicorn.protocols.utils import ClientDisconnected
 from booty_runner.hooks import Scope
 from booty_runner.logs import request_id
 
@@ -62,7 +63,7 @@ class RequestIds:
                 return
             telemetry.report(error, self._route(scope) or "(no route)")
             raise
-        except hooks.departures:
+        except (ClientDisconnected, *hooks.departures):  # type: ignore[misc]  # the private packages have no types
             log.info("the client left within its request to %s", self._route(scope) or "(no route)")
         except Exception as error:
             telemetry.report(error, self._route(scope) or "(no route)")

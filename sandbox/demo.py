@@ -13,8 +13,8 @@ from sandbox.machine import CHECKOUT, SandboxError
 PORT = 8000
 # The same command as in bootstrap.yml's output and in docs/new-host.md.
 PLACE_SECRETS = (
-    "umask 077; cat > /etc/{app}/secrets.new && test -s /etc/{app}/secrets.new"
-    " && mv /etc/{app}/secrets.new /etc/{app}/secrets.env"
+    "umask 077; cat > /etc/booty/secrets.new && test -s /etc/booty/secrets.new"
+    " && mv /etc/booty/secrets.new /etc/booty/secrets.env"
 )
 # A minimal host has no curl, so Python sends the request.
 RAISE = r"""python3 - <<'END'
@@ -83,7 +83,7 @@ def play(playbook: str, *arguments: str) -> None:
 
 def place_secrets(host: hosts.Host, text: str, app: str = "booty") -> None:
     """Write an app's `secrets.env` on a host over SSH, without Ansible, as an operator does."""
-    if host.ssh(PLACE_SECRETS.format(app=app), input=text).returncode:
+    if host.ssh(PLACE_SECRETS.replace("/etc/booty/", f"/etc/{app}/"), input=text).returncode:
         raise SandboxError(f"secrets.env could not be placed on {host.name}")
 
 

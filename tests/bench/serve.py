@@ -3,9 +3,9 @@
     .venv/bin/python -m tests.bench.serve [--seconds 2] [--rounds 6]
 
 All servers run all the time, with one process each, and get requests in turns, so that other load of the machine
-affects all. A ratio is the smaller one of two: of the rates (the median of the rounds' ratios), and of the CPU time of a
-request, which depends less on what else the machine does. Neither side has Sentry. Each line says whether the bound
-holds.
+affects all. A ratio is the smaller one of two: of the rates (the median of the rounds' ratios), and of the CPU time
+of a request, which depends less on what else the machine does. Neither side has Sentry. Each line says whether the
+bound holds.
 """
 
 from __future__ import annotations

@@ -202,14 +202,10 @@ class TestACommit:
         assert played.status != 0
         assert message in words(played), played.output
 
-    def test_without_a_pyproject(self, site: Site, repository: Repository) -> None:
-        repository.git("rm", "--quiet", "app/pyproject.toml")
+    def test_without_an_app(self, site: Site, repository: Repository) -> None:
+        repository.git("rm", "--quiet", "app/pyproject.toml", "app/src/booty/main.py")
         sha = repository.commit("Lose it")
-        self.refused(
-            site,
-            f"Commit {sha[:12]} has no app/pyproject.toml: a release needs a pyproject.toml and a requirements.txt",
-            app_repository=str(repository.path),
-        )
+        self.refused(site, f"app at commit {sha[:12]} has no app that Booty finds", app_repository=str(repository.path))
 
     def test_whose_lock_is_out_of_date(self, site: Site, repository: Repository) -> None:
         text = (repository.path / "app/pyproject.toml").read_text()

@@ -1,5 +1,6 @@
 """WebSockets: what is served, what is refused, and a stop that loses no message that a client has sent."""
 
+import asyncio
 import json
 import select
 import threading
@@ -7,9 +8,17 @@ import time
 from contextlib import ExitStack
 
 import pytest
+from runner.tests import web
 from runner.tests.clients import Connection, ask
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
+
+from booty_runner._vendor import uvloop
+from booty_runner.identity import Identity
+from booty_runner.protocol_config import Config
+from booty_runner.server import Server
+from booty_runner.settings import Settings
+from booty_runner.websocket import WebSocketProtocol
 
 HANDSHAKE = (
     b"GET %s HTTP/1.1\r\nhost: test\r\nconnection: keep-alive, Upgrade\r\nupgrade: websocket\r\n"
@@ -216,3 +225,24 @@ def test_an_asgi_2_app_has_websockets_too(start, tcp, tmp_path):
         client.send("a")
         assert client.recv() == "a"
     assert json.loads(ask(tcp, "/a")[2])["path"] == "/a"
+
+
+def test_a_client_that_closes_in_the_instant_in_which_it_is_told(tcp, monkeypatch, tmp_path):
+    monkeypatch.setenv("TEST_NOTES", str(tmp_path / "notes"))
+    settings = Settings()
+
+    async def close_and_restart():
+        server = Server(settings, Identity.of_this_process(settings))
+        config = Config(loaded_app=web.asgi, timeout_keep_alive=75, ws_protocol_class=WebSocketProtocol)
+        await server._listen(tcp, config, {})
+        with Connection(tcp) as client:
+            client.sock.sendall(HANDSHAKE % (b"/", b""))
+            while not (websockets := server._websockets()) or not websockets[0].handshake_complete:
+                await asyncio.sleep(0.01)
+            websockets[0].data_received(b"\x88\x82\x00\x00\x00\x00\x03\xe8")
+            websockets[0].restart()
+            return await server._drain()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(close_and_restart())
+    assert (tmp_path / "notes").read_text() == "got  0 1000\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from booty_runner import __version__, ask, logs
-from booty_runner.settings import ACCEPTED, Refusal, Settings, current
+from booty_runner.settings import ACCEPTED, Refusal, current
 
 log = logging.getLogger("booty")
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # writing to these objects later: forked workers go on sharing their memory pages.
         gc.disable()
         # Slow; --help and a refused setting don't need them.
-        from booty_runner import server, telemetry  # noqa: PLC0415
+        from booty_runner import server, target, telemetry  # noqa: PLC0415
         from booty_runner.health import Question  # noqa: PLC0415
         from booty_runner.identity import Identity  # noqa: PLC0415
         from booty_runner.place import Place  # noqa: PLC0415
@@ -45,11 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = Place.read()
         place.enter(settings)
         question, identity = Question.of(settings, place), Identity.of_this_process(settings)
-
         # The app has no part in the trial. A candidate that has taken the service's place keeps its environment.
         os.environ.pop("BOOTY_CANDIDATE", None)
         telemetry.start(settings)
-        app = _load(args.app, settings)
+        app = target.adapt(_load(args.app), args.app, settings)
         gc.freeze()
         gc.enable()
         listeners = server.systemd_sockets() or server.open_sockets(args.host, args.port, args.internal_socket)
@@ -75,12 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _load(name: str, settings: Settings) -> Any:
+def _load(name: str) -> Any:
     """Import the app with Sentry's integrations that fit it, and report an error of the import."""
     from booty_runner import target, telemetry  # noqa: PLC0415 - slow
 
     try:
-        app = target.adapt(target.load(name), name, settings)
+        app = target.load(name)
         telemetry.fit()
     except Exception as error:
         if not isinstance(error, Refusal):

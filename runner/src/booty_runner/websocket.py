@@ -9,6 +9,7 @@ from typing import Any
 from booty_runner._vendor.uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from booty_runner._vendor.websockets import http11
 from booty_runner._vendor.websockets.frames import Frame
+from booty_runner._vendor.websockets.protocol import State
 
 # "Service Restart" (the registry of RFC 6455): the client may connect again at once.
 RESTART = 1012
@@ -43,7 +44,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.logger = _Log(self.logger)  # type: ignore[assignment]
+        self.logger = self.conn.logger = _Log(self.logger)  # type: ignore[assignment]
         # Browsers would not accept the drain's `Connection: close` in the answer to a handshake.
         self.default_headers = [header for header in self.default_headers if header[0] != b"connection"]
         self._restarting = False
@@ -53,8 +54,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     # --- for the server ---------------------------------------------------------------------------------
 
     def restart(self) -> None:
-        """Tell the client to connect again, unless the app is still to accept it, or was told so before."""
-        if self._restarting or self.close_sent or self.disconnected or not self.handshake_complete:
+        """Tell the client to connect again, unless the app is still to accept it, or the WebSocket is being closed."""
+        if not self.handshake_complete or self.conn.state is not State.OPEN:
             return
         self._restarting = True
         self._heard_at = self.loop.time()

@@ -66,9 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 settings = replace(settings, booty_candidate=False)
         server.run(settings, app, listeners, identity, question, report)
     except Refusal as error:
+        logs.keep()
         log.error(error)
         return 1
     except Exception:
+        logs.keep()
         log.exception("the service failed")
         return 3
     return 0
@@ -80,12 +82,14 @@ def _load(name: str) -> Any:
 
     try:
         app = target.load(name)
-        telemetry.fit()
+        telemetry.fit(app)
     except Exception as error:
         if not isinstance(error, Refusal):
             telemetry.report(error, "import")
         telemetry.stop()
         raise
+    finally:
+        logs.keep()
     return app
 
 

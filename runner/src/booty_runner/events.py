@@ -90,7 +90,7 @@ def clean(
         sent.pop("release", None)
     if "extra" in sent:
         sent["extra"].pop("sys.argv", None)  # may hold secrets
-    if event.get("transaction"):
+    if event.get("transaction") or request:
         sent |= _transaction(event, redactor, request.route if request else None)
     if "request" in sent:
         origin = redactor.known(_origin(event["request"].get("url")))
@@ -112,7 +112,7 @@ def clean(
 
 
 def _transaction(event: Event, redactor: Redactor, route: str | None) -> Event:
-    source = event.get("transaction_info", {}).get("source")
+    source = event.get("transaction_info", {}).get("source") if event.get("transaction") else "url"
     if route and source in {"route", "url"}:
         return {"transaction": route, "transaction_info": {"source": "route"}}
     # Without a route the SDK names the transaction after the path, which may contain secrets.

@@ -39,6 +39,8 @@ async def gate_flaw() -> str | None:
     if not accepted(result):
         hint = watch.hint if isinstance(result, str) and "certificate" not in result else ""
         return f"{watch.deliveries.describe(result)}{hint}"
+    if flaw := telemetry.framework_flaw():
+        return flaw
     option = _dropping(client.options)
     return f"{_name(client)} drops every error by its {option}{_SWITCH}" if option else None
 

@@ -31,8 +31,8 @@ _REPORTING = frozenset(
         *("strawberry", "tornado"),
     )
 )
-# The names of the integrations' classes by the framework's module, as far as the SDK in use has them.
-_integrations: dict[str, str] = {}
+# A framework that answers an error by itself and does not even log it: without its integration the error is lost.
+_SILENT = "litestar"
 
 
 def start(settings: Settings) -> None:
@@ -53,39 +53,52 @@ def start(settings: Settings) -> None:
         return
     spec = find_spec(hook.SDKS[0])
     sdk = import_module(hook.SDKS[0] if spec and spec.origin else hook.SDKS[1])
-    for integration in import_module(f"{sdk.__name__}.integrations")._AUTO_ENABLING_INTEGRATIONS:
-        framework = integration.split(".")[-2]
-        if framework in _REPORTING:
-            _integrations[framework] = integration
-            # Django's integration imports modules that need Django's settings. It works after the app's import as well.
-            if framework != "django":
-                hook.after[framework] = partial(_enable, framework)
+    # Django's integration imports modules that need Django's settings. It works after the app's import as well.
+    hook.after.update({framework: partial(_enable, framework) for framework in _REPORTING - {"django"}})
     sdk.init(dsn=settings.sentry_dsn, environment=settings.sentry_environment, auto_enabling_integrations=False)
 
 
-def fit() -> None:
+def fit(app: Any) -> None:
     """Enable the integrations of the frameworks that the app has imported, as far as they are not enabled."""
-    for framework in _integrations.keys() & sys.modules.keys():
+    global _framework  # noqa: PLW0603 - a process runs one app
+    _framework = type(app).__module__.partition(".")[0]
+    for framework in _REPORTING & sys.modules.keys():
         _enable(framework)
+
+
+# The framework of the app that this process runs.
+_framework = ""
 
 
 def _enable(framework: str, _: ModuleType | None = None) -> None:
     """Enable an integration in the runner's own client; a client of the app has the integrations that the app chose."""
     client = in_force()
-    if client is None or getattr(client.options, "place", None) or framework in client.integrations:
+    if client is None or client.options.place or framework in client.integrations:
         return
-    module, name = _integrations[framework].rsplit(".", 1)
+    integrations = f"{sdk_in_use().__name__}.integrations"
     try:
-        integration = getattr(import_module(module), name)
+        members = vars(import_module(f"{integrations}.{framework}")).values()
+        classes = [one for one in members if isinstance(one, type)]
+        integration: Any = next(one for one in classes if getattr(one, "identifier", None) == framework)
         try:
             # Without tracing a transaction is never sent, yet takes a third of a request's time.
             one = integration(http_methods_to_capture=())
         except TypeError:
             one = integration()
-        setup = import_module(f"{module.partition('.integrations')[0]}.integrations").setup_integrations
-        client.integrations |= setup([one], with_defaults=False)
+        client.integrations |= import_module(integrations).setup_integrations([one], with_defaults=False)
     except Exception as error:  # the SDK and the framework are any versions, which may not fit together
         log.debug("the integration of %s is not enabled: %r", framework, error)
+
+
+def framework_flaw() -> str | None:
+    """Return why the errors of the app would not be reported although the tracker accepts events, or None."""
+    client = in_force()
+    if _framework != _SILENT or client is None or _framework in client.integrations:
+        return None
+    return (
+        f"{_framework} answers errors by itself, and Sentry's client has no integration of it, so no error would be"
+        " reported: lock sentry-sdk 2.18 or newer"
+    )
 
 
 def sdk_in_use() -> Any:

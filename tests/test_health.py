@@ -56,7 +56,7 @@ def identified(site: Site, invocation: str) -> str | None:
 
 
 def deploy(site: Site, **variables: str) -> Play:
-    return site.play("deploy.yml", **{**OPTIONS, **variables})
+    return site.play("deploy.yml", on=None, **{**OPTIONS, **variables})
 
 
 def test_without_a_health_path_a_deploy_says_that_it_proves_little(plain: Site) -> None:
@@ -64,7 +64,7 @@ def test_without_a_health_path_a_deploy_says_that_it_proves_little(plain: Site) 
     assert played.status == 0, played.output
     assert words(played).count(WARNING) == 1
     assert WARNING not in deploy(plain).output
-    played = plain.play("status.yml", status_format="json", **OPTIONS)
+    played = plain.play("status.yml", on=None, status_format="json", **OPTIONS)
     (row,) = json.loads(played.output)["hosts"]
     assert (row["level"] == "broken", row["health"]["status"], row["health"]["reason"]) == (False, 404, ""), row
     assert row["health"]["release"] == row["memory"]["release"]
@@ -102,7 +102,7 @@ def test_the_health_path_is_asked_with_its_host_under_load(plain: Site) -> None:
     assert identified(plain, "0" * 32) is None
     assert identified(plain, invocation) == plain.pid()
     plain.run("touch /var/lib/booty/ill")
-    played = plain.play("status.yml", **OPTIONS, **options)
+    played = plain.play("status.yml", on=None, **OPTIONS, **options)
     assert played.status != 0
     assert "GET /health answers 503: no database" in words(played), played.output
 

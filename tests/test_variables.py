@@ -183,15 +183,7 @@ def test_bad_settings_are_refused_without_a_value(value: Any, write: str) -> Non
 
 
 def test_settings_are_texts() -> None:
-    value = {
-        "Z": "",
-        "INT": 8,
-        "YES": True,
-        "NO": False,
-        "TEXT": "007",
-        "BOOTY_LOG_LEVEL": "debug",
-        "BOOTY_QUEUE_JOBS": 2,
-    }
+    value = {"Z": "", "INT": 8, "YES": True, "NO": False, "TEXT": "007", "BOOTY_LOG_LEVEL": "debug"}
     assert [*settings.typed_settings(value).items()] == [
         ("BOOTY_LOG_LEVEL", "debug"),
         ("INT", "8"),

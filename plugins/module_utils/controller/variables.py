@@ -114,7 +114,7 @@ RULES = {
     "app_port": PORT,
     "app_registration_seconds": least(1, "seconds"),
     "app_start_seconds": least(1, "seconds"),
-    "app_state_paths": Rule("paths below the app's folder, such as media/ or db.sqlite3", matches(r"[^/].*")),
+    "app_state_paths": Rule("paths below the app's folder, such as media/ or db.sqlite3", matches(r"[^/:][^:]*")),
     "app_stream_seconds": SECONDS,
     "app_watchdog_seconds": SECONDS,
     "app_tasks_max": Rule(

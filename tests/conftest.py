@@ -83,7 +83,6 @@ class Repository:
             "app_environment": "staging",
             "app_repository": str(self.path),
             "app_path": "app",
-            "app_path": "app",
             "app_cache": str(directory / "artifacts"),
         }
 

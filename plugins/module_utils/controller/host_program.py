@@ -44,8 +44,8 @@ program = os.memfd_create("booty_host")
 with open(program, "wb", closefd=False) as file:
     file.write(sys.stdin.buffer.read(request["size"]))
 sys.path.insert(0, f"/proc/self/fd/{program}")
-from booty_host.__main__ import call
-call(request)
+request["program"] = program
+__import__(request["package"] + ".__main__", fromlist=["call"]).call(request)
 """
 # The arguments of each verb and their types: a value from the command line is a string.
 VERBS: dict[str, dict[str, Any]] = {
@@ -262,6 +262,10 @@ class HostProgramAction(ActionBase):
             return ""
         return f"Another run deployed {commits[1]} here meanwhile. {release} descends from it, so this run continued."
 
+    # The package whose verbs `call` knows, and the program that holds it.
+    package = "booty_host"
+    code = CODE
+
     def call(self, verb: str, arguments: dict[str, Any], attached: bytes = b"") -> dict[str, Any]:
         """Return a host's answer to a call; without one, `rc` and the output of the host's shell in `msg`."""
         call = {
@@ -269,7 +273,8 @@ class HostProgramAction(ActionBase):
             "verb": verb,
             "arguments": arguments,
             "check": self._task.check_mode,
-            "size": len(CODE),
+            "package": self.package,
+            "size": len(self.code),
         }
         if self._connection.transport == "ssh":
             self._pin(verb)
@@ -277,7 +282,9 @@ class HostProgramAction(ActionBase):
         if verb in DETACHED and not self._task.check_mode:
             scope = f"{call['app']}-{verb.replace('_', '-')}-{uuid.uuid4().hex[:8]}.scope"
             command = f"systemd-run --scope --quiet --collect --unit={scope} {command}"
-        done = self._low_level_execute_command(command, in_data=json.dumps(call).encode() + b"\n" + CODE + attached)
+        done = self._low_level_execute_command(
+            command, in_data=json.dumps(call).encode() + b"\n" + self.code + attached
+        )
         try:
             answer: dict[str, Any] = json.loads(done["stdout"].splitlines()[-1])
         except (IndexError, ValueError):

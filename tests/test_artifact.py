@@ -59,7 +59,7 @@ def test_dependencies_and_runner_are_in_layers_of_their_own(repository: Reposito
     release, layer, runner = (names(built[part]["file"]) for part in ("release", "layer", "runner"))
     site = f"lib/python{PYTHON}/site-packages"
     assert f"{site}/booty/main.py" in release
-    assert {"booty_runner/__main__.py", "uvloop/__init__.py"} <= {*runner}
+    assert {"booty_runner/__main__.py", "booty_runner/_vendor/uvloop/__init__.py"} <= {*runner}
     assert not [name for name in [*release, *layer] if name.startswith(("booty_runner", "uvloop"))]
     assert "fastapi/__init__.py" in layer
     assert not [name for name in release if "fastapi" in name]
@@ -72,7 +72,6 @@ def test_dependencies_and_runner_are_in_layers_of_their_own(repository: Reposito
         assert tar.getmember("bin/serve").mode == 0o755
         pth, manifest = (tar.extractfile(name) for name in (f"{site}/layer.pth", "release.json"))
         assert pth
-        # The runner's layer is the last on the import path.
         assert pth.read().decode() == "".join(
             "import os, site, sys; "
             f"site.addsitedir(os.path.normpath(sys.prefix + '/../../layers/{built[part]['name']}'))\n"
@@ -207,14 +206,25 @@ def test_the_bill_of_materials(repository: Repository, tmp_path: Path) -> None:
     assert bill["metadata"]["component"] == {"bom-ref": "booty", "name": "booty", "type": "application", "version": sha}
     # The bill lists the packages of the layers, and none for another system.
     layers = [*names(built["layer"]["file"]), *names(built["runner"]["file"])]
-    shipped = {match[1] for name in layers if (match := re.match(r"([^/]+)\.dist-info/METADATA", name))}
-    assert {f"{part['name'].replace('-', '_')}-{part['version']}" for part in bill["components"]} == shipped
+    place = r"([^/]+)\.dist-info/METADATA|booty_runner/_vendor/licenses/([^/]+)"
+    shipped = {match[1] or match[2] for name in layers if (match := re.match(place, name))}
+    parts = {part["bom-ref"]: part for part in bill["components"]}
+    runner = parts.pop("booty-runner/")
+    assert {f"{part['name'].replace('-', '_')}-{part['version']}" for part in parts.values()} == shipped
     wants = {
         dependency["ref"].partition("@")[0]: {ref.partition("@")[0] for ref in dependency.get("dependsOn", [])}
         for dependency in bill["dependencies"]
     }
-    assert wants["booty"] == {"fastapi", "psycopg", "pydantic-settings", "sentry-sdk"}
+    assert wants["booty"] == {"fastapi", "psycopg", "pydantic-settings", "sentry-sdk", runner["bom-ref"]}
     assert "starlette" in wants["fastapi"]
+    # The runner has packages of its own, in versions of its own.
+    assert {"booty-runner/uvicorn", "booty-runner/sentry-sdk"} <= wants["booty-runner/"]
+    assert wants["booty-runner/sentry-sdk"] == {"booty-runner/certifi", "booty-runner/urllib3"}
+    old = {"certifi": lock.Pin("2019.11.28"), "urllib3": lock.Pin("1.25.11")}
+    new = lock.pins((ROOT / "runner/requirements.txt").read_text(), PYTHON, MACHINE)
+    both = json.loads(lock.bill("[project]\nname = 'shop'\n", old, new, sha, 0))
+    versions = sorted(part["version"] for part in both["components"] if part["name"] == "urllib3")
+    assert versions == ["1.25.11", new["urllib3"].version]
 
 
 def test_the_lock_can_be_audited() -> None:

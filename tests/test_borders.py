@@ -17,7 +17,8 @@ PROGRAMS = {
     # The host program: Python's standard library alone.
     "roles/app/files": {"booty_host"},
     # The runner: no app, and no framework.
-    "runner/src": {"booty_runner", "httptools", "sentry_sdk", "urllib3", "uvicorn", "uvloop"},
+    # Private names alone, but for the telemetry of an app that has the SDK.
+    "runner/src": {"booty_runner", "sentry_sdk", "urllib3"},
     # The bundled app: the hooks of the runner, as every other app has them.
     "app/src": {
         *("booty", "booty_runner", "fastapi", "psycopg", "pydantic", "pydantic_settings", "sentry_sdk", "starlette"),
@@ -30,7 +31,7 @@ PROGRAMS = {
 def imports(folder: str) -> set[str]:
     """Return the top-level packages that a folder's code imports, also in functions; the standard library aside."""
     packages = set()
-    for path in (ROOT / folder).rglob("*.py"):
+    for path in (path for path in (ROOT / folder).rglob("*.py") if "_vendor" not in path.parts):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 packages |= {alias.name.partition(".")[0] for alias in node.names}

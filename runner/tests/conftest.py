@@ -140,6 +140,7 @@ class Service:
                     "PYTHONPATH": SRC,
                     "NOTIFY_SOCKET": str(self.notifications.path),
                     "TEST_FDS": json.dumps(fds),
+                    "BOOTY_HEALTH_PATH": "/health",
                     **settings,
                 },
             )

@@ -97,7 +97,7 @@ def _route_of(routes: Sequence[BaseRoute]) -> Callable[[MutableMapping[str, Any]
 
     def route_of(scope: MutableMapping[str, Any]) -> str | None:
         for route in iter_route_contexts(routes):
-            if route.path and scope["method"] in (route.methods or ()) and _regex(route.path).match(scope["path"]):
+            if route.path and scope.get("method") in (route.methods or ()) and _regex(route.path).match(scope["path"]):
                 return route.path
         return None
 

@@ -27,9 +27,10 @@ from .git import export, listing, normal, objects
 from .lock import bill, outdated, pins, project, text
 from .process import BuildError
 from .uv import build_environment, uv, workplace
+from .vendor import vendor
 
 # This number is a part of every key. Raise it when a change of this file changes the bytes of an archive.
-RECIPE = "6"
+RECIPE = "7"
 # What the host program may rely on in a release, as a number in its manifest: 2 if the runner's main process takes the
 # signals SIGUSR1 and SIGUSR2. A release without a number has the contract 1.
 CONTRACT = 2
@@ -102,7 +103,9 @@ def build(
             " requires-python if the app runs there, lock again, and commit."
         )
     runner_lock = (RUNNER / "requirements.txt").read_text()
-    source = [part for file in files(RUNNER / "src") for part in (str(file.relative_to(RUNNER)), file.read_bytes())]
+    # A checkout has `_vendor` for its own Python.
+    sources = [file for file in files(RUNNER / "src") if "_vendor" not in file.parts]
+    source = [part for file in sources for part in (str(file.relative_to(RUNNER)), file.read_bytes())]
     layer_name = f"{key(RECIPE, lock, python, machine)}-py{python}-{machine}"
     runner_name = f"runner-{key(RECIPE, runner_lock, python, machine, *source)}-py{python}-{machine}"
     layer, runner = (cache / "layers" / f"{name}.tar.gz" for name in (layer_name, runner_name))
@@ -143,8 +146,7 @@ def build(
                         f" {lock_file} locks all packages that it imports. Declare them in {project_file}: [project]"
                         " dependencies."
                     )
-                # The app's version of a package overrides the runner's version, as it does on the import path.
-                materials = bill(pyproject, {**pins(runner_lock, python, machine), **locked}, sha, time)
+                materials = bill(pyproject, locked, pins(runner_lock, python, machine), sha, time)
                 manifest = {"release": sha, "layer": layer_name, "runner": runner_name, "python": python, "path": path}
                 pack_release(archive, target, {**manifest, "serve": serve, "contract": CONTRACT}, materials, time)
 
@@ -171,14 +173,16 @@ def build_layer(archive: Path, lock: str, python: str, machine: str, package: Pa
         lock: the text of the lock.
         python: the host's Python.
         machine: the host's architecture.
-        package: a folder whose packages are added to the layer.
+        package: the folder with the runner, which is added to its layer; the dependencies get private names.
     """
     with workplace() as directory:
         requirements, target = directory / "requirements.txt", directory / "layer"
         requirements.write_text(lock)
         target.mkdir()
         platform = PLATFORM.format(machine=machine)
-        options = ("--require-hashes", "--only-binary=:all:", f"--python-platform={platform}")
+        options = ["--require-hashes", "--only-binary=:all:", f"--python-platform={platform}"]
+        if package:  # the runner's lock leaves out what the runner does not use of its dependencies
+            options.append("--no-deps")
         try:
             install(directory, target, python, *options, "-r", str(requirements))
         except BuildError as error:
@@ -186,7 +190,12 @@ def build_layer(archive: Path, lock: str, python: str, machine: str, package: Pa
                 f"The locked dependencies can't be installed for Python {python} on {platform}: {error}"
             ) from None
         if package:
-            shutil.copytree(package, target, dirs_exist_ok=True)
+            installed, target = target, directory / "runner"
+            shutil.copytree(package, target, ignore=shutil.ignore_patterns("_vendor"))
+            vendor(installed, target / "booty_runner/_vendor")
+            # The telemetry of an app that brings the SDK still uses these by their public names.
+            for name in ("sentry_sdk", "urllib3", "certifi"):
+                shutil.copytree(installed / name, target / name)
         requires = {canonicalize_name(each.name): each.requires or [] for each in distributions(path=[str(target)])}
         write(requires_file(archive), json.dumps(requires, sort_keys=True).encode())
         pack(target, archive, mtime=0)
@@ -235,8 +244,8 @@ def pack_release(archive: Path, target: Path, manifest: dict[str, Any], material
         # The release starts its own app, because the unit stays the same when another release serves.
         "bin/serve": f'#!/bin/sh\nexec "${{0%/*}}/python" -P -m booty_runner {serve} "$@"\n'.encode(),
         "pyvenv.cfg": b"home = /usr/bin\ninclude-system-site-packages = false\n",
-        # `site.addsitedir` makes Python read the .pth files of a layer's packages. The runner's layer is the last one
-        # on the import path, so the app's own versions override it.
+        # `site.addsitedir` makes Python read the .pth files of a layer's packages. The order of the layers does not
+        # matter: the runner's has one name, booty_runner.
         f"{site}/layer.pth": "".join(
             f"import os, site, sys; site.addsitedir(os.path.normpath(sys.prefix + '/../../layers/{manifest[layer]}'))\n"
             for layer in ("layer", "runner")

@@ -90,6 +90,7 @@ def unlockable(entry: str) -> str:
     return ""
 
 
+RUNNER = "booty-runner"
 LINUX = {
     "os_name": "posix",
     "sys_platform": "linux",
@@ -164,8 +165,11 @@ def outdated(
     return ""
 
 
-def bill(pyproject: str, locked: dict[str, Pin], sha: str, time: int) -> bytes:
-    """Return a release's bill of materials as CycloneDX JSON; the same bytes for the same commit."""
+def bill(pyproject: str, locked: dict[str, Pin], runner: dict[str, Pin], sha: str, time: int) -> bytes:
+    """Return a release's bill of materials as CycloneDX JSON; the same bytes for the same commit.
+
+    The dependencies of the runner have names of their own in a release, so a package may be there in two versions.
+    """
     # These imports are slow, and only a build needs them.
     from cyclonedx.model.bom import Bom, BomMetaData  # noqa: PLC0415
     from cyclonedx.model.component import Component, ComponentType  # noqa: PLC0415
@@ -174,23 +178,27 @@ def bill(pyproject: str, locked: dict[str, Pin], sha: str, time: int) -> bytes:
 
     name = canonicalize_name(project(pyproject).get("name", "app"))
     app = Component(name=name, version=sha, type=ComponentType.APPLICATION, bom_ref=name)
-    components = {
-        dependency: Component(
-            name=dependency,
-            version=pin.version,
-            purl=PackageURL("pypi", name=dependency, version=pin.version),
-            bom_ref=f"{dependency}@{pin.version}",
-        )
-        for dependency, pin in locked.items()
-    }
+    part = Component(name=RUNNER, type=ComponentType.APPLICATION, bom_ref=f"{RUNNER}/")
     document = Bom(
-        components=components.values(),
-        serial_number=uuid.uuid5(uuid.NAMESPACE_OID, f"{sha} {json.dumps(sorted(locked))}"),
+        components=[part],
+        serial_number=uuid.uuid5(uuid.NAMESPACE_OID, f"{sha} {json.dumps([sorted(locked), sorted(runner)])}"),
         metadata=BomMetaData(component=app, timestamp=datetime.fromtimestamp(time, UTC)),
     )
-    for parent, component in {name: app, **components}.items():
-        children = [components[child] for child, pin in locked.items() if parent in pin.required_by]
-        document.register_dependency(component, children)
+    for pins_of, root, top, prefix in ((locked, name, app, ""), (runner, RUNNER, part, f"{RUNNER}/")):
+        components = {
+            dependency: Component(
+                name=dependency,
+                version=pin.version,
+                purl=PackageURL("pypi", name=dependency, version=pin.version),
+                bom_ref=f"{prefix}{dependency}@{pin.version}",
+            )
+            for dependency, pin in pins_of.items()
+        }
+        document.components.update(components.values())
+        for parent, component in {root: top, **components}.items():
+            children = [components[child] for child, pin in pins_of.items() if parent in pin.required_by]
+            document.register_dependency(component, children)
+    document.register_dependency(app, [part])
     with warnings.catch_warnings():
         # The library warns of an app without dependencies; a lock without `via` comments makes such an app.
         warnings.simplefilter("ignore")

@@ -35,14 +35,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Imports create no garbage, so the collector only costs time here (5 % of the start). freeze() keeps it from
         # writing to these objects later: forked workers go on sharing their memory pages.
         gc.disable()
-        from booty_runner import server, target  # noqa: PLC0415 - slow; --help and a refused setting don't need them
+        # Slow; --help and a refused setting don't need them.
+        from booty_runner import server, target  # noqa: PLC0415
+        from booty_runner.health import Question  # noqa: PLC0415
+        from booty_runner.identity import Identity  # noqa: PLC0415
+        from booty_runner.place import Place  # noqa: PLC0415
+
+        place = Place.read()
+        place.enter(settings)
+        question, identity = Question.of(settings, place), Identity.of_this_process(settings)
 
         # The app has no part in the trial. A candidate that has taken the service's place keeps its environment.
         os.environ.pop("BOOTY_CANDIDATE", None)
-        app = target.load(args.app)
+        app = target.adapt(target.load(args.app), args.app, settings)
         gc.freeze()
         gc.enable()
-        sockets = server.systemd_sockets() or server.open_sockets(args.host, args.port, args.internal_socket)
+        listeners = server.systemd_sockets() or server.open_sockets(args.host, args.port, args.internal_socket)
         report = server.report
         if settings.booty_workers > 1:
             from booty_runner.workers import Supervisor  # noqa: PLC0415 - a single process doesn't need it
@@ -55,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 settings = replace(settings, booty_telemetry_gate=False)
             if worker.live:
                 settings = replace(settings, booty_candidate=False)
-        server.run(settings, app, sockets, report)
+        server.run(settings, app, listeners, identity, question, report)
     except Refusal as error:
         log.error(error)
         return 1

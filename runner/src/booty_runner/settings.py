@@ -1,5 +1,6 @@
 """The runner's settings, read from the environment, checked and frozen. The class `Settings` lists them."""
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -27,7 +28,7 @@ def _dsn(text: str) -> str:
     # First of all, because urlsplit silently drops tabs and newlines.
     if any(char.isspace() for char in text):
         raise _Flaw("has a blank inside")
-    from sentry_sdk.utils import Dsn  # noqa: PLC0415 - slow; a start without a DSN doesn't need it
+    from booty_runner._vendor.sentry_sdk.utils import Dsn  # noqa: PLC0415 - slow; a start without a DSN doesn't need it
 
     try:
         parsed = Dsn(text)
@@ -45,6 +46,14 @@ def _matching(pattern: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def _whole(text: str) -> int:
+    return int(_matching("0*[1-9][0-9]{0,8}")(text))
+
+
+def _networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    return tuple(ipaddress.ip_network(entry.strip()) for entry in text.split(",") if entry.strip())
 
 
 def _bool(text: str) -> bool:
@@ -87,8 +96,24 @@ class Settings:
     booty_log_level: str = _setting(
         "debug, info, warning or error", lambda text: _matching("debug|info|warning|error")(text.lower()), "info"
     )
-    booty_workers: int = _setting(
-        "the number of processes that serve, 1 or more", lambda text: int(_matching("0*[1-9][0-9]{0,8}")(text)), 1
+    booty_workers: int = _setting("the number of processes that serve, 1 or more", _whole, 1)
+    booty_threads: int = _setting(
+        "the number of requests, 1 or more, that a process answers at a time if the app is a WSGI app", _whole, 10
+    )
+    booty_health_path: str = _setting(
+        "a path, from its first slash on, that must answer 2xx before the service is ready",
+        _matching(r"/[!-~]*"),
+        "",
+    )
+    booty_health_host: str = _setting("the Host header of that question", _matching(r"[\w.:\[\]-]+"), "")
+    booty_trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = _setting(
+        "addresses or networks (10.0.0.0/8), separated by commas, of proxies whose X-Forwarded-For and"
+        " X-Forwarded-Proto are believed",
+        _networks,
+        (),
+    )
+    booty_config_dir: Path | None = _setting(  # noqa: RUF009 - it returns a field
+        "a directory that comes first on the import path", Path
     )
     booty_drain_seconds: float = _setting(
         "the seconds, 0 or more, that requests in flight may take after SIGTERM", _seconds, 30.0

@@ -1,0 +1,10 @@
+"""The ASGI app of web.py under a server with shorter times."""
+
+import os
+
+from web import asgi as asgi
+
+from booty_runner import protocol, server
+
+protocol.HEAD_SECONDS = float(os.environ["TEST_HEAD"])
+server.KEEP_ALIVE_SECONDS = int(os.environ["TEST_KEEP_ALIVE"])

@@ -107,7 +107,7 @@ def test_a_handover_is_settled_whatever_is_killed(
 ) -> None:
     """No next run is needed, and no request is lost but those of a killed process."""
     newer, older = pair(site)
-    site.deploy(app_release=older, app_workers=str(workers))
+    site.deploy(app_release=older, app_workers=str(workers), app_settings='{"GREETING": "it\'s  $5"}')
     archive = base64.b64encode(host_program.program()).decode()
     site.run("base64 --decode > /root/booty_host.zip", input=archive)
     site.run("cat > /root/hand_over.py", input=PROGRAM)

@@ -18,6 +18,7 @@ from . import host_program
 from .build import MACHINES
 from .git import descends, normal
 from .host_program import HostProgramAction
+from .settings import suspects
 
 # The disk space that a release may need, and the difference between two clocks at which preflight fails.
 ROOM_MEGABYTES = 200
@@ -25,6 +26,11 @@ CLOCK_SECONDS = 600
 NO_TOKEN = (
     "app_registration_required: the environment of ansible-playbook has no SENTRY_AUTH_TOKEN. Without registration: -e"
     " app_registration_required=false"
+)
+
+SUSPECT = (
+    "app_settings: {} looks like a secret, and settings are shown: in the inventory, by --diff and by status. A secret"
+    " belongs in secrets.env. If it is none, add its name to the setting BOOTY_NOT_SECRET."
 )
 
 
@@ -89,6 +95,11 @@ def problems_of(
         )
     yield from unusable_copy(host, options, release, name)
     secrets = host["secrets"]
+    if twice := sorted({*options["app_settings"]} & {*secrets["names"]}):
+        yield (
+            f"{', '.join(twice)} is in app_settings and in /etc/{app}/secrets.env of {name}. A secret stays in"
+            " secrets.env: remove it from app_settings. If it is none, remove its line there."
+        )
     if secrets["closed"]:
         yield (
             f"{secrets['closed']}. On {name}, as root: chown root:root /etc/{app}/secrets.env; chmod 0600"
@@ -197,6 +208,8 @@ class PreflightAction(HostProgramAction):
         if "app" in (task_vars or {}):  # the commands in the texts need the option as well
             option = rf"\1 -e app={options['app_name']}"
             problems = [re.sub(r"(ansible-playbook \w+\.yml)", option, problem) for problem in problems]
+        if suspicious := [*suspects(options["app_settings"])]:
+            result["warnings"] = [SUSPECT.format(", ".join(suspicious))]
         message = [f"{name} serves {release} as {options['app_environment']}", *notices(host, options, name)]
         return {
             **result,

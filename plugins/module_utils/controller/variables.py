@@ -23,7 +23,7 @@ from ansible.template import Templar, trust_as_template
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
-from . import apps
+from . import apps, settings
 
 ROLES = Path(__file__).parents[3] / "roles"
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -40,6 +40,15 @@ class Rule:
 def matches(pattern: str) -> Callable[[Any], object]:
     """Return a function that matches a whole text with the pattern."""
     return lambda value: re.fullmatch(pattern, value)
+
+
+def is_network(value: str) -> bool:
+    """Return whether a text is an IP address, or a network such as 10.0.0.0/8."""
+    try:
+        ipaddress.ip_network(value)
+    except ValueError:
+        return False
+    return True
 
 
 def least(number: int, unit: str = "") -> Rule:
@@ -114,6 +123,16 @@ RULES = {
         matches("[1-9][0-9]*|[1-9][0-9]?%|100%"),
     ),
     "app_workers": least(1),
+    "app_config_dir": Rule("a folder on this machine", lambda value: not value or settings.config_files(value)),
+    "app_health_path": Rule(
+        "a path that begins with /, such as /healthz, of ASCII characters and without quotes",
+        matches(r"(/[A-Za-z0-9._~!&()*+,;=:@/?%-]*)?"),
+    ),
+    "app_health_host": Rule("a host's name, such as shop.example.com", matches(r"([A-Za-z0-9._-]+(:[0-9]{1,5})?)?")),
+    "app_sandbox_allow": Rule("a list of these: jit", lambda value: value in {"jit"}),
+    "app_trusted_proxies": Rule(
+        "for each proxy an address such as 10.0.0.5, or a network such as 10.0.0.0/8", is_network
+    ),
     "host_deploy_keys": Rule(
         "for each key one line of an authorized_keys file, such as ssh-ed25519 AAAA… you@laptop",
         matches(r"[^\n]*(ssh|ecdsa|sk-)[^\n]* AAAA[^\n]*"),
@@ -129,7 +148,7 @@ NOT_SET = "is not set: write it in the inventory, in group_vars/booty.yml."
 # Variables of earlier versions.
 REPLACED = {"app_module": "is no variable any more: write what the runner serves, such as app_serve: shop.web:app"}
 # Messages do not show these values, because users put secrets into them by mistake.
-HIDDEN = {"app_artifact_url", "app_wave_check"}
+HIDDEN = {"app_artifact_url", "app_settings", "app_wave_check"}
 # A shell command may have several lines.
 MULTILINE = {"app_wave_check"}
 # A string for these lists is split at its line ends, because an entry may have commas. Other lists are split at commas.
@@ -182,6 +201,8 @@ def convert(name: str, value: Any) -> Any:
         ValueError: the value is wrong; the message completes the sentence "write …".
     """
     spec = spec_of(name)
+    if spec["type"] == "dict":
+        return settings.typed_settings(_json(value) if isinstance(value, str) else value)
     if spec["type"] != "list":
         return _scalar(name, spec, spec["type"], value)
     if isinstance(value, str):
@@ -196,11 +217,20 @@ def convert(name: str, value: Any) -> Any:
 def _entries(text: str, separator: str) -> Any:
     """Return the entries of a list in a string, which is JSON or has a separator."""
     if text.lstrip().startswith("["):
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError:
-            return None
+        return _json(text)
     return [part.strip() for part in text.strip().split(separator)] if text.strip() else []
+
+
+def _json(text: str) -> Any:
+    """Return the value of a JSON text, or of YAML on one line; None if it is neither."""
+    try:
+        return json.loads(text)  # YAML takes the two halves of JSON's \ud83c\udf89 for two characters
+    except ValueError:
+        pass
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
 
 
 def _scalar(name: str, spec: dict[str, Any], kind: str, value: Any) -> Any:

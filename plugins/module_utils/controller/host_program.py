@@ -111,7 +111,7 @@ def templates() -> Environment:
     # Jinja's filters and tests override Ansible's, which expect Ansible's own class of undefined values.
     environment.filters = FilterModule().filters() | environment.filters
     environment.tests = TestModule().tests() | environment.tests
-    for name in ("release.env.j2", *templates_of_units("booty").values()):
+    for name in ("release.env.j2", "app-http.socket.j2", *templates_of_units("booty").values()):
         environment.get_template(name)
     return environment
 
@@ -144,6 +144,8 @@ def rendered(options: dict[str, Any], release: str) -> dict[str, Any]:
         )
 
     units = {name: render(template) for name, template in templates_of_units(options["app_name"]).items()}
+    if options["app_domains"]:
+        units[f"{options['app_name']}-http.socket"] = render("app-http.socket.j2")
     return {"pointer": render("release.env.j2") if release else "", "units": units}
 
 

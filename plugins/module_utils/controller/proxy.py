@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import io
-import ipaddress
-import re
 import zipfile
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from . import host_program
+from .domains import normal
 from .host_program import HostProgramAction
 
 ROLE = Path(__file__).parents[3] / "roles" / "proxy"
@@ -23,8 +20,6 @@ FIELDS = (
     *("domains", "domain_redirects", "certificate", "acme_url", "acme_email", "hsts_seconds", "body_max"),
     *("client_connections", "trusted_proxies", "maintenance_allow", "static"),
 )
-# A CA issues five certificates a week for the same name, and each host has one of its own.
-MOST_HOSTS = 5
 MAIN = "from booty_proxy.__main__ import main\nraise SystemExit(main())\n"
 
 
@@ -37,58 +32,6 @@ def program() -> bytes:
                 archive.write(path, str(path.relative_to(package.parent)))
         archive.writestr("__main__.py", MAIN)
     return buffer.getvalue()
-
-
-def normal(name: str) -> str:
-    """Return a domain as it is written in certificates: in lower case, without a final dot, in ASCII."""
-    return name.lower().removesuffix(".").encode("idna").decode()
-
-
-def is_domain(value: str) -> bool:
-    """Tell whether a text is a domain that can have a certificate."""
-    try:
-        name = normal(value)
-    except UnicodeError:
-        return False
-    label = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-    return len(name) <= 253 and bool(re.fullmatch(rf"({label}\.)+(?![0-9]+$){label}", name))
-
-
-def is_network(value: str) -> bool:
-    """Tell whether a text is an IP address or a network such as 10.0.0.0/8."""
-    try:
-        ipaddress.ip_network(value)
-    except ValueError:
-        return False
-    return True
-
-
-def flaws(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield a problem of a host's variables together: the variable, and the rest of the sentence."""
-    domains = [*map(normal, options.get("app_domains") or [])]
-    redirects = [*map(normal, options.get("app_domain_redirects") or [])]
-    if redirects and not domains:
-        yield "app_domain_redirects", "leads to the first of app_domains, which is empty: write app_domains too."
-    for name, count in Counter(domains + redirects).items():
-        if count > 1:
-            both = name in domains and name in redirects
-            where = "is in app_domains too: a name serves or is redirected" if both else f"has {name} twice"
-            variable = "app_domain_redirects" if name in redirects else "app_domains"
-            yield variable, f"{f'has {name}, which ' if both else ''}{where}. Remove one."
-
-
-def crowded(options: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Yield a problem if more hosts than a CA issues certificates for have one name; `options` are by host."""
-    named: dict[str, list[str]] = {}
-    for host, values in options.items():
-        for name in [] if values.get("app_certificate") else values.get("app_domains") or []:
-            named.setdefault(normal(name), []).append(host)
-    for name, hosts in named.items():
-        if len(hosts) > MOST_HOSTS:
-            yield (
-                f"app_domains: {len(hosts)} hosts have {name}, and a CA issues {MOST_HOSTS} certificates a week for one"
-                " name. Put a load balancer in front, or write app_certificate, one certificate that all hosts share."
-            )
 
 
 def site(options: dict[str, Any], peers: list[str]) -> dict[str, Any]:

@@ -38,7 +38,9 @@ def remove(app: App, by: str, wait: int, confirmed: bool, check: bool) -> dict[s
 
     def work() -> dict[str, Any]:
         # The sockets first, so that no connection starts the service again.
-        units = [unit for unit in (app.socket, app.service, app.candidate) if read(app.unit_files / unit)]
+        units = [
+            unit for unit in (app.socket, app.http_socket, app.service, app.candidate) if read(app.unit_files / unit)
+        ]
         if units:
             systemd.systemctl("disable", "--now", *units)
             systemd.systemctl("reset-failed", *units, check=False)

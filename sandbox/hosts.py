@@ -224,7 +224,8 @@ def inventory_text(name: str, members: list[Host]) -> str:
         "    ansible_user: root",
         f"    ansible_ssh_private_key_file: {options[1]}",
         f"    ansible_ssh_common_args: {shlex.join(options[2:])}",
-        *([f"    app_acme_url: {ca.url}"] if ca else []),
+        # The app is reached on its own port too, as without a domain.
+        *([f"    app_acme_url: {ca.url}", "    host_firewall_ports: [8000]"] if ca else []),
     ]
     return "\n".join(lines) + "\n"
 

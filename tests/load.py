@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ class Tally:
 
     latencies: list[float] = field(default_factory=list)
     slow: int = 0
+    closed_idle: int = 0
     failures: list[str] = field(default_factory=list)
     releases: Counter[str] = field(default_factory=Counter)
 
@@ -37,11 +39,26 @@ class Refused(Exception):
 
 
 async def request(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, close: bool
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    path: str,
+    close: bool,
+    name: str = "load",
+    size: int = 0,
 ) -> tuple[bool, dict[str, Any]]:
-    """Send one request and read its whole answer; return whether the connection stays open, and the body."""
+    """Send one request and read its whole answer; return whether the connection stays open, and the body.
+
+    Args:
+        reader: of the connection.
+        writer: of the connection.
+        path: the path to ask for.
+        close: whether to ask for the end of the connection.
+        name: the Host header.
+        size: the size of the request's body, in bytes; with one, the request is a POST.
+    """
     connection = "close" if close else "keep-alive"
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: load\r\nConnection: {connection}\r\n\r\n".encode())
+    head = f"{'POST' if size else 'GET'} {path} HTTP/1.1\r\nHost: {name}\r\nConnection: {connection}\r\n"
+    writer.write(f"{head}{f'Content-Length: {size}' + chr(13) + chr(10) if size else ''}\r\n".encode() + bytes(size))
     await writer.drain()
     head = await reader.readuntil(b"\r\n\r\n")
     lines = head.decode().lower().split("\r\n")
@@ -53,17 +70,30 @@ async def request(
 
 
 async def client(
-    address: tuple[str, int], path: str, close: bool, pause: float, tally: Tally, stop: asyncio.Event
+    address: tuple[str, int],
+    path: str,
+    close: bool,
+    pause: float,
+    tally: Tally,
+    stop: asyncio.Event,
+    tls: dict[str, str] | None = None,
+    size: int = 0,
 ) -> None:
     """Send requests until `stop` is set: each on a new connection, or all on one as long as the server keeps it."""
+    name = tls["name"] if tls else "load"
+    options: dict[str, Any] = {}
+    if tls:
+        options = {"ssl": ssl.create_default_context(cafile=tls["ca"]), "server_hostname": name}
     stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
     while not stop.is_set():
         began = time.monotonic()
         try:
             # A server may close an idle connection. If the client notices before its next request, nothing is lost.
             if stream is None or stream[0].at_eof():
-                stream = await asyncio.open_connection(*address)
-            stays, body = await asyncio.wait_for(request(*stream, path, close), 30)
+                if stream and not close:
+                    tally.closed_idle += 1
+                stream = await asyncio.open_connection(*address, **options)
+            stays, body = await asyncio.wait_for(request(*stream, path, close, name, size), 60)
         except (TimeoutError, OSError, EOFError, Refused, ValueError) as error:
             tally.failures.append(f"{address[0]} {path} {'fresh' if close else 'kept'}: {error!r}")
             stays, body = False, {}
@@ -79,8 +109,24 @@ async def client(
         await asyncio.sleep(pause)
 
 
-async def load(hosts: list[str], port: int, clients: tuple[int, int, int], pause: float) -> Tally:
-    """Run all clients of all hosts until standard input is closed."""
+async def load(
+    hosts: list[str],
+    port: int,
+    clients: tuple[int, int, int],
+    pause: float,
+    tls: dict[str, str] | None = None,
+    bodies: tuple[int, ...] = (),
+) -> Tally:
+    """Run all clients of all hosts until standard input is closed.
+
+    Args:
+        hosts: the addresses.
+        port: the port of all.
+        clients: how many clients have a new connection for each request, keep theirs, and send slow requests.
+        pause: seconds between two requests of a client.
+        tls: for HTTPS the `name` of the service, and the file with the CA's certificate as `ca`.
+        bodies: for each size a client that sends bodies of so many bytes to /size, and keeps its connection.
+    """
     tally, stop = Tally(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -92,7 +138,8 @@ async def load(hosts: list[str], port: int, clients: tuple[int, int, int], pause
     fresh, kept, slow = clients
     kinds = [("/health", True)] * fresh + [("/health", False)] * kept + [("/slow", False)] * slow
     await asyncio.gather(
-        *(client((host, port), path, close, pause, tally, stop) for host in hosts for path, close in kinds)
+        *(client((host, port), path, close, pause, tally, stop, tls) for host in hosts for path, close in kinds),
+        *(client((host, port), "/size", False, pause, tally, stop, tls, size) for host in hosts for size in bodies),
     )
     return tally
 
@@ -106,9 +153,15 @@ class Load:
     """Run the load in another process during a `with` block. `report` holds its report after the block."""
 
     def __init__(
-        self, *hosts: str, port: int = 8000, clients: tuple[int, int, int] = CLIENTS, pause: float = PAUSE
+        self,
+        *hosts: str,
+        port: int = 8000,
+        clients: tuple[int, int, int] = CLIENTS,
+        pause: float = PAUSE,
+        tls: dict[str, str] | None = None,
+        bodies: tuple[int, ...] = (),
     ) -> None:
-        arguments = {"hosts": hosts, "port": port, "clients": clients, "pause": pause}
+        arguments = {"hosts": hosts, "port": port, "clients": clients, "pause": pause, "tls": tls, "bodies": bodies}
         self._command = [sys.executable, "-m", "tests.load", json.dumps(arguments)]
         self.report: dict[str, Any] = {}
 
@@ -135,6 +188,7 @@ def main() -> None:
     report = {
         "requests": len(latencies) + tally.slow,
         "failed": len(tally.failures),
+        "closed_idle": tally.closed_idle,
         "failures": Counter(tally.failures).most_common(10),
         "releases": tally.releases,
         "p50": percentile(latencies, 0.5),

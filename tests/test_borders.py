@@ -16,6 +16,8 @@ PROGRAMS = {
     },
     # The host program: Python's standard library alone.
     "roles/app/files": {"booty_host"},
+    # Its second package, which the host keeps for the proxy's timers.
+    "roles/proxy/files": {"booty_host", "booty_proxy"},
     # The runner: no app, and no framework.
     # Private names alone, but for the telemetry of an app that has the SDK.
     "runner/src": {"booty_runner", "sentry_sdk", "urllib3"},

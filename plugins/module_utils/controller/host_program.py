@@ -316,8 +316,8 @@ class HostProgramAction(ActionBase):
         if verb in DETACHED:
             self._connection.set_option("reconnection_retries", 0)
 
-    def options(self, task_vars: dict[str, Any] | None) -> dict[str, Any]:
-        """Return the options of the role app for this host, in their types.
+    def options(self, task_vars: dict[str, Any] | None, complete: bool = True) -> dict[str, Any]:
+        """Return the options of the role app for this host, in their types; `complete` demands those without a default.
 
         Raises:
             AnsibleActionFail: an option is missing or has a wrong type.
@@ -326,7 +326,7 @@ class HostProgramAction(ActionBase):
         values = self._templar.template({name: value for name, value in (task_vars or {}).items() if name in known})
         problems = variables.Problems([""])
         options: dict[str, Any] = variables.typed(values, "", problems)
-        for name in (name for name, spec in known.items() if spec.get("required") and name not in values):
+        for name in (name for name, spec in known.items() if complete and spec.get("required") and name not in values):
             problems.add(name, variables.NOT_SET, "")
         if sentences := [*problems]:
             raise AnsibleActionFail("\n".join(sentences))

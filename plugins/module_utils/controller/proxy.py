@@ -69,7 +69,7 @@ class ProxyAction(HostProgramAction):
                 "state": {"type": "str", "choices": ["present", "absent", "closed", "open"], "default": "present"},
             }
         )
-        state, options = arguments["state"], self.options(task_vars)
+        state, options = arguments["state"], self.options(task_vars, complete=False)
         name = options["app_name"]
         if state in {"closed", "open"}:
             return {**result, **self.call("maintenance", {"name": name, "on": state == "closed"})}

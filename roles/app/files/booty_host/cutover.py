@@ -297,8 +297,8 @@ class Cutover:
         contract = int(manifest(self.app.releases / release.sha).get("contract", 1))
         if self.app.http_socket in release.units and contract < SERVES_PROXY:
             raise HostError(
-                f"{release.sha} was built by a Booty that had no proxy (contract {contract}), and would answer the proxy"
-                " with its internal app. Deploy a commit that is built anew, or remove app_domains."
+                f"{release.sha} was built by a Booty that had no proxy (contract {contract}), and would answer the"
+                " proxy with its internal app. Deploy a commit that is built anew, or remove app_domains."
             )
         address, port = release.address
         if takers := sockets.takers(self.app, address, port):
@@ -400,6 +400,9 @@ class Cutover:
                 journal.log(app, notice)
         if {state["UnitFileState"] for state in states} != {"enabled"}:
             systemctl("enable", *app.enabled)
+        if app.http_socket in release.units:
+            # systemd opens a socket only while its service does not run. The candidate answers meanwhile.
+            systemctl("stop", app.service)
         self.open_http(release.units)
         systemctl("restart", app.service)
         self.confirm(release)
@@ -514,7 +517,7 @@ class Cutover:
             self.systemd.systemctl("daemon-reload")
 
     def open_http(self, units: dict[str, str]) -> None:
-        """Open the proxy's socket if these units have it and it is installed as it should be; close it if they have none.
+        """Open the proxy's socket if these units have it and it is installed; close it if they have none.
 
         Args:
             units: the texts of the release that is to serve.

@@ -60,7 +60,7 @@ class Release:
 
 
 def unfit_for_proxy(app: App, systemd: Systemd, release: Release) -> str:
-    """Say what is wrong with the proxy's socket of a release; "" if it is open, or if it should not be there and is not.
+    """Say what is wrong with the proxy's socket of a release; "" if it is open, or neither needed nor there.
 
     Only a release of contract 3 is ever given the socket: an older one would serve its internal app there.
     """
@@ -92,9 +92,9 @@ def unsettled(app: App, systemd: Systemd, release: Release, times: int = 1) -> s
             return f"{app.unit_files / name} differs"
     if labels_on_disk(app) != release.labels:
         return f"{app.release_env} does not name {release.sha}, or has other settings"
-    if {socket["UnitFileState"], service["UnitFileState"]} != {"enabled"}:
-        return f"{app.socket} and {app.service} are not enabled"
-    if problem := unfit_for_proxy(app, systemd, release):
+    enabled = {socket["UnitFileState"], service["UnitFileState"]} == {"enabled"}
+    disabled = "" if enabled else f"{app.socket} and {app.service} are not enabled"
+    if problem := disabled or unfit_for_proxy(app, systemd, release):
         return problem
     options = sockets.options(sockets.opened(app, socket)) ^ sockets.options(release.units[app.socket])
     if options or "yes" in {socket["NeedDaemonReload"], service["NeedDaemonReload"]}:

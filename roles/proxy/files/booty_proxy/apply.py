@@ -13,7 +13,7 @@ from typing import Any
 
 from booty_host import HostError
 from booty_host.files import read, write_atomically
-from booty_host.processes import run
+from booty_host.processes import outdated, run
 
 from booty_proxy import certificates, config, instances, paths
 from booty_proxy import host as system
@@ -107,6 +107,7 @@ def apply(site: dict[str, Any] | None, remove: str, check: bool) -> dict[str, An
 
 def adapt(host: Paths, site: dict[str, Any] | None, remove: str, installed: bool, check: bool) -> dict[str, Any]:
     """Do what `apply` does, with the lock held."""
+    before_names = {name for known in sites(host).values() for name in known.names}
     facts = system.system(host) if installed else System((), True)
     wanted = {name: known for name, known in sites(host).items() if name != remove}
     if site is not None:
@@ -146,6 +147,9 @@ def adapt(host: Paths, site: dict[str, Any] | None, remove: str, installed: bool
                 put(host, {path: text} if text else {}, [] if text else [path])
             raise
     enable(host, wanted)
+    if swap and serving and {name for known in wanted.values() for name in known.names} - before_names:
+        # Until then, the old instance takes some of the connections, also the CA's, and does not know the new name.
+        instances.wait_until_alone(host, serving)
     notices = certificates.renew(host, [*wanted.values()], only=new.name) if site is not None else []
     return {"changed": changed, "diff": diff, "notices": notices}
 
@@ -222,7 +226,7 @@ def check(host: Paths) -> None:
     """Swap the proxy if an upgrade has replaced nginx or a library; take on one's own certificates if replaced."""
     with system.locked(host):
         serving = instances.serving(host)
-        if serving and system.mapped_but_gone(host, system.main_pid(paths.service(serving))):
+        if serving and outdated(host.root, system.main_pid(paths.service(serving))):
             print("nginx or one of its libraries was replaced on disk: starting another instance")
             instances.start(host)
         own = [site for site in sites(host).values() if site.certificate]

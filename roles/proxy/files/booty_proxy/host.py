@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from booty_host import HostError
-from booty_host.files import read
 from booty_host.processes import run
 
 from booty_proxy import paths
@@ -68,14 +67,3 @@ def locked(host: Paths) -> Iterator[None]:
     with os.fdopen(os.open(host.lock, os.O_RDWR | os.O_CREAT, 0o600), "r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def mapped_but_gone(host: Paths, pid: int) -> bool:
-    """Tell whether a process runs a program or a library that an upgrade has replaced on disk."""
-    try:
-        program = os.readlink(host.root / f"proc/{pid}/exe")
-    except OSError:  # the process has ended
-        return False
-    return program.endswith(" (deleted)") or bool(
-        re.search(r"\.so[.\d]* \(deleted\)$", read(host.root / f"proc/{pid}/maps"), re.MULTILINE)
-    )

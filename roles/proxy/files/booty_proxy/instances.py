@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 
 from booty_host import HostError
@@ -96,8 +95,8 @@ def drain(host: Paths, instance: str) -> None:
         (host.drain / worker).unlink(missing_ok=True)
 
 
-def stop(host: Paths) -> None:
-    """Stop the proxy, for good."""
-    units = [paths.SOCKET, *map(paths.service, paths.INSTANCES)]
-    run("systemctl", "disable", "--now", *units)
-    shutil.rmtree(host.run, ignore_errors=True)
+def wait_until_alone(host: Paths, before: str) -> None:
+    """Wait until an instance that is being replaced takes no more connections."""
+    deadline = time.monotonic() + DRAIN_SECONDS + 30
+    while states(paths.service(before)) == ["active"] and time.monotonic() < deadline:
+        time.sleep(0.5)

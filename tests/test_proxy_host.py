@@ -449,3 +449,37 @@ def test_without_domains_the_proxy_lets_go_of_the_app(front: Front) -> None:
         front.connect()
     front.good("deploy.yml")
     assert front.ask("GET /health")[0] == 200
+
+
+@pytest.mark.long
+def test_hosts_with_one_name_each_get_a_certificate_whichever_the_ca_asks(tmp_path: Path) -> None:
+    """Three hosts behind a round robin; one of them is down while the others are issued."""
+    name = f"{INSTANCE}-peers"
+    try:
+        members = sandbox.up(name, 3, with_tracker=False, with_acme=True, inventory=tmp_path / "inventory/hosts.yml")
+        fronts = [Front(host, tmp_path / host.name) for host in members]
+        for each in fronts:
+            each.inventory = tmp_path / "inventory/hosts.yml"
+        ca = fronts[0].ca
+        ca.point(NAME, [host.address for host in members])
+        fronts[0].good("bootstrap.yml")
+        serials = set()
+        for each in fronts:
+            # A token that a host does not have is found at the one that has it; an unknown one is not.
+            with each.connect() as connection:
+                serials.add(connection.getpeercert()["serialNumber"])  # type: ignore[index]
+            status, _, _ = each.plain("GET /.well-known/acme-challenge/unknown")
+            assert status == 404
+            each.run("echo -n secret > /var/lib/booty-acme/www/.well-known/acme-challenge/known-$(hostname)")
+        assert len(serials) == 3
+        for each in fronts:
+            for other in members:
+                status, _, body = each.plain(f"GET /.well-known/acme-challenge/known-{other.name}")
+                assert (status, body) == (200, b"secret")
+        sandbox.stop(name, members[2].name)
+        ca.point(NAME, [host.address for host in members[:2]])
+        for each in fronts[:2]:
+            each.run(f"rm /var/lib/booty-acme/certs/{NAME}-cert.pem && systemctl start booty-front-renew.service")
+            each.connect().close()
+    finally:
+        sandbox.down(name)

@@ -148,7 +148,9 @@ def test_slow_small_uploads_take_no_thread(wsgi, tcp):
 def test_a_client_that_leaves_within_its_upload(wsgi, tcp, notes):
     service = wsgi()
     with Connection(tcp) as upload:
-        upload.sock.sendall(b"POST /departure HTTP/1.1\r\nhost: test\r\ncontent-length: 900000\r\n\r\n" + b"x" * 300_000)
+        upload.sock.sendall(
+            b"POST /departure HTTP/1.1\r\nhost: test\r\ncontent-length: 900000\r\n\r\n" + b"x" * 300_000
+        )
         time.sleep(0.3)
     assert notes(1) == ["reset ClientLeft"]
     assert ask(tcp, "/environ")[0] == 200

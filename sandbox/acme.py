@@ -124,11 +124,18 @@ def _unpack(work: Path) -> None:
 
 def _make_certificate(directory: Path, address: str) -> None:
     """Make a root, and with it the certificate that pebble's own HTTPS has."""
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "3650"]
+    key: list[str | Path] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "3650"]
     root = [*key, "-keyout", directory / "ca.key", "-out", directory / "ca.pem", "-subj", "/CN=Booty's sandbox"]
     run("openssl", "req", "-x509", *root)
     own = [*key, "-keyout", directory / "own.key", "-out", directory / "own.pem", "-subj", "/CN=pebble"]
-    signed = ["-CA", directory / "ca.pem", "-CAkey", directory / "ca.key", "-addext", f"subjectAltName=IP:{address}"]
+    signed: list[str | Path] = [
+        "-CA",
+        directory / "ca.pem",
+        "-CAkey",
+        directory / "ca.key",
+        "-addext",
+        f"subjectAltName=IP:{address}",
+    ]
     run("openssl", "req", "-x509", *own, *signed, "-addext", "basicConstraints=critical,CA:FALSE")
 
 

@@ -57,8 +57,8 @@ async def request(
         size: the size of the request's body, in bytes; with one, the request is a POST.
     """
     connection = "close" if close else "keep-alive"
-    head = f"{'POST' if size else 'GET'} {path} HTTP/1.1\r\nHost: {name}\r\nConnection: {connection}\r\n"
-    writer.write(f"{head}{f'Content-Length: {size}' + chr(13) + chr(10) if size else ''}\r\n".encode() + bytes(size))
+    first = f"{'POST' if size else 'GET'} {path} HTTP/1.1\r\nHost: {name}\r\nConnection: {connection}\r\n"
+    writer.write(f"{first}{f'Content-Length: {size}' + chr(13) + chr(10) if size else ''}\r\n".encode() + bytes(size))
     await writer.drain()
     head = await reader.readuntil(b"\r\n\r\n")
     lines = head.decode().lower().split("\r\n")

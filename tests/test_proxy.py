@@ -189,7 +189,10 @@ def test_only_a_change_that_needs_a_process_changes_the_digest() -> None:
 
 
 def test_the_controller_sends_what_the_host_takes() -> None:
-    options = {f"app_{name}": [] for name in proxy.FIELDS} | {"app_name": "shop", "app_maintenance_page": ""}
+    options: dict[str, Any] = {f"app_{name}": [] for name in proxy.FIELDS} | {
+        "app_name": "shop",
+        "app_maintenance_page": "",
+    }
     options["app_domains"] = ["Shop.example.com"]
     fields = proxy.site(options, ["192.0.2.2"])
     site = config.parse(json.dumps(fields))

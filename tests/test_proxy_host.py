@@ -220,7 +220,7 @@ def test_the_internal_app_is_not_reached(front: Front) -> None:
 def test_events_come_one_by_one_and_websockets_pass(front: Front) -> None:
     with front.connect() as connection:
         connection.sendall(f"GET /events HTTP/1.1\r\nHost: {NAME}\r\n\r\n".encode())
-        times = []
+        times: list[float] = []
         while len(times) < 3:
             part = connection.recv(4096)
             times += [time.monotonic()] * part.count(b"data:")

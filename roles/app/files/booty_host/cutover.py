@@ -14,7 +14,7 @@ from booty_host.app import App
 from booty_host.controller import Controller
 from booty_host.files import parse_pointer, read, write_atomically
 from booty_host.handover import Handover, RefusedError, obstacles
-from booty_host.processes import labels, run
+from booty_host.processes import labels
 from booty_host.prune import prune
 from booty_host.release import Release, ask_installed, differs, fault, labels_on_disk, manifest, question, unsettled
 from booty_host.state import State
@@ -530,10 +530,7 @@ class Cutover:
             self.systemd.systemctl("disable", "--now", unit, check=False)
             (app.unit_files / unit).unlink()
             self.systemd.systemctl("daemon-reload")
-            # The installed program of the proxy, which no longer has anything to serve for the app.
-            program = app.root / "usr/local/lib/booty-front.pyz"
-            if program.exists():
-                run("/usr/bin/python3", "-I", str(program), "remove", app.name)
+            sockets.leave_proxy(app)
 
     def retire(self) -> None:
         """Stop the candidate, which drains its connections first, whatever state it is in.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from booty_host import journal, lease
+from booty_host import journal, lease, sockets
 from booty_host.app import App
 from booty_host.files import read
 from booty_host.release import labels_on_disk
@@ -49,6 +49,7 @@ def remove(app: App, by: str, wait: int, confirmed: bool, check: bool) -> dict[s
             (app.unit_files / unit).unlink(missing_ok=True)
             shutil.rmtree(app.unit_files / f"{unit}.d", ignore_errors=True)
         systemd.systemctl("daemon-reload")
+        sockets.leave_proxy(app)
         app.release_env.unlink(missing_ok=True)
         shutil.rmtree(app.opt)
         journal.log(app, f"removed; {by}", result="removed", release=serves, by=by)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from booty_host import HostError
 from booty_proxy import apply, certificates, host, instances, peers, status
 from booty_proxy.paths import Paths
 
-VERBS = {"apply": apply.apply, "maintenance": status.maintenance}
+VERBS: dict[str, Callable[..., dict[str, Any]]] = {"apply": apply.apply, "maintenance": status.maintenance}
 
 
 def call(request: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import json
 import pwd
 import shutil
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +231,7 @@ def check(host: Paths) -> None:
             instances.start(host)
         own = [site for site in sites(host).values() if site.certificate]
     for site in own:
-        fields = {**config.asdict(site)}
+        fields = asdict(site)
         try:
             if apply(fields, remove="", check=False)["changed"]:
                 print(f"the certificate of {site.name} was replaced")

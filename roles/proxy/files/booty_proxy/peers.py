@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ def answer(sites: dict[str, Site]) -> None:
     """Answer one request of nginx on standard input."""
     head = b""
     while b"\r\n\r\n" not in head and len(head) < 16384:
-        if not (part := sys.stdin.buffer.raw.read(4096)):  # type: ignore[attr-defined]
+        if not (part := os.read(0, 4096)):
             break
         head += part
     status, body = find(head.decode("latin-1"), sites)

@@ -30,9 +30,10 @@ test: setup ## Run the tests, except those of `make test-long`
 test-long: setup ## Run the long tests: new hosts in every state, controllers and hosts that fail
 	$(BIN)/pytest -m long
 
-bench: setup ## Compare deploys with pyinfra and a shell script, and cutovers with simpler ones
+bench: setup ## Compare deploys with pyinfra and a shell script, cutovers with simpler ones, the runner with other servers
 	PYTHONPATH=collections $(BIN)/python -m tests.bench.deploy
 	PYTHONPATH=collections $(BIN)/python -m tests.bench.cutover
+	$(BIN)/python -m tests.bench.serve
 
 lint: setup ## Run ruff, mypy, yamllint and ansible-lint
 	$(BIN)/ruff check .

@@ -23,6 +23,23 @@ CLIENTS = (10, 10, 4)
 PAUSE = 0.03
 
 
+@dataclass(frozen=True)
+class Service:
+    """What the clients ask: a path that answers at once, a slow one, and the key of the answer whose values count.
+
+    Without a key, the answers need not be JSON. With `ca`, a file, the clients speak TLS and trust that CA alone. For each
+    size in `bodies`, one more client sends bodies of so many bytes to /size.
+    """
+
+    port: int = 8000
+    quick: str = "/health"
+    slow: str = "/slow"
+    key: str = "release"
+    host: str = "load"
+    ca: str = ""
+    bodies: tuple[int, ...] = ()
+
+
 @dataclass
 class Tally:
     """Counts and latencies of all clients so far."""
@@ -39,26 +56,15 @@ class Refused(Exception):
 
 
 async def request(
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    path: str,
-    close: bool,
-    name: str = "load",
-    size: int = 0,
-) -> tuple[bool, dict[str, Any]]:
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, host: str, close: bool, size: int = 0
+) -> tuple[bool, bytes]:
     """Send one request and read its whole answer; return whether the connection stays open, and the body.
 
-    Args:
-        reader: of the connection.
-        writer: of the connection.
-        path: the path to ask for.
-        close: whether to ask for the end of the connection.
-        name: the Host header.
-        size: the size of the request's body, in bytes; with one, the request is a POST.
+    With a `size`, the request is a POST with a body of so many bytes.
     """
-    connection = "close" if close else "keep-alive"
-    first = f"{'POST' if size else 'GET'} {path} HTTP/1.1\r\nHost: {name}\r\nConnection: {connection}\r\n"
-    writer.write(f"{first}{f'Content-Length: {size}' + chr(13) + chr(10) if size else ''}\r\n".encode() + bytes(size))
+    lines = [f"{'POST' if size else 'GET'} {path} HTTP/1.1", f"Host: {host}"]
+    lines += [f"Connection: {'close' if close else 'keep-alive'}", *([f"Content-Length: {size}"] if size else [])]
+    writer.write("\r\n".join([*lines, "", ""]).encode() + bytes(size))
     await writer.drain()
     head = await reader.readuntil(b"\r\n\r\n")
     lines = head.decode().lower().split("\r\n")
@@ -66,24 +72,23 @@ async def request(
         raise Refused(lines[0])
     headers = dict(line.split(": ", 1) for line in lines[1:] if line)
     body = await reader.readexactly(int(headers["content-length"]))
-    return headers.get("connection") != "close" and not close, json.loads(body)
+    return headers.get("connection") != "close" and not close, body
 
 
 async def client(
-    address: tuple[str, int],
+    address: str,
+    service: Service,
     path: str,
     close: bool,
     pause: float,
     tally: Tally,
     stop: asyncio.Event,
-    tls: dict[str, str] | None = None,
     size: int = 0,
 ) -> None:
     """Send requests until `stop` is set: each on a new connection, or all on one as long as the server keeps it."""
-    name = tls["name"] if tls else "load"
     options: dict[str, Any] = {}
-    if tls:
-        options = {"ssl": ssl.create_default_context(cafile=tls["ca"]), "server_hostname": name}
+    if service.ca:
+        options = {"ssl": ssl.create_default_context(cafile=service.ca), "server_hostname": service.host}
     stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
     while not stop.is_set():
         began = time.monotonic()
@@ -92,15 +97,16 @@ async def client(
             if stream is None or stream[0].at_eof():
                 if stream and not close:
                     tally.closed_idle += 1
-                stream = await asyncio.open_connection(*address, **options)
-            stays, body = await asyncio.wait_for(request(*stream, path, close, name, size), 60)
+                stream = await asyncio.open_connection(address, service.port, **options)
+            stays, body = await asyncio.wait_for(request(*stream, path, service.host, close, size), 60)
+            answer = json.loads(body) if service.key else {}
         except (TimeoutError, OSError, EOFError, Refused, ValueError) as error:
-            tally.failures.append(f"{address[0]} {path} {'fresh' if close else 'kept'}: {error!r}")
-            stays, body = False, {}
+            tally.failures.append(f"{address} {path} {'fresh' if close else 'kept'}: {error!r}")
+            stays, answer = False, {}
         took = time.monotonic() - began
-        if path == "/health":
+        if path == service.quick:
             tally.latencies.append(took)
-            tally.releases[str(body.get("release"))] += 1
+            tally.releases[str(answer.get(service.key))] += 1
         else:
             tally.slow += 1
         if not stays and stream:
@@ -109,25 +115,9 @@ async def client(
         await asyncio.sleep(pause)
 
 
-async def load(
-    hosts: list[str],
-    port: int,
-    clients: tuple[int, int, int],
-    pause: float,
-    tls: dict[str, str] | None = None,
-    bodies: tuple[int, ...] = (),
-) -> Tally:
-    """Run all clients of all hosts until standard input is closed.
-
-    Args:
-        hosts: the addresses.
-        port: the port of all.
-        clients: how many clients have a new connection for each request, keep theirs, and send slow requests.
-        pause: seconds between two requests of a client.
-        tls: for HTTPS the `name` of the service, and the file with the CA's certificate as `ca`.
-        bodies: for each size a client that sends bodies of so many bytes to /size, and keeps its connection.
-    """
-    tally, stop = Tally(), asyncio.Event()
+async def load(hosts: list[str], service: dict[str, Any], clients: tuple[int, int, int], pause: float) -> Tally:
+    """Run all clients of all hosts until standard input is closed."""
+    tally, stop, asked = Tally(), asyncio.Event(), Service(**service)
     loop = asyncio.get_running_loop()
 
     def end() -> None:
@@ -136,10 +126,10 @@ async def load(
 
     loop.add_reader(sys.stdin, end)
     fresh, kept, slow = clients
-    kinds = [("/health", True)] * fresh + [("/health", False)] * kept + [("/slow", False)] * slow
+    kinds = [(asked.quick, True)] * fresh + [(asked.quick, False)] * kept + [(asked.slow, False)] * slow
     await asyncio.gather(
-        *(client((host, port), path, close, pause, tally, stop, tls) for host in hosts for path, close in kinds),
-        *(client((host, port), "/size", False, pause, tally, stop, tls, size) for host in hosts for size in bodies),
+        *(client(host, asked, path, close, pause, tally, stop) for host in hosts for path, close in kinds),
+        *(client(host, asked, "/size", False, pause, tally, stop, size) for host in hosts for size in asked.bodies),
     )
     return tally
 
@@ -150,18 +140,15 @@ def percentile(sorted_values: list[float], share: float) -> float:
 
 
 class Load:
-    """Run the load in another process during a `with` block. `report` holds its report after the block."""
+    """Run the load in another process during a `with` block. `report` holds its report after the block.
+
+    Further keywords are the fields of `Service`.
+    """
 
     def __init__(
-        self,
-        *hosts: str,
-        port: int = 8000,
-        clients: tuple[int, int, int] = CLIENTS,
-        pause: float = PAUSE,
-        tls: dict[str, str] | None = None,
-        bodies: tuple[int, ...] = (),
+        self, *hosts: str, clients: tuple[int, int, int] = CLIENTS, pause: float = PAUSE, **service: Any
     ) -> None:
-        arguments = {"hosts": hosts, "port": port, "clients": clients, "pause": pause, "tls": tls, "bodies": bodies}
+        arguments = {"hosts": hosts, "service": service, "clients": clients, "pause": pause}
         self._command = [sys.executable, "-m", "tests.load", json.dumps(arguments)]
         self.report: dict[str, Any] = {}
 

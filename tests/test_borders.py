@@ -19,8 +19,8 @@ PROGRAMS = {
     # Its second package, which the host keeps for the proxy's timers.
     "roles/proxy/files": {"booty_host", "booty_proxy"},
     # The runner: no app, and no framework.
-    # Private names alone, but for the telemetry of an app that has the SDK.
-    "runner/src": {"booty_runner", "sentry_sdk", "urllib3"},
+    # Private names alone: of the packages that an app may have too, none is imported by its own name.
+    "runner/src": {"booty_runner"},
     # The bundled app: the hooks of the runner, as every other app has them.
     "app/src": {
         *("booty", "booty_runner", "fastapi", "psycopg", "pydantic", "pydantic_settings", "sentry_sdk", "starlette"),
@@ -56,5 +56,5 @@ def test_the_app_uses_the_hooks_of_the_runner_alone() -> None:
                 used |= {alias.name for alias in node.names if alias.name.startswith("booty_runner")}
             elif isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "booty_runner":
                 used.add(str(node.module))
-    documented = {"deadline", "redact", "target", "telemetry", "verify"}
+    documented = {"deadline", "redact", "target", "verify"}
     assert used <= {"booty_runner", *(f"booty_runner.{module}" for module in documented)}

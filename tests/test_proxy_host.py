@@ -271,9 +271,9 @@ def test_maintenance_and_back_without_a_process(front: Front) -> None:
 def test_a_name_added_and_removed_under_load_cuts_nothing(front: Front) -> None:
     for name in (OTHER, WWW):
         front.ca.point(name, [front.host.address])
-    tls = {"name": NAME, "ca": str(front.ca.root)}
+    tls: dict[str, Any] = {"host": NAME, "port": 443, "ca": str(front.ca.root)}
     more = {"app_domains": [NAME, OTHER], "app_domain_redirects": [WWW]}
-    with Load(front.host.address, port=443, tls=tls, bodies=(10_000, 5_000_000)) as load:
+    with Load(front.host.address, **tls, bodies=(10_000, 5_000_000)) as load:
         front.good("deploy.yml", **more)
         # The old instance ends its connections, each after an answer, and then itself: keepalive_timeout and a bit.
         front.settle()
@@ -295,8 +295,8 @@ def test_a_name_added_and_removed_under_load_cuts_nothing(front: Front) -> None:
 @pytest.mark.long
 def test_a_reload_cuts_what_a_swap_does_not(front: Front) -> None:
     """The load sees what it is there to see."""
-    tls = {"name": NAME, "ca": str(front.ca.root)}
-    with Load(front.host.address, port=443, tls=tls) as load:
+    tls: dict[str, Any] = {"host": NAME, "port": 443, "ca": str(front.ca.root)}
+    with Load(front.host.address, **tls) as load:
         front.run("systemctl kill --kill-whom=main --signal=HUP 'booty-front@*.service'")
         time.sleep(1)
     assert load.report["closed_idle"] + load.report["failed"] > 0
@@ -305,9 +305,9 @@ def test_a_reload_cuts_what_a_swap_does_not(front: Front) -> None:
 @pytest.mark.long
 def test_a_deploy_under_load_loses_nothing(front: Front) -> None:
     newer = front.release()
-    tls = {"name": NAME, "ca": str(front.ca.root)}
+    tls: dict[str, Any] = {"host": NAME, "port": 443, "ca": str(front.ca.root)}
     before = front.instances()
-    with Load(front.host.address, port=443, tls=tls, bodies=(10_000, 5_000_000)) as load:
+    with Load(front.host.address, **tls, bodies=(10_000, 5_000_000)) as load:
         front.good("deploy.yml")
     assert load.report["failures"] == []
     assert newer in load.report["releases"]
@@ -318,8 +318,8 @@ def test_a_deploy_under_load_loses_nothing(front: Front) -> None:
 def test_an_upgrade_on_disk_comes_into_force_by_a_swap(front: Front) -> None:
     before = front.instances()
     front.run("cp --preserve /usr/sbin/nginx /usr/sbin/nginx.new && mv /usr/sbin/nginx.new /usr/sbin/nginx")
-    tls = {"name": NAME, "ca": str(front.ca.root)}
-    with Load(front.host.address, port=443, tls=tls) as load:
+    tls: dict[str, Any] = {"host": NAME, "port": 443, "ca": str(front.ca.root)}
+    with Load(front.host.address, **tls) as load:
         front.run("systemctl start booty-front-check.service")
         assert len(front.instances()) > len(before)
     assert load.report["failures"] == []

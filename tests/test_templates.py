@@ -154,7 +154,6 @@ def test_the_socket_listens_on_the_address(address: str, stream: str) -> None:
     ("variable", "value", "directive", "expected"),
     [
         ("app_user", "web", "User", "web"),
-        ("app_serve", "shop:app", "Description", "Booty: shop:app"),
         ("app_drain_seconds", 5, "TimeoutStopSec", "15"),
         ("app_workers", 2, "OOMPolicy", "continue"),
         ("app_memory_max", "256M", "MemoryMax", "256M"),

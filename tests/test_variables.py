@@ -32,6 +32,8 @@ BAD: dict[str, list[Any]] = {
 # A good value of a variable, which is neither the default nor in another row.
 GOOD: dict[str, Any] = {
     "app_name": "shop", "app_serve": "shop.web:app",
+    "app_lock": "../uv.lock", "app_lock_extras": ["web"], "app_lock_groups": ["prod", "x.y"],
+    "app_state_paths": ["media/", "db.sqlite3"],
     "app_release": "v1.2", "app_repository": "/srv/shop", "app_path": "services/web",
     "app_environment": "staging", "app_address": "fd00::1", "app_port": 8443, "app_user": "web", "app_workers": 4,
     "app_memory_max": "512M", "app_tasks_max": "10%", "app_keep_releases": 9, "app_waves": ["10%", "2"],
@@ -131,6 +133,9 @@ SERVES = ("shop", "a-b:app", "shop:1a", "shop:app(1)", "shop/web:app", "shop:app
             ("app_user", value, "a user's name (lower-case letters, digits, _ and -, at most 32), not root")
             for value in ("root", "0", "Web", "a b", "-x", "a" * 33, "web;id")
         ),
+        *(("app_lock", value, variables.RULES["app_lock"].write) for value in ("/srv/uv.lock", "a b")),
+        *(("app_state_paths", value, variables.RULES["app_state_paths"].write) for value in (["/srv"], "a: b")),
+        ("app_lock_groups", "a b", "names of letters, digits, dashes, dots and underscores"),
         *(("app_serve", value, "module:attribute or module:factory(), such as shop.web:app") for value in SERVES),
         *(
             ("app_memory_max", value, variables.RULES["app_memory_max"].write)
@@ -187,15 +192,7 @@ def test_bad_settings_are_refused_without_a_value(value: Any, write: str) -> Non
 
 
 def test_settings_are_texts() -> None:
-    value = {
-        "Z": "",
-        "INT": 8,
-        "YES": True,
-        "NO": False,
-        "TEXT": "007",
-        "BOOTY_LOG_LEVEL": "debug",
-        "BOOTY_QUEUE_JOBS": 2,
-    }
+    value = {"Z": "", "INT": 8, "YES": True, "NO": False, "TEXT": "007", "BOOTY_LOG_LEVEL": "debug"}
     assert [*settings.typed_settings(value).items()] == [
         ("BOOTY_LOG_LEVEL", "debug"),
         ("INT", "8"),

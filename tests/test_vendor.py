@@ -98,7 +98,8 @@ print(*sorted(name for name in sys.modules if name.partition(".")[0] in {PACKAGE
 
 def test_each_license_is_kept() -> None:
     runner_lock = (build.RUNNER / "requirements.txt").read_text()
-    locked = {f"{name}-{pin.version}" for name, pin in lock.pins(runner_lock, "3.11", "x86_64").items()}
+    packages = lock.packages_in(runner_lock, lock.Host("3.11.0", "x86_64"), ".")
+    locked = {f"{name}-{package.version}" for name, package in packages.items()}
     folders = {path.name: path for path in (VENDOR / "licenses").iterdir()}
     assert {canonicalize_name(name) for name in folders} == {canonicalize_name(name) for name in locked}
     for name, folder in folders.items():

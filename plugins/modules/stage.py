@@ -10,6 +10,10 @@ options:
     type: str
     required: true
     description: The commit.
+  description:
+    type: dict
+    required: true
+    description: The RV(booty.deploy.resolve#module:description) that resolve returned.
   host:
     type: dict
     required: true

@@ -13,8 +13,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from ansible_collections.booty.deploy.plugins.module_utils.controller import build
+from ansible_collections.booty.deploy.plugins.module_utils.controller import build, lock
 from uv import find_uv_bin
+from websockets.sync.client import connect
 
 # Packages that the runner's dependencies import or have imported, packages of servers, and some for which Sentry's SDK
 # has integrations. Django and botocore are left out: the SDK's default integrations import them if the app has them.
@@ -59,11 +60,23 @@ for name, module in sys.modules.items():
         assert getattr(module, "__file__", sys.prefix).startswith(sys.prefix), module
 
 async def app(scope, receive, send):
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": (await receive())["text"]})
+        return
     assert scope["type"] == "http"
     if scope["path"] == "/fail":
         raise ConnectionError("the database is away")
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": json.dumps(VERSIONS).encode()})
+"""
+WSGI = """
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/fail":
+        raise ConnectionError("the database is away")
+    start_response("200 OK", [])
+    return [environ["wsgi.input"].read(), b"{}"]
 """
 FRAMEWORKS = {
     "fastapi": "from fastapi import FastAPI as App",
@@ -104,8 +117,8 @@ def layer(tmp_path_factory):
     @cache
     def layer(python):
         folder = tmp_path_factory.mktemp("layer")
-        archive, lock = folder / "runner.tar.gz", (build.RUNNER / "requirements.txt").read_text()
-        build.build_layer(archive, lock, python, platform.machine(), build.RUNNER / "src")
+        archive, text = folder / "runner.tar.gz", (build.RUNNER / "requirements.txt").read_text()
+        build.build_runner(archive, text, lock.Host(f"{python}.0", platform.machine()))
         subprocess.run(["tar", "-xzf", archive, "-C", folder], check=True)
         return folder
 
@@ -185,13 +198,18 @@ def get(url):
         return answer.read()
 
 
+@pytest.mark.parametrize("code", [APP, WSGI], ids=["ASGI", "WSGI"])
 @pytest.mark.parametrize("python", ["3.11", "3.13"])
-def test_no_package_of_the_app_is_imported(app, poison, tracker, python):
+def test_no_package_of_the_app_is_imported(app, poison, tracker, python, code):
     service = app(python)
     gate = {"SENTRY_DSN": tracker.dsn, "BOOTY_TELEMETRY_GATE": "true", "SENTRY_RELEASE": "a"}
-    url = service.start(f"NAMES = ()\n{APP}", path=[poison], **gate)
+    url = service.start(f"NAMES = ()\n{code}", path=[poison], **gate)
     assert len(tracker.events) == 1  # the gate's
     assert get(f"{url}/") == b"{}"
+    if code == APP:
+        with connect(f"{url}/".replace("http", "ws")) as client:
+            client.send("both ways")
+            assert client.recv() == "both ways"
     with pytest.raises(urllib.error.HTTPError, match="500"):
         get(f"{url}/fail")
     service.stop()

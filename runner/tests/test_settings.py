@@ -134,3 +134,11 @@ def test_version_is_the_package_s():
     code = Path(booty_runner.__file__).parent
     project = tomllib.loads((code.parents[1] / "pyproject.toml").read_text())["project"]
     assert project["version"] == booty_runner.__version__
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [("production", True), ("Prod", True), ("PRODUCTION", True), ("staging", False), ("preprod", False)],
+)
+def test_is_production(environment, expected):
+    assert Settings(sentry_environment=environment).is_production is expected

@@ -3,7 +3,6 @@
 import asyncio
 import contextvars
 import json
-import logging
 import os
 import sys
 import threading
@@ -12,7 +11,6 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 seen = contextvars.ContextVar("seen", default="nothing")
-log = logging.getLogger("shop")
 
 
 def note(*words):
@@ -38,101 +36,174 @@ class Stream:
         note("closed", self.name, self.count)
 
 
+PLAIN = [("Content-Type", "text/plain")]
+ROUTES = {}
+
+
+def route(path):
+    return lambda function: ROUTES.setdefault(path, function)
+
+
 def wsgi(environ, start_response):
     query = {name: values[0] for name, values in parse_qs(environ["QUERY_STRING"]).items()}
-    way, body = environ["PATH_INFO"], environ["wsgi.input"]
-    plain = [("Content-Type", "text/plain")]
-    match way:
-        case "/environ":
-            shown = {key: value for key, value in environ.items() if isinstance(value, (str, bool))}
-            start_response("200 OK", plain)
-            return [json.dumps(shown).encode()]
-        case "/read":
-            start_response("200 OK", plain)
-            return [b"%d" % len(body.read())]
-        case "/read/sum":
-            total = 0
-            while part := body.read(10_000):
-                total += sum(part)
-            start_response("200 OK", plain)
-            return [b"%d" % total]
-        case "/readline":
-            start_response("200 OK", plain)
-            return [json.dumps([len(body.readline(65536)), *map(len, body.readlines())]).encode()]
-        case "/departure":
-            try:
-                body.read()
-            except ConnectionResetError as error:
-                note("reset", type(error).__name__)
-                raise
-        case "/stream":
-            start_response("200 OK", plain)
-            return Stream(query.get("name", ""), b"x" * int(query.get("size", "8")), float(query["seconds"]))
-        case "/sleep":
-            time.sleep(float(query["seconds"]))
-            start_response("200 OK", plain)
-            return [threading.current_thread().name.encode()]
-        case "/exc_info/before":
-            start_response("200 OK", plain)
-            try:
-                raise LookupError("before the body")
-            except LookupError:
-                start_response("503 Service Unavailable", plain, sys.exc_info())
-            return [b"sorry"]
-        case "/exc_info/after":
+    return ROUTES.get(environ["PATH_INFO"], path)(environ, start_response, **query)
 
-            def late():
-                start_response("200 OK", plain)
-                yield b"begun"
-                time.sleep(0.1)
-                try:
-                    raise LookupError("after the body began")
-                except LookupError:
-                    start_response("503 Service Unavailable", plain, sys.exc_info())
-                yield b"never"
 
-            return late()
-        case "/long":
-            start_response("200 OK", [*plain, ("Content-Length", "4")])
-            return iter([b"abc", b"def"])
-        case "/short":
-            start_response("200 OK", [*plain, ("Content-Length", "4")])
-            return iter([b"abc"])
-        case "/write":
-            write = start_response("200 OK", plain)
-            write(b"one ")
-            write(b"two ")
-            return [b"three"]
-        case "/pieces":
-            start_response("200 OK", plain)
-            return iter([b"", b"one ", b"", b"two"])
-        case "/empty":
-            start_response("200 OK", plain)
-            return []
-        case "/none":
-            start_response("304 Not Modified", [("Content-Length", "4"), ("ETag", '"a"')])
-            return []
-        case "/twice":
-            start_response("200 OK", plain)
-            start_response("200 OK", plain)
-        case "/silent":
-            return []
-        case "/fail":
-            raise LookupError("no such thing")
-        case "/exit":
-            sys.exit(4)
-        case "/file":
-            start_response("200 OK", plain)
-            return environ["wsgi.file_wrapper"](Path(__file__).open("rb"))
-        case "/errors":
-            print("to the error stream", file=environ["wsgi.errors"])
-        case "/context":
-            before = seen.get()
-            seen.set("a request")
-            start_response("200 OK", plain)
-            return [before.encode()]
-    start_response("200 OK", plain)
-    return [way.encode("latin-1")]
+def path(environ, start_response):
+    start_response("200 OK", PLAIN)
+    return [environ["PATH_INFO"].encode("latin-1")]
+
+
+@route("/environ")
+def show(environ, start_response):
+    shown = {key: value for key, value in environ.items() if isinstance(value, (str, bool))}
+    start_response("200 OK", PLAIN)
+    return [json.dumps(shown).encode()]
+
+
+@route("/read")
+def read(environ, start_response):
+    start_response("200 OK", PLAIN)
+    return [b"%d" % len(environ["wsgi.input"].read())]
+
+
+@route("/read/sum")
+def read_parts(environ, start_response):
+    total = 0
+    while part := environ["wsgi.input"].read(10_000):
+        total += sum(part)
+    start_response("200 OK", PLAIN)
+    return [b"%d" % total]
+
+
+@route("/readline")
+def read_lines(environ, start_response):
+    start_response("200 OK", PLAIN)
+    lines = environ["wsgi.input"]
+    return [json.dumps([len(lines.readline(65536)), *map(len, lines.readlines())]).encode()]
+
+
+@route("/departure")
+def see_the_client_leave(environ, start_response):
+    try:
+        environ["wsgi.input"].read()
+    except ConnectionResetError as error:
+        note("reset", type(error).__name__)
+        raise
+
+
+@route("/stream")
+def stream(environ, start_response, seconds, size="8", name=""):
+    start_response("200 OK", PLAIN)
+    return Stream(name, b"x" * int(size), float(seconds))
+
+
+@route("/sleep")
+def sleep(environ, start_response, seconds):
+    time.sleep(float(seconds))
+    start_response("200 OK", PLAIN)
+    return [threading.current_thread().name.encode()]
+
+
+@route("/exc_info/before")
+def fail_early(environ, start_response):
+    start_response("200 OK", PLAIN)
+    try:
+        raise LookupError("before the body")
+    except LookupError:
+        start_response("503 Service Unavailable", PLAIN, sys.exc_info())
+    return [b"sorry"]
+
+
+@route("/exc_info/after")
+def fail_late(environ, start_response):
+    start_response("200 OK", PLAIN)
+    yield b"begun"
+    time.sleep(0.1)
+    try:
+        raise LookupError("after the body began")
+    except LookupError:
+        start_response("503 Service Unavailable", PLAIN, sys.exc_info())
+    yield b"never"
+
+
+@route("/long")
+def too_long(environ, start_response):
+    start_response("200 OK", [*PLAIN, ("Content-Length", "4")])
+    return iter([b"abc", b"def"])
+
+
+@route("/short")
+def too_short(environ, start_response):
+    start_response("200 OK", [*PLAIN, ("Content-Length", "4")])
+    return iter([b"abc"])
+
+
+@route("/write")
+def write(environ, start_response):
+    send = start_response("200 OK", PLAIN)
+    send(b"one ")
+    send(b"two ")
+    return [b"three"]
+
+
+@route("/pieces")
+def pieces(environ, start_response):
+    start_response("200 OK", PLAIN)
+    return iter([b"", b"one ", b"", b"two"])
+
+
+@route("/empty")
+def empty(environ, start_response):
+    start_response("200 OK", PLAIN)
+    return []
+
+
+@route("/none")
+def not_modified(environ, start_response):
+    start_response("304 Not Modified", [("Content-Length", "4"), ("ETag", '"a"')])
+    return []
+
+
+@route("/twice")
+def start_twice(environ, start_response):
+    start_response("200 OK", PLAIN)
+    start_response("200 OK", PLAIN)
+
+
+@route("/silent")
+def start_never(environ, start_response):
+    return []
+
+
+@route("/fail")
+def fail(environ, start_response):
+    raise LookupError("no such thing")
+
+
+@route("/exit")
+def leave(environ, start_response):
+    sys.exit(4)
+
+
+@route("/file")
+def file(environ, start_response):
+    start_response("200 OK", PLAIN)
+    return environ["wsgi.file_wrapper"](Path(__file__).open("rb"))
+
+
+@route("/errors")
+def complain(environ, start_response):
+    print("to the error stream", file=environ["wsgi.errors"])
+    return path(environ, start_response)
+
+
+@route("/context")
+def context(environ, start_response):
+    before = seen.get()
+    seen.set("a request")
+    start_response("200 OK", PLAIN)
+    return [before.encode()]
 
 
 async def asgi(scope, receive, send):

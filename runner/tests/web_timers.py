@@ -2,9 +2,10 @@
 
 import os
 
-from web import asgi as asgi
+import web
 
 from booty_runner import protocol, server
 
 protocol.HEAD_SECONDS = float(os.environ["TEST_HEAD"])
 server.KEEP_ALIVE_SECONDS = int(os.environ["TEST_KEEP_ALIVE"])
+asgi = web.asgi

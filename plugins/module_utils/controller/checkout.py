@@ -10,21 +10,22 @@ import tempfile
 from pathlib import Path
 
 from .archive import key
-from .build import RECIPE, RUNNER, build_layer
+from .build import RECIPE, RUNNER, build_runner
+from .lock import Host
 from .vendor import __file__ as generator
 
 
 def main() -> None:
     """Replace `booty_runner/_vendor` unless it was written from this lock, by this code, for this Python."""
     target, lock = RUNNER / "src/booty_runner/_vendor", (RUNNER / "requirements.txt").read_text()
-    python, machine = "{}.{}".format(*sys.version_info), os.uname().machine
-    current = key(RECIPE, lock, Path(generator).read_bytes(), python, machine)
+    host = Host("{}.{}.{}".format(*sys.version_info), os.uname().machine)
+    current = key(RECIPE, lock, Path(generator).read_bytes(), host.python, host.machine)
     written = target / ".key"
     if written.is_file() and written.read_text() == current:
         return
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder, "runner.tar.gz")
-        build_layer(archive, lock, python, machine, RUNNER / "src")
+        build_runner(archive, lock, host)
         subprocess.run(["tar", "-xzf", archive, "-C", folder, "booty_runner/_vendor"], check=True)
         shutil.rmtree(target, ignore_errors=True)
         shutil.move(Path(folder, "booty_runner/_vendor"), target)

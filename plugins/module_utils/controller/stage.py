@@ -10,6 +10,7 @@ from ansible.plugins.action import ActionBase
 
 from .build import build
 from .host_program import HostProgramAction
+from .lock import Host
 from .process import BuildError
 
 # An archive of at most this many bytes is sent with the call, without a transfer of its own. Most releases are smaller.
@@ -26,19 +27,21 @@ class StageAction(HostProgramAction):
         """
         result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
         _, arguments = self.validate_argument_spec(
-            {"release": {"type": "str", "required": True}, "host": {"type": "dict", "required": True}}
+            {
+                "release": {"type": "str", "required": True},
+                "description": {"type": "dict", "required": True},
+                "host": {"type": "dict", "required": True},
+            }
         )
         host, options = arguments["host"], self.options(task_vars)
         try:
             built = build(
                 Path(options["app_repository"]).resolve(),
-                options["app_path"],
-                options["app_serve"],
+                arguments["description"],
                 arguments["release"],
-                host["python"],
-                host["machine"],
+                Host(host["python_full"], host["machine"]),
                 Path(options["app_cache"]),
-                host["python_full"],
+                options["app_name"],
             )
         except BuildError as error:
             raise AnsibleActionFail(str(error)) from None

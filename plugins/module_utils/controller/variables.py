@@ -79,6 +79,7 @@ DOMAINS = Rule(
 TEXT = Rule("a text of one line, in quotes where YAML takes it for something else", lambda _: True)
 # The names of other units of Booty.
 RESERVED = {*("booty-acme", "booty-deploy", "booty-firewall", "booty-front", "booty-http", "booty-peers", "booty-undo")}
+NAMES = Rule("names of letters, digits, dashes, dots and underscores", matches(r"[A-Za-z0-9][\w.-]*"))
 # The rule of a list applies to its entries. Numbers without a rule are 0 or more.
 RULES = {
     "app_address": Rule(
@@ -117,9 +118,12 @@ RULES = {
         "bytes, also with K, M, G or T (512M), a share of the host's memory (75%), or infinity",
         matches("[1-9][0-9]*[KMGT]?|([1-9][0-9]?|100)%|infinity"),
     ),
+    "app_lock": Rule("the path of a lock, relative to app_path, such as ../uv.lock", matches(r"[^\s/][^\s]*|")),
+    "app_lock_extras": NAMES,
+    "app_lock_groups": NAMES,
     "app_serve": Rule(
         "module:attribute or module:factory(), such as shop.web:app",
-        matches(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(\(\))?"),
+        matches(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(\(\))?)?"),
     ),
     "app_name": Rule(
         "a name of at most 31 lower-case letters, digits and dashes that begins with a letter, such as shop; not one"
@@ -133,12 +137,14 @@ RULES = {
     "app_port": PORT,
     "app_registration_seconds": least(1, "seconds"),
     "app_start_seconds": least(1, "seconds"),
+    "app_state_paths": Rule("paths below the app's folder, such as media/ or db.sqlite3", matches(r"[^/:][^:]*")),
     "app_stream_seconds": SECONDS,
     "app_watchdog_seconds": SECONDS,
     "app_tasks_max": Rule(
         "a number of processes and threads (512), a share of the host's (10%), or infinity",
         matches("[1-9][0-9]*|([1-9][0-9]?|100)%|infinity"),
     ),
+    "app_threads": least(1),
     "app_user": USER,
     "app_wave_pause": SECONDS,
     "app_waves": Rule(
@@ -184,6 +190,12 @@ RUN_WIDE = (
     "app_release",
     "app_repository",
     "app_path",
+    "app_serve",
+    "app_lock",
+    "app_lock_extras",
+    "app_lock_groups",
+    "app_state_paths",
+    "app_dotenv",
     "app_canary",
     "app_waves",
     "app_failed_run",

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from booty_runner import __version__, ask, logs
-from booty_runner.settings import ACCEPTED, Refusal, current
+from booty_runner.settings import ACCEPTED, Refusal, Settings, current
 
 log = logging.getLogger("booty")
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # writing to these objects later: forked workers go on sharing their memory pages.
         gc.disable()
         # Slow; --help and a refused setting don't need them.
-        from booty_runner import server, target  # noqa: PLC0415
+        from booty_runner import server, telemetry  # noqa: PLC0415
         from booty_runner.health import Question  # noqa: PLC0415
         from booty_runner.identity import Identity  # noqa: PLC0415
         from booty_runner.place import Place  # noqa: PLC0415
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         # The app has no part in the trial. A candidate that has taken the service's place keeps its environment.
         os.environ.pop("BOOTY_CANDIDATE", None)
-        app = target.adapt(target.load(args.app), args.app, settings)
+        telemetry.start(settings)
+        app = _load(args.app, settings)
         gc.freeze()
         gc.enable()
         listeners = server.systemd_sockets() or server.open_sockets(args.host, args.port, args.internal_socket)
@@ -65,12 +67,32 @@ def main(argv: Sequence[str] | None = None) -> int:
                 settings = replace(settings, booty_candidate=False)
         server.run(settings, app, listeners, identity, question, report)
     except Refusal as error:
+        logs.keep()
         log.error(error)
         return 1
     except Exception:
+        logs.keep()
         log.exception("the service failed")
         return 3
     return 0
+
+
+def _load(name: str, settings: Settings) -> Any:
+    """Import the app with Sentry's integrations that fit it, and report an error of the import."""
+    from booty_runner import target, telemetry  # noqa: PLC0415 - slow
+
+    try:
+        loaded = target.load(name)
+        app = target.adapt(loaded, name, settings)
+        telemetry.fit(loaded)
+    except Exception as error:
+        if not isinstance(error, Refusal):
+            telemetry.report(error, "import")
+        telemetry.stop()
+        raise
+    finally:
+        logs.keep()
+    return app
 
 
 def _parser() -> argparse.ArgumentParser:

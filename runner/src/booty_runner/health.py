@@ -6,7 +6,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from booty_runner.place import Place
 from booty_runner.settings import Settings
@@ -16,6 +16,14 @@ log = logging.getLogger(__name__)
 ANSWER_SECONDS = 10.0
 # A refusal shows this much of the answer.
 _EXCERPT = 200
+_ADVICE = {
+    400: "if the app checks the Host header (Django's ALLOWED_HOSTS), set app_health_host to a name that it accepts",
+    401: "set app_health_path to a path that answers without a login",
+    403: "set app_health_path to a path that answers without a login",
+    404: "set app_health_path to a path that the app has",
+    405: "set app_health_path to a path that takes GET",
+}
+# Parts of the paths to which apps redirect those who are not logged in.
 _LOGIN = ("login", "signin", "sign-in", "auth", "sso", "account")
 
 
@@ -99,33 +107,24 @@ class Question:
         return f"answers {_phrase(status)}{answer.location}{answer.excerpt}{self._advice(answer)}"
 
     def _advice(self, answer: "_Answer") -> str:
-        status, target = answer.status, urlsplit(answer.target)
-        if status == HTTPStatus.BAD_REQUEST:
-            return (
-                "; if the app checks the Host header (Django's ALLOWED_HOSTS), set app_health_host to a name it accepts"
-            )
-        if 300 <= status < 400:
-            if any(word in target.path.lower() for word in _LOGIN):
-                return "; that is a login: set app_health_path to a path that answers without one"
-            if target.scheme == "https" and unquote(target.path or "/") == unquote(self.path.partition("?")[0]):
-                if target.hostname not in {None, self.host.partition(":")[0]}:
-                    return f"; set app_health_host: {target.hostname}"
-                return (
-                    "; the app wants HTTPS and does not take X-Forwarded-Proto for it: set app_trusted_proxies and let"
-                    " the app trust that header (Django's SECURE_PROXY_SSL_HEADER), or exempt this path"
-                )
-            if target.path:
-                return f"; set app_health_path: {target.path}, if that answers 200"
-            return "; set app_health_path to a path that answers 200"
-        if status in {401, 403}:
-            return "; set app_health_path to a path that answers without a login"
-        if status == HTTPStatus.NOT_FOUND:
-            return "; set app_health_path to a path that the app has"
-        if status == HTTPStatus.METHOD_NOT_ALLOWED:
-            return "; set app_health_path to a path that takes GET"
-        if status >= 500:
+        if answer.status >= 500:
             return "; the app's own error is in the lines above, if it logged one" + self._hint()
-        return "; set app_health_path to a path that answers 200"
+        if 300 <= answer.status < 400:
+            return f"; {self._advice_on_redirect(urlsplit(answer.target))}"
+        return "; " + _ADVICE.get(answer.status, "set app_health_path to a path that answers 200")
+
+    def _advice_on_redirect(self, target: SplitResult) -> str:
+        if any(word in target.path.lower() for word in _LOGIN):
+            return "that is a login: set app_health_path to a path that answers without one"
+        if target.scheme != "https" or unquote(target.path or "/") != unquote(self.path.partition("?")[0]):
+            name = f": {target.path}, if that answers 200" if target.path else " to a path that answers 200"
+            return f"set app_health_path{name}"
+        if target.hostname not in {None, self.host.partition(":")[0]}:
+            return f"set app_health_host: {target.hostname}"
+        return (
+            "the app wants HTTPS and does not take X-Forwarded-Proto for it: set app_trusted_proxies, let the app trust"
+            " that header (Django's SECURE_PROXY_SSL_HEADER), or exempt this path"
+        )
 
     def _hint(self) -> str:
         return "" if self.named else "; if the app has a better path than /, set app_health_path"
@@ -156,7 +155,8 @@ class _Answer:
 
     @property
     def location(self) -> str:
-        return f" and leads to {self.target[:_EXCERPT]}" if 300 <= self.status < 400 and self.target else ""
+        target = self.target.partition("?")[0][:_EXCERPT]
+        return f" and leads to {target}" if 300 <= self.status < 400 and target else ""
 
     @property
     def excerpt(self) -> str:

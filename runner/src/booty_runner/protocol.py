@@ -1,4 +1,4 @@
-"""HTTP/1.1 over one connection: uvicorn's protocol, with limits for a request's head, and WebSockets as only upgrade."""
+"""HTTP/1.1 over one connection: uvicorn's protocol, with limits for a request's head, and no upgrade but WebSockets."""
 
 import asyncio
 import fcntl
@@ -160,6 +160,7 @@ class Protocol(HttpToolsProtocol):
     def _start_websocket(self, data: bytes) -> None:
         """Hand the connection over; `data` came behind the head."""
         self._read_head()
+        self._in_head, self._pending_bytes = False, 0
         self._unset_head_timer()
         self._unset_keepalive_if_required()
         self.connections.discard(self)

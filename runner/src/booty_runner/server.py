@@ -27,6 +27,7 @@ from booty_runner.lifespan import Lifespan
 from booty_runner.protocol import Protocol
 from booty_runner.protocol_config import Config, ServerState
 from booty_runner.proxies import Proxied
+from booty_runner.request_ids import RequestIds
 from booty_runner.settings import Refusal, Settings
 from booty_runner.websocket import WebSocketProtocol
 from booty_runner.wsgi import WsgiApp
@@ -177,12 +178,12 @@ async def _serve(
     question: Question,
     on_state: Callable[[str], None],
 ) -> None:
-    server, lifespan = Server(settings, identity, on_state), Lifespan(app)
+    server, lifespan, serving = Server(settings, identity, on_state), Lifespan(app), False
     try:
         # Entered here and not by uvicorn, which takes a failed startup for an app without a lifespan.
         async with lifespan as state:
-            public = telemetry.RequestIds(app, hooks.route)
-            internal = telemetry.RequestIds(InternalApp(settings), InternalApp.route)
+            public = RequestIds(app, hooks.route)
+            internal = RequestIds(InternalApp(settings), InternalApp.route)
             flaw = await question.flaw(public, state, identity.behind_proxy) or await verify.start_flaw(settings)
             if flaw:
                 raise Refusal(f"refusing to serve: {flaw}")
@@ -199,7 +200,12 @@ async def _serve(
                 protocol = None if listener.internal else websocket
                 config = Config(loaded_app=answers, timeout_keep_alive=KEEP_ALIVE_SECONDS, ws_protocol_class=protocol)
                 configs.append((listener.sock, config))
+            serving = True
             finished = await server.run(configs, state)
+    except Exception as error:
+        if not isinstance(error, Refusal):
+            telemetry.report(error, "shutdown" if serving else "startup")
+        raise
     finally:
         # Blocks the loop, which has nothing else left to do, and needs no thread that may be stuck.
         telemetry.stop()

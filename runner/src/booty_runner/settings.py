@@ -9,6 +9,7 @@ from functools import cache
 from os import environ
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 
 class Refusal(Exception):
@@ -28,13 +29,15 @@ def _dsn(text: str) -> str:
     # First of all, because urlsplit silently drops tabs and newlines.
     if any(char.isspace() for char in text):
         raise _Flaw("has a blank inside")
-    from booty_runner._vendor.sentry_sdk.utils import Dsn  # noqa: PLC0415 - slow; a start without a DSN doesn't need it
-
     try:
-        parsed = Dsn(text)
-    except ValueError:  # the base class of BadDsn
-        raise _Flaw("has no scheme, key, host or project number") from None
-    if ":" in parsed.host:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    project = text.rpartition("/")[2].partition("?")[0].partition("#")[0]
+    if not host or port == 0 or parts.scheme not in {"http", "https"} or not parts.username or not project.isdecimal():
+        raise _Flaw("has no scheme, key, host or project number")
+    if ":" in host:
         raise _Flaw("has an IPv6 address for a host, which the SDK does not support")
     return text
 
@@ -134,6 +137,11 @@ class Settings:
         "a writable directory, set by systemd", Path
     )
 
+    @property
+    def is_production(self) -> bool:
+        """Whether the environment is `production` or `prod`, in any case."""
+        return self.sentry_environment.lower() in {"production", "prod"}
+
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> "Settings":
         """Read an environment; surrounding blanks are stripped, and an empty value counts as not set.
@@ -171,3 +179,14 @@ def current() -> Settings:
         Refusal: a value is not accepted.
     """
     return Settings.read(environ)
+
+
+@cache
+def labels() -> dict[str, str]:
+    """Return the release and the environment of this process's events. A label that no variable sets is left out."""
+    settings = current()
+    set_values = {
+        "release": settings.sentry_release,
+        "environment": environ.get("SENTRY_ENVIRONMENT", "").strip() and settings.sentry_environment,
+    }
+    return {name: label for name, label in set_values.items() if label}

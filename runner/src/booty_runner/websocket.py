@@ -9,6 +9,7 @@ from typing import Any
 from booty_runner._vendor.uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from booty_runner._vendor.websockets import http11
 from booty_runner._vendor.websockets.frames import Frame
+from booty_runner._vendor.websockets.protocol import State
 
 # "Service Restart" (the registry of RFC 6455): the client may connect again at once.
 RESTART = 1012
@@ -35,25 +36,26 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     Unlike uvicorn's protocol, this one
 
     - at a stop sends Close 1012, goes on passing to the app what the client had sent, and ends when the client's own
-      Close comes, which is the last thing that a client sends. Until then, what the app sends is dropped without an
-      error: an error would end the app before it has received all;
+      Close comes, which is the last thing that a client sends. What the app sends in this time is dropped
+      without an error, which would end the app before it has received all;
     - answers a handshake that can't be parsed;
     - does not take a client for dead while the app itself keeps its answers from being read.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.logger = _Log(self.logger)  # type: ignore[assignment]
+        self.logger = self.conn.logger = _Log(self.logger)  # type: ignore[assignment]
         # Browsers would not accept the drain's `Connection: close` in the answer to a handshake.
         self.default_headers = [header for header in self.default_headers if header[0] != b"connection"]
         self._restarting = False
+        self._app_knows = False  # that the WebSocket is closed
         self._heard_at = 0.0  # when the client last sent something, on the loop's clock
 
     # --- for the server ---------------------------------------------------------------------------------
 
     def restart(self) -> None:
-        """Tell the client to connect again, unless the app is still to accept it, or was told so before."""
-        if self._restarting or self.close_sent or self.disconnected or not self.handshake_complete:
+        """Tell the client to connect again, unless the app is still to accept it, or the WebSocket is being closed."""
+        if not self.handshake_complete or self.conn.state is not State.OPEN:
             return
         self._restarting = True
         self._heard_at = self.loop.time()
@@ -107,11 +109,15 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     # --- the app ----------------------------------------------------------------------------------------
 
+    async def receive(self) -> Any:
+        """Return what comes next for the app."""
+        message = await super().receive()
+        self._app_knows = message["type"] == "websocket.disconnect"
+        return message
+
     async def send(self, message: Any) -> None:
-        """Send what the app says; at a stop nothing more."""
-        if not self._restarting:
-            await super().send(message)
-        elif self.disconnected:
-            await super().send(message)  # raises
-        else:
+        """Send what the app says; at a stop drop it, until the app has received `websocket.disconnect`."""
+        if self._restarting and not self._app_knows:
             await asyncio.sleep(0)  # an app that only sends must let the client's Close come
+        else:
+            await super().send(message)

@@ -328,7 +328,7 @@ class _Upload(io.RawIOBase):
     def __init__(self, changed: threading.Condition, parts: list[bytes], size: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._changed = changed
-        self._parts = deque(part for part in parts if part)
+        self._parts: deque[bytes | memoryview] = deque(part for part in parts if part)
         self._size = size
         self._room = asyncio.Event()
         self._more = True

@@ -41,7 +41,8 @@ FAULTS_OF_LINE = (
 # and the variables that systemd sets.
 RESERVED = (
     (
-        r"BOOTY_(LOG_FORMAT|(DRAIN|STREAM|WATCHDOG)_SECONDS|WORKERS|TELEMETRY_GATE|HEALTH_(PATH|HOST)|TRUSTED_PROXIES)",
+        r"BOOTY_(LOG_FORMAT|(DRAIN|STREAM|WATCHDOG)_SECONDS|WORKERS|THREADS|TELEMETRY_GATE|HEALTH_(PATH|HOST)"
+        r"|TRUSTED_PROXIES)",
         "the unit sets: remove it, and set {} in the inventory",
     ),
     (r"PORT", "the unit sets: remove it, and set app_port in the inventory"),

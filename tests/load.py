@@ -27,8 +27,8 @@ PAUSE = 0.03
 class Service:
     """What the clients ask: a path that answers at once, a slow one, and the key of the answer whose values count.
 
-    Without a key, the answers need not be JSON. With `ca`, a file, the clients speak TLS and trust that CA alone. For each
-    size in `bodies`, one more client sends bodies of so many bytes to /size.
+    Without a key, the answers need not be JSON. With `ca`, a file, the clients speak TLS and trust that CA alone. For
+    each size in `bodies`, one more client sends bodies of so many bytes to /size.
     """
 
     port: int = 8000

@@ -64,6 +64,7 @@ class Front:
         self.repository = Repository(directory / "repository")
         self.variables: dict[str, Any] = {
             **self.repository.variables(directory),
+            "app_path": "app",
             "app_domains": [NAME],
             "host_firewall_ports": [],
             "app_registration": False,

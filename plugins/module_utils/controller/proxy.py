@@ -18,7 +18,7 @@ ROLE = Path(__file__).parents[3] / "roles" / "proxy"
 # The variables of an app that its `Site` on the host has, without `app_`.
 FIELDS = (
     *("domains", "domain_redirects", "certificate", "acme_url", "acme_email", "hsts_seconds", "body_max"),
-    *("client_connections", "trusted_proxies", "maintenance_allow", "static"),
+    *("client_connections", "trusted_proxies", "maintenance_allow"),
 )
 MAIN = "from booty_proxy.__main__ import main\nraise SystemExit(main())\n"
 

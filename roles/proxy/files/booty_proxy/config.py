@@ -26,7 +26,6 @@ class Site:
         trusted_proxies: networks of proxies in front of this one.
         maintenance_allow: addresses and networks that see the app during maintenance.
         maintenance_page: the text of an HTML page; "" for Booty's.
-        static: the folders that are served without the app, by the prefix of their URLs.
         peers: the other hosts that may be asked for a token under one of the names.
         own_key: the digest of the public key of one's own certificate, which names its files; "" for ACME.
     """
@@ -43,7 +42,6 @@ class Site:
     trusted_proxies: list[str] = field(default_factory=list)
     maintenance_allow: list[str] = field(default_factory=list)
     maintenance_page: str = ""
-    static: dict[str, str] = field(default_factory=dict)
     peers: list[str] = field(default_factory=list)
     own_key: str = ""
 
@@ -262,7 +260,6 @@ def serving(site: Site) -> list[str]:
         "if ($booty_closed) { return 503; }",
         "error_page 503 /.booty/closed_$booty_wants;",
         "error_page 413 @large_$booty_wants;",
-        *(line for prefix, folder in site.static.items() for line in static(site, prefix, folder, hsts)),
         "location / {",
         *indent(drain()),
         *indent(pass_on),
@@ -295,11 +292,6 @@ def serving(site: Site) -> list[str]:
         f'    return 413 \'{{"detail": "{large}"}}\\n\';',
         "}",
     ]
-
-
-def static(site: Site, prefix: str, folder: str, hsts: str) -> list[str]:
-    """Return the location of a folder that is served without the app."""
-    return []
 
 
 def real_ip(site: Site) -> list[str]:

@@ -16,6 +16,7 @@ class Fleet(TypedDict):
         answers: the results of booty.deploy.preflight, by host.
         cutovers: the results of the verb cutover, by host.
         statuses: the results of the verb status, by host; or that of booty.deploy.resolve, which failed.
+        logs: the results of the verb logs, by host.
         unreachable: the hosts that preflight could not reach.
         switched_before: the hosts that this run switched and has not taken back.
         failed: the hosts whose cutover failed.
@@ -27,6 +28,7 @@ class Fleet(TypedDict):
     answers: dict[str, dict[str, Any]]
     cutovers: dict[str, dict[str, Any]]
     statuses: dict[str, dict[str, Any]]
+    logs: dict[str, dict[str, Any]]
     unreachable: list[str]
     switched_before: list[str]
     failed: list[str]
@@ -51,6 +53,7 @@ def fleet(context: Context, hosts: Iterable[str]) -> Fleet:
         "answers": answers,
         "cutovers": cutovers,
         "statuses": {host: values.get("__app_status", resolved) for host, values in variables.items()},
+        "logs": {host: values.get("__app_logs", {}) for host, values in variables.items()},
         "unreachable": sorted(host for host, answer in answers.items() if "unreachable" in answer),
         "switched_before": sorted(host for host, result in cutovers.items() if "state" in result and host not in backs),
         "failed": sorted(host for host, result in cutovers.items() if result.get("failed")),

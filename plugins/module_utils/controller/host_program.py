@@ -60,6 +60,11 @@ VERBS: dict[str, dict[str, Any]] = {
         "goes_back": {"type": "bool", "default": False},
     },
     "status": {"release": {"type": "str"}, "every": {"type": "bool", "default": False}},
+    "logs": {
+        "lines": {"type": "int", "required": True},
+        "since": {"type": "str", "default": ""},
+        "process": {"type": "str", "default": ""},
+    },
     "remove": {
         "by": {"type": "str", "required": True},
         "wait": {"type": "int", "default": 0},
@@ -210,6 +215,8 @@ class HostProgramAction(ActionBase):
         elif verb == "status":
             release = arguments.pop("release")
             arguments |= NOTHING if release is None else rendered(self.options(task_vars), release)
+        elif verb == "logs":
+            arguments |= {"after": "", "wait": 0}
         else:
             arguments["by"] = f"{who()} {arguments['by']}"
         if verb in {"cutover", "take_back"}:

@@ -124,6 +124,8 @@ RULES = {
     "host_first_user": Rule("a user's name", matches(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")),
     "host_journal_size": Rule("bytes, also with K, M, G or T, such as 500M", matches("[1-9][0-9]*[KMGT]?")),
     "host_service_user": USER,
+    "lines": Rule("a whole number, 1 to 50000", lambda value: 1 <= value <= 50000),
+    "process": Rule("the name of a process, such as web or deploy", matches("[a-z0-9-]*")),
 }
 NOT_SET = "is not set: write it in the inventory, in group_vars/booty.yml."
 # Variables of earlier versions.

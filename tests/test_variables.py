@@ -36,7 +36,7 @@ GOOD: dict[str, Any] = {
     "host_service_user": "web", "host_deploy_user": "operator", "host_first_user": "debian",
     "host_deploy_keys": ['from="10.0.0.1,10.0.0.2" ssh-ed25519 AAAAC3Nz me@here', "ssh-rsa AAAAB3Nz"],
     "host_firewall_ports": [8000, 443], "host_journal_size": "64M", "status_file": "/tmp/status.json",
-    "process": "worker", "since": "10min",
+    "process": "worker", "command": "echo a\necho b", "since": "10min",
 }  # fmt: skip
 
 

@@ -59,7 +59,7 @@ INDENT = " " * 11
 # The verbs whose failures a screen of all hosts shows.
 SHOWN_LATER = {"status", "logs"}
 # The actions that write their own lines.
-LIVE = {"booty.deploy.follow"}
+LIVE = {"booty.deploy.follow", "booty.deploy.command"}
 
 
 def names(hosts: list[str]) -> str:
@@ -179,7 +179,10 @@ class CallbackModule(default.CallbackModule):
         elif task.action in LIVE:
             if self._live:
                 sys.stdout.write("\033[K")
-            self._end_cleanly()
+            if task.action == "booty.deploy.follow":
+                self._end_cleanly()
+            elif task.args.get("kind") != "run":
+                self._head()
         elif self._live:
             text = f"{INDENT}… {task.name or task.get_name()}"[: self._display.columns]
             # \r moves the cursor to the start of the line, so the next line overwrites this one.

@@ -58,7 +58,9 @@ VERBS: dict[str, dict[str, Any]] = {
         "brought": {"type": "dict", "default": {}},
         "seen": {"type": "dict", "required": True},
         "goes_back": {"type": "bool", "default": False},
+        "commands": {"type": "list", "elements": "dict", "default": []},
     },
+    "shell": {},
     "status": {"release": {"type": "str"}, "every": {"type": "bool", "default": False}},
     "logs": {
         "lines": {"type": "int", "required": True},
@@ -80,7 +82,7 @@ VERBS: dict[str, dict[str, Any]] = {
 # These verbs continue when the connection ends, so each runs in a systemd scope of its own. In the scope of the login,
 # logind would kill the process at the end of the login (`KillUserProcesses=yes`). `systemd-run --scope` executes the
 # command in its own process, so standard input, standard output and parent process stay the same.
-DETACHED = ("cutover", "remove", "take_back")
+DETACHED = ("cutover", "remove", "take_back", "run_command", "release_command")
 ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 
 
@@ -217,7 +219,7 @@ class HostProgramAction(ActionBase):
             arguments |= NOTHING if release is None else rendered(self.options(task_vars), release)
         elif verb == "logs":
             arguments |= {"after": "", "wait": 0}
-        else:
+        elif verb != "shell":
             arguments["by"] = f"{who()} {arguments['by']}"
         if verb in {"cutover", "take_back"}:
             arguments["run"] = RUN

@@ -14,6 +14,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.color import stringc
 from ansible.utils.display import Display
 
+from . import screen
 from .host_program import HostProgramAction
 from .view import first_line
 
@@ -76,16 +77,16 @@ class LogsAction(ActionBase):
         answers = arguments["answers"]
         hosts = [*answers]
         lines = [line for host in hosts for line in shown(host, hosts, answers[host].get("records", []))]
-        screen = "\n".join(text for _, text in sorted(lines, key=lambda line: line[0]))
-        problems = [f"{host} {text}" for host, answer in answers.items() if (text := problem(answer))]
+        text = "\n".join(text for _, text in sorted(lines, key=lambda line: line[0]))
+        problems = [f"{host} {reason}" for host, answer in answers.items() if (reason := problem(answer))]
         if cut := [host for host, answer in answers.items() if answer.get("cut")]:
             problems.append(
                 f"Older lines of {', '.join(cut)} are left out. To see them: -e lines=5000, or one -e process=NAME"
             )
         failed = len(problems) > bool(cut) and not arguments["follow"]
-        if C.DEFAULT_STDOUT_CALLBACK != "booty.deploy.brief" and screen:  # another callback does not show a `screen`
-            Display().display(screen)
-        return {**result, "screen": screen, "failed": failed, "msg": "\n".join(problems)}
+        if C.DEFAULT_STDOUT_CALLBACK != "booty.deploy.brief" and text:  # another callback does not show a `screen`
+            Display().display(text)
+        return {**result, "screen": text, "failed": failed, "msg": "\n".join(problems)}
 
 
 class FollowAction(HostProgramAction):
@@ -108,9 +109,9 @@ class FollowAction(HostProgramAction):
                 answer, reason = {}, f"can't be reached any more: {str(error).strip().splitlines()[-1]}"
             if reason:
                 if reason != away:
-                    Display().display(f"{host} {reason}", color=C.COLOR_ERROR, stderr=True)
+                    screen.write(f"{host} {reason}", color=C.COLOR_ERROR, stderr=True)
                 time.sleep(PAUSE)
             elif answer["records"]:
-                Display().display("\n".join(text for _, text in shown(host, hosts, answer["records"])))
+                screen.write("\n".join(text for _, text in shown(host, hosts, answer["records"])))
             away = reason
             call["after"] = answer.get("after", call["after"])

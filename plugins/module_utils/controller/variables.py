@@ -133,7 +133,7 @@ REPLACED = {"app_module": "is no variable any more: write what the runner serves
 # Messages do not show these values, because users put secrets into them by mistake.
 HIDDEN = {"app_artifact_url", "app_wave_check"}
 # A shell command may have several lines.
-MULTILINE = {"app_wave_check"}
+MULTILINE = {"app_wave_check", "command"}
 # A string for these lists is split at its line ends, because an entry may have commas. Other lists are split at commas.
 BY_LINES = {"host_deploy_keys"}
 # Lists that can't be empty, each with an example.

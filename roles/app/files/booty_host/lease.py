@@ -68,7 +68,9 @@ def note(app: App, by: str) -> None:
         app.last.write_text(f"{by}, at {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
 
 
-def detached(app: App, work: Callable[[], dict[str, Any]], by: str, wait: float = 0) -> dict[str, Any]:
+def detached(
+    app: App, work: Callable[[], dict[str, Any]], by: str, wait: float = 0, answers: bool = True
+) -> dict[str, Any]:
     """Run `work` in a process of its own, which goes on when the connection or the caller dies.
 
     That process holds the app's deploy lock. The kernel releases the lock when the process ends, so a person never has
@@ -79,9 +81,10 @@ def detached(app: App, work: Callable[[], dict[str, Any]], by: str, wait: float 
         work: the steps.
         by: who asks and for what; a run that meets the lock shows it.
         wait: how long to wait for another run's lock, in seconds.
+        answers: whether to wait for the result of `work`.
 
     Returns:
-        the result of `work`, or `failed` and `msg` when it raised.
+        the result of `work`, {} without `answers`, or `failed` and `msg` when it raised.
 
     Raises:
         HostError: another run still holds the lock.
@@ -101,32 +104,38 @@ def detached(app: App, work: Callable[[], dict[str, Any]], by: str, wait: float 
         lock.truncate()
         lock.write(f"{by}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
         lock.flush()
-        reader, writer = os.pipe()
-        if os.fork() == 0:
-            # The lock belongs to the open file, which this process now shares.
-            os.setsid()
-            os.close(reader)
-            null = os.open(os.devnull, os.O_RDWR)
-            for descriptor in range(3):
-                os.dup2(null, descriptor)
-            journal.log(app, f"{by}, in {cgroup()}")
-            try:
-                result = work()
-            except HostError as error:
-                result = {"failed": True, "msg": str(error)}
-            except BaseException as error:
-                result = {"failed": True, "msg": f"{type(error).__name__}: {error}"}
-            with suppress(BrokenPipeError), os.fdopen(writer, "w") as pipe:
-                pipe.write(json.dumps(result))
-            os._exit(0)
-        os.close(writer)
+        # The lock belongs to the open file, which the process shares.
+        reader = apart(app, work, by)
     with os.fdopen(reader) as pipe:
-        answer = pipe.read()
+        answer = pipe.read() if answers else "{}"
     if not answer:
         look = f"journalctl -t booty-deploy BOOTY_APP={app.name}"
         return {"failed": True, "msg": f"The cutover was killed on the host. Look at: {look}"}
     received: dict[str, Any] = json.loads(answer)
     return received
+
+
+def apart(app: App, work: Callable[[], dict[str, Any]], by: str) -> int:
+    """Run `work` in a process of its own, and return the descriptor from which its result can be read."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        os.close(reader)
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in range(3):
+            os.dup2(null, descriptor)
+        journal.log(app, f"{by}, in {cgroup()}")
+        try:
+            result = work()
+        except HostError as error:
+            result = {"failed": True, "msg": str(error)}
+        except BaseException as error:
+            result = {"failed": True, "msg": f"{type(error).__name__}: {error}"}
+        with suppress(BrokenPipeError), os.fdopen(writer, "w") as pipe:
+            pipe.write(json.dumps(result))
+        os._exit(0)
+    os.close(writer)
+    return reader
 
 
 def cgroup() -> str:

@@ -108,7 +108,12 @@ def test_the_state_does_not_grow(app: App) -> None:
     gone = [f"{number:040}" for number in range(1000)]
     state = State(app, ["cc", "bb", "aa", *gone], {"dd": "it failed", **dict.fromkeys(gone, "it failed")}, {}, [])
     prune(app, state, 2)
-    assert json.loads(app.state.read_text()) == {"served": ["cc", "bb"], "abandoned": {}, "previous": {}, "commands": []}
+    assert json.loads(app.state.read_text()) == {
+        "served": ["cc", "bb"],
+        "abandoned": {},
+        "previous": {},
+        "commands": [],
+    }
 
 
 def test_archives_that_did_not_arrive_are_removed_after_a_day(app: App) -> None:

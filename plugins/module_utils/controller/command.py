@@ -70,7 +70,11 @@ class CommandAction(HostProgramAction):
         screen.write(f"{INDENT}The {kind} command on {host}: {'; '.join(commands)}")
         end = self.show(answer["name"], show)
         if end["status"]:
-            message = f"The {kind} command of {release} failed on {host}: {end['reason']}"
+            after = {
+                "release": "No host was switched.",
+                "post-deploy": "The hosts serve the release, and stay on it. The next deploy runs the command again.",
+            }
+            message = f"The {kind} command of {release} failed on {host}: {end['reason']}\n{after[kind]}"
             return {**result, **end, "changed": True, "failed": True, "msg": "\n".join([message, *lines])}
         if end["reason"]:
             screen.write(f"{INDENT}{end['reason']}")

@@ -80,5 +80,7 @@ def records(known: list[list[dict[str, Any]]], made: list[list[dict[str, Any]]])
         known: the records of each host before this run.
         made: the records of the hosts where this run ran a command.
     """
-    by_id = {entry["id"]: entry for entries in [*known, *made] for entry in entries}
+    # Of two records of one run, that of its end counts.
+    entries = sorted((entry for of_host in [*known, *made] for entry in of_host), key=lambda e: e["result"] != "began")
+    by_id = {entry["id"]: entry for entry in entries}
     return sorted(by_id.values(), key=lambda entry: float(entry["at"]))

@@ -99,6 +99,7 @@ RULES = {
         ),
     ),
     "app_port": PORT,
+    "app_release_command_seconds": least(1, "seconds"),
     "app_registration_seconds": least(1, "seconds"),
     "app_start_seconds": least(1, "seconds"),
     "app_stream_seconds": SECONDS,
@@ -135,7 +136,7 @@ HIDDEN = {"app_artifact_url", "app_wave_check"}
 # A shell command may have several lines.
 MULTILINE = {"app_wave_check", "command"}
 # A string for these lists is split at its line ends, because an entry may have commas. Other lists are split at commas.
-BY_LINES = {"host_deploy_keys"}
+BY_LINES = {"host_deploy_keys", "app_release_command", "app_post_deploy_command"}
 # Lists that can't be empty, each with an example.
 NOT_EMPTY = {"app_waves": '["25%", "100%"]'}
 # `run_once` tasks and `serial:` read these variables from one host only, so they must be equal on all hosts of a run.
@@ -149,6 +150,9 @@ RUN_WIDE = (
     "app_failed_run",
     "app_unreachable",
     "app_unreachable_max",
+    "app_release_command",
+    "app_release_command_seconds",
+    "app_post_deploy_command",
     "app_registration",
     "app_registration_required",
     "app_registration_seconds",

@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from booty_host import HostError, lease, secrets
+from booty_host import HostError, journal, lease, secrets
 from booty_host.app import App
 from booty_host.files import parse_assignments, read, write_atomically
 from booty_host.processes import alive
@@ -239,7 +239,8 @@ def run_command(app: App, command: str, by: str, check: bool) -> dict[str, Any]:
             (app.commands / output.name).unlink(missing_ok=True)
         return {}
 
-    os.close(lease.apart(app, work, by))
+    journal.log(app, f"{by}, in {lease.cgroup()}")
+    os.close(lease.apart(work))
     return {"changed": True, "name": output.name}
 
 
@@ -308,9 +309,6 @@ def release_command(
     Returns:
         `name`, for the verb `output`; its `end` has `status`, `commands` as in `State.commands`, and a `reason` if
         nothing ran or something failed.
-
-    Raises:
-        HostError: another run holds the lock.
     """
     if check:
         return {"changed": True}
@@ -320,17 +318,19 @@ def release_command(
     def work() -> dict[str, Any]:
         output.write(pid=os.getpid())
         try:
-            end = carry_out(app, kind, commands, seconds, known, release, seen, output)
+            # /proc/locks, where other runs look, leaves out a lock whose first process has ended. So the process that
+            # takes it is one that waits for the end.
+            end = lease.detached(
+                app, lambda: carry_out(app, kind, commands, seconds, known, release, seen, output), by, wait
+            )
         except HostError as error:
-            end = {"status": 1, "commands": known, "reason": str(error)}
-        except BaseException as error:
-            end = {"status": 1, "commands": known, "reason": f"{type(error).__name__}: {error}"}
-            raise
-        finally:
-            output.write(end=end)
+            end = {"failed": True, "msg": str(error)}
+        if "msg" in end:
+            end = {"status": 1, "commands": known, "reason": end["msg"]}
+        output.write(end=end)
         return {}
 
-    lease.detached(app, work, by, wait, answers=False)
+    os.close(lease.apart(work))
     return {"changed": True, "name": output.name}
 
 

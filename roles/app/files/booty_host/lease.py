@@ -68,9 +68,7 @@ def note(app: App, by: str) -> None:
         app.last.write_text(f"{by}, at {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
 
 
-def detached(
-    app: App, work: Callable[[], dict[str, Any]], by: str, wait: float = 0, answers: bool = True
-) -> dict[str, Any]:
+def detached(app: App, work: Callable[[], dict[str, Any]], by: str, wait: float = 0) -> dict[str, Any]:
     """Run `work` in a process of its own, which goes on when the connection or the caller dies.
 
     That process holds the app's deploy lock. The kernel releases the lock when the process ends, so a person never has
@@ -81,10 +79,9 @@ def detached(
         work: the steps.
         by: who asks and for what; a run that meets the lock shows it.
         wait: how long to wait for another run's lock, in seconds.
-        answers: whether to wait for the result of `work`.
 
     Returns:
-        the result of `work`, {} without `answers`, or `failed` and `msg` when it raised.
+        the result of `work`, or `failed` and `msg` when it raised.
 
     Raises:
         HostError: another run still holds the lock.
@@ -104,10 +101,11 @@ def detached(
         lock.truncate()
         lock.write(f"{by}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
         lock.flush()
+        journal.log(app, f"{by}, in {cgroup()}")
         # The lock belongs to the open file, which the process shares.
-        reader = apart(app, work, by)
+        reader = apart(work)
     with os.fdopen(reader) as pipe:
-        answer = pipe.read() if answers else "{}"
+        answer = pipe.read()
     if not answer:
         look = f"journalctl -t booty-deploy BOOTY_APP={app.name}"
         return {"failed": True, "msg": f"The cutover was killed on the host. Look at: {look}"}
@@ -115,7 +113,7 @@ def detached(
     return received
 
 
-def apart(app: App, work: Callable[[], dict[str, Any]], by: str) -> int:
+def apart(work: Callable[[], dict[str, Any]]) -> int:
     """Run `work` in a process of its own, and return the descriptor from which its result can be read."""
     reader, writer = os.pipe()
     if os.fork() == 0:
@@ -124,7 +122,6 @@ def apart(app: App, work: Callable[[], dict[str, Any]], by: str) -> int:
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in range(3):
             os.dup2(null, descriptor)
-        journal.log(app, f"{by}, in {cgroup()}")
         try:
             result = work()
         except HostError as error:

@@ -99,9 +99,10 @@ class State:
         own = {entry["id"]: entry for entry in self.commands}
         for entry in commands:
             if entry["id"] in own:
-                own[entry["id"]]["result"] = entry["result"]
+                if entry["result"] != "began":
+                    own[entry["id"]]["result"] = entry["result"]
             else:
-                self.commands.append({**entry, "before": self.served if entry["kind"] == "release" else []})
+                self.commands.append({**entry, "before": [*self.served] if entry["kind"] == "release" else []})
         self.commands.sort(key=lambda entry: float(entry["at"]))
 
     def ran(self, kind: str, release: str, command: list[str]) -> bool:

@@ -12,7 +12,8 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo,)
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: $(VENV)/.ready ## Make the controller's virtual environment
+setup: $(VENV)/.ready ## Make the controller's virtual environment, and the runner's private packages
+	@PYTHONPATH=collections $(BIN)/python -m ansible_collections.booty.deploy.plugins.module_utils.controller.checkout
 
 demo: setup ## Deploy to new sandbox hosts, and show one error in the local tracker
 	@$(BIN)/python -m sandbox.demo --hosts $(HOSTS) --suite $(SUITE)
@@ -29,9 +30,10 @@ test: setup ## Run the tests, except those of `make test-long`
 test-long: setup ## Run the long tests: new hosts in every state, controllers and hosts that fail
 	$(BIN)/pytest -m long
 
-bench: setup ## Compare deploys with pyinfra and a shell script, and cutovers with simpler ones
+bench: setup ## Compare deploys with pyinfra and a shell script, cutovers with simpler ones, the runner with other servers
 	PYTHONPATH=collections $(BIN)/python -m tests.bench.deploy
 	PYTHONPATH=collections $(BIN)/python -m tests.bench.cutover
+	$(BIN)/python -m tests.bench.serve
 
 lint: setup ## Run ruff, mypy, yamllint and ansible-lint
 	$(BIN)/ruff check .
@@ -46,9 +48,10 @@ format: setup ## Format the Python code
 
 lock: setup ## Lock the dependencies again
 	cd app && ../$(BIN)/uv pip compile $(LOCK) pyproject.toml -o requirements.txt
-	cd runner && ../$(BIN)/uv pip compile $(LOCK) pyproject.toml -c ../app/requirements.txt -o requirements.txt
-	$(BIN)/uv pip compile $(LOCK) pyproject.toml app/pyproject.toml runner/pyproject.toml --group dev \
-		-c app/requirements.txt -c runner/requirements.txt -o requirements/dev.txt
+	@# click, h11 and typing_extensions belong to parts of uvicorn that the runner's layer leaves out.
+	cd runner && ../$(BIN)/uv pip compile $(LOCK) pyproject.toml -c ../app/requirements.txt -o requirements.txt \
+		--no-emit-package click --no-emit-package h11 --no-emit-package typing-extensions
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml app/pyproject.toml --group dev -c app/requirements.txt -o requirements/dev.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml --no-emit-package ansible-core -c requirements/dev.txt -o requirements/controller.txt
 	$(BIN)/uv pip compile $(LOCK) --group tracker -o requirements/tracker.txt
 	$(BIN)/uv pip compile $(LOCK) --group bench -o requirements/bench.txt

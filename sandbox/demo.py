@@ -81,9 +81,9 @@ def play(playbook: str, *arguments: str) -> None:
         raise SandboxError(f"{' '.join(['ansible-playbook', playbook, *arguments])} failed")
 
 
-def place_secrets(host: hosts.Host, text: str) -> None:
-    """Write `secrets.env` on a host over SSH, without Ansible, as an operator does."""
-    if host.ssh(PLACE_SECRETS, input=text).returncode:
+def place_secrets(host: hosts.Host, text: str, app: str = "booty") -> None:
+    """Write an app's `secrets.env` on a host over SSH, without Ansible, as an operator does."""
+    if host.ssh(PLACE_SECRETS.replace("/etc/booty/", f"/etc/{app}/"), input=text).returncode:
         raise SandboxError(f"secrets.env could not be placed on {host.name}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -17,8 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ansible_collections.booty.deploy.plugins.module_utils.controller import build, describe, lock
 
 from sandbox import demo
 from sandbox import hosts as sandbox
@@ -38,18 +41,22 @@ for name in [name for name in os.environ if name.startswith("SENTRY_")]:
 
 
 class Repository:
-    """A git repository with a copy of the bundled app, or of another part of this repository."""
+    """A git repository with a copy of the bundled app, or of another part of this repository.
 
-    def __init__(self, path: Path, part: str = "app") -> None:
+    With `top` the files of the part lie at the top of the new repository.
+    """
+
+    def __init__(self, path: Path, part: str = "app", top: bool = False) -> None:
         self.path = path
         subprocess.run(["git", "init", "--quiet", "--initial-branch=main", path], check=True)
         tracked = self.git("-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", part).splitlines()
         for name in (name for name in tracked if (ROOT / name).exists()):
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            target = path / (Path(name).relative_to(part) if top else name)
+            target.parent.mkdir(parents=True, exist_ok=True)
             if (ROOT / name).is_symlink():
-                (path / name).symlink_to((ROOT / name).readlink())
+                target.symlink_to((ROOT / name).readlink())
             else:
-                (path / name).write_bytes((ROOT / name).read_bytes())
+                target.write_bytes((ROOT / name).read_bytes())
         self.commit("The bundled app")
 
     def git(self, *arguments: str) -> str:
@@ -77,6 +84,18 @@ class Repository:
             "app_repository": str(self.path),
             "app_cache": str(directory / "artifacts"),
         }
+
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+MACHINE = platform.machine()
+
+
+def artifact(
+    repository: Path, sha: str, cache: Path, path: str = "app", python: str = f"{PYTHON}.0", **inventory: Any
+) -> dict[str, Any]:
+    """Describe and build a commit for this machine, as a deploy does; `inventory` has variables without `app_`."""
+    description = describe.describe(repository, sha, path, inventory)
+    return build.build(repository, description, sha, lock.Host(python, MACHINE), cache, "booty")
 
 
 @pytest.fixture

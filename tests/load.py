@@ -22,6 +22,20 @@ CLIENTS = (10, 10, 4)
 PAUSE = 0.03
 
 
+@dataclass(frozen=True)
+class Service:
+    """What the clients ask: a path that answers at once, a slow one, and the key of the answer whose values count.
+
+    Without a key, the answers need not be JSON.
+    """
+
+    port: int = 8000
+    quick: str = "/health"
+    slow: str = "/slow"
+    key: str = "release"
+    host: str = "load"
+
+
 @dataclass
 class Tally:
     """Counts and latencies of all clients so far."""
@@ -37,11 +51,11 @@ class Refused(Exception):
 
 
 async def request(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, close: bool
-) -> tuple[bool, dict[str, Any]]:
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, host: str, close: bool
+) -> tuple[bool, bytes]:
     """Send one request and read its whole answer; return whether the connection stays open, and the body."""
     connection = "close" if close else "keep-alive"
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: load\r\nConnection: {connection}\r\n\r\n".encode())
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: {connection}\r\n\r\n".encode())
     await writer.drain()
     head = await reader.readuntil(b"\r\n\r\n")
     lines = head.decode().lower().split("\r\n")
@@ -49,11 +63,11 @@ async def request(
         raise Refused(lines[0])
     headers = dict(line.split(": ", 1) for line in lines[1:] if line)
     body = await reader.readexactly(int(headers["content-length"]))
-    return headers.get("connection") != "close" and not close, json.loads(body)
+    return headers.get("connection") != "close" and not close, body
 
 
 async def client(
-    address: tuple[str, int], path: str, close: bool, pause: float, tally: Tally, stop: asyncio.Event
+    address: str, service: Service, path: str, close: bool, pause: float, tally: Tally, stop: asyncio.Event
 ) -> None:
     """Send requests until `stop` is set: each on a new connection, or all on one as long as the server keeps it."""
     stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
@@ -62,15 +76,16 @@ async def client(
         try:
             # A server may close an idle connection. If the client notices before its next request, nothing is lost.
             if stream is None or stream[0].at_eof():
-                stream = await asyncio.open_connection(*address)
-            stays, body = await asyncio.wait_for(request(*stream, path, close), 30)
+                stream = await asyncio.open_connection(address, service.port)
+            stays, body = await asyncio.wait_for(request(*stream, path, service.host, close), 30)
+            answer = json.loads(body) if service.key else {}
         except (TimeoutError, OSError, EOFError, Refused, ValueError) as error:
-            tally.failures.append(f"{address[0]} {path} {'fresh' if close else 'kept'}: {error!r}")
-            stays, body = False, {}
+            tally.failures.append(f"{address} {path} {'fresh' if close else 'kept'}: {error!r}")
+            stays, answer = False, {}
         took = time.monotonic() - began
-        if path == "/health":
+        if path == service.quick:
             tally.latencies.append(took)
-            tally.releases[str(body.get("release"))] += 1
+            tally.releases[str(answer.get(service.key))] += 1
         else:
             tally.slow += 1
         if not stays and stream:
@@ -79,9 +94,9 @@ async def client(
         await asyncio.sleep(pause)
 
 
-async def load(hosts: list[str], port: int, clients: tuple[int, int, int], pause: float) -> Tally:
+async def load(hosts: list[str], service: dict[str, Any], clients: tuple[int, int, int], pause: float) -> Tally:
     """Run all clients of all hosts until standard input is closed."""
-    tally, stop = Tally(), asyncio.Event()
+    tally, stop, asked = Tally(), asyncio.Event(), Service(**service)
     loop = asyncio.get_running_loop()
 
     def end() -> None:
@@ -90,9 +105,9 @@ async def load(hosts: list[str], port: int, clients: tuple[int, int, int], pause
 
     loop.add_reader(sys.stdin, end)
     fresh, kept, slow = clients
-    kinds = [("/health", True)] * fresh + [("/health", False)] * kept + [("/slow", False)] * slow
+    kinds = [(asked.quick, True)] * fresh + [(asked.quick, False)] * kept + [(asked.slow, False)] * slow
     await asyncio.gather(
-        *(client((host, port), path, close, pause, tally, stop) for host in hosts for path, close in kinds)
+        *(client(host, asked, path, close, pause, tally, stop) for host in hosts for path, close in kinds)
     )
     return tally
 
@@ -103,12 +118,15 @@ def percentile(sorted_values: list[float], share: float) -> float:
 
 
 class Load:
-    """Run the load in another process during a `with` block. `report` holds its report after the block."""
+    """Run the load in another process during a `with` block. `report` holds its report after the block.
+
+    Further keywords are the fields of `Service`.
+    """
 
     def __init__(
-        self, *hosts: str, port: int = 8000, clients: tuple[int, int, int] = CLIENTS, pause: float = PAUSE
+        self, *hosts: str, clients: tuple[int, int, int] = CLIENTS, pause: float = PAUSE, **service: Any
     ) -> None:
-        arguments = {"hosts": hosts, "port": port, "clients": clients, "pause": pause}
+        arguments = {"hosts": hosts, "service": service, "clients": clients, "pause": pause}
         self._command = [sys.executable, "-m", "tests.load", json.dumps(arguments)]
         self.report: dict[str, Any] = {}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -18,10 +17,9 @@ from ansible_collections.booty.deploy.plugins.module_utils.controller import bui
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from tests.conftest import ROOT, Repository
+from tests.conftest import MACHINE, PYTHON, ROOT, Repository, artifact
 
-PYTHON = "3.11"
-MACHINE = platform.machine()
+HOST = lock.Host(f"{PYTHON}.0", MACHINE)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +37,7 @@ def test_same_commit_gives_same_bytes(repository: Repository, tmp_path: Path) ->
     # The clone stands for another controller. Both must build one file, so that a store holds it once.
     repository.git("clone", "--quiet", ".", str(tmp_path / "clone"))
     first, second = (
-        build.build(path, "app", SERVE, sha, PYTHON, MACHINE, tmp_path / cache)
-        for path, cache in ((repository.path, "one"), (tmp_path / "clone", "two"))
+        artifact(path, sha, tmp_path / cache) for path, cache in ((repository.path, "one"), (tmp_path / "clone", "two"))
     )
     for part in ("release", "layer", "runner"):
         one, two = Path(first[part]["file"]), Path(second[part]["file"])
@@ -50,19 +47,16 @@ def test_same_commit_gives_same_bytes(repository: Repository, tmp_path: Path) ->
         assert hashlib.sha256(one.read_bytes()).hexdigest() == first[part]["sha256"]
 
 
-SERVE = "booty.main:create_app()"
-
-
 def test_dependencies_and_runner_are_in_layers_of_their_own(repository: Repository, cache: Path) -> None:
     sha = repository.git("rev-parse", "HEAD")
-    built = build.build(repository.path, "app", SERVE, sha, PYTHON, MACHINE, cache)
+    built = artifact(repository.path, sha, cache)
     release, layer, runner = (names(built[part]["file"]) for part in ("release", "layer", "runner"))
     site = f"lib/python{PYTHON}/site-packages"
     assert f"{site}/booty/main.py" in release
-    assert {"booty_runner/__main__.py", "uvloop/__init__.py"} <= {*runner}
+    assert {"booty_runner/__main__.py", "booty_runner/_vendor/uvloop/__init__.py"} <= {*runner}
     assert not [name for name in [*release, *layer] if name.startswith(("booty_runner", "uvloop"))]
     assert "fastapi/__init__.py" in layer
-    assert not [name for name in release if "fastapi" in name]
+    assert not [name for name in release if "fastapi/" in name]
     assert not [
         name for name in release + layer + runner if name.endswith((".pyc", "RECORD", "direct_url.json", "INSTALLER"))
     ]
@@ -72,27 +66,38 @@ def test_dependencies_and_runner_are_in_layers_of_their_own(repository: Reposito
         assert tar.getmember("bin/serve").mode == 0o755
         pth, manifest = (tar.extractfile(name) for name in (f"{site}/layer.pth", "release.json"))
         assert pth
-        # The runner's layer is the last on the import path.
-        assert pth.read().decode() == "".join(
-            "import os, site, sys; "
-            f"site.addsitedir(os.path.normpath(sys.prefix + '/../../layers/{built[part]['name']}'))\n"
-            for part in ("layer", "runner")
+        layers = [built[part]["name"] for part in ("layer", "runner")]
+        assert pth.read().decode() == (
+            "import os, sys; sys.path += filter(None, [os.environ.get('BOOTY_CONFIG_DIR')])\n"
+            "import os, sys; sys.path.append(os.path.join(sys.prefix, 'tree/app'))\n"
+        ) + "".join(
+            f"import os, site, sys; site.addsitedir(os.path.normpath(sys.prefix + '/../../layers/{layer}'))\n"
+            for layer in layers
         )
         serve = tar.extractfile("bin/serve")
         assert serve
         assert serve.read().endswith(b"-P -m booty_runner 'booty.main:create_app()' \"$@\"\n")
         assert manifest
-        made_from = {"release": sha, "python": PYTHON, "path": "app", "serve": SERVE}
-        layers = {part: built[part]["name"] for part in ("layer", "runner")}
-        assert json.load(manifest) == {**made_from, **layers, "contract": 2}
+        assert json.load(manifest) == {
+            **{"release": sha, "python": PYTHON, "contract": 3, "layer": layers[0], "runner": layers[1]},
+            **{"path": "app", "serve": "booty.main:create_app()", "import_paths": [], "state_paths": []},
+            **{"health": {"path": "/health", "host": ""}, "lock": "requirements.txt", "extras": [], "groups": []},
+            "dotenv": False,
+            "release_command": [],
+            "post_deploy_command": [],
+            "found": [
+                "serves booty.main:create_app() ([tool.booty] in pyproject.toml)",
+                "lock: requirements.txt, with hashes",
+            ],
+        }
         assert {entry.mode for entry in tar.getmembers() if entry.isfile()} <= {0o644, 0o755}
         assert {(entry.uid, entry.gid) for entry in tar.getmembers()} == {(0, 0)}
 
 
 def test_a_change_of_the_app_keeps_the_layer(repository: Repository, cache: Path) -> None:
-    first = build.build(repository.path, "app", SERVE, repository.git("rev-parse", "HEAD"), PYTHON, MACHINE, cache)
+    first = artifact(repository.path, repository.git("rev-parse", "HEAD"), cache)
     repository.write("app/src/booty/extra.py", "")
-    second = build.build(repository.path, "app", SERVE, repository.commit("More"), PYTHON, MACHINE, cache)
+    second = artifact(repository.path, repository.commit("More"), cache)
     assert second["layer"] == first["layer"]
     assert second["release"]["sha256"] != first["release"]["sha256"]
     assert f"lib/python{PYTHON}/site-packages/booty/extra.py" in names(second["release"]["file"])
@@ -103,7 +108,7 @@ def test_unused_archives_leave_the_cache(repository: Repository, tmp_path: Path)
     cache = tmp_path / "cache"
 
     def archives(sha: str) -> list[Path]:
-        built = build.build(repository.path, "app", SERVE, sha, PYTHON, MACHINE, cache)
+        built = artifact(repository.path, sha, cache)
         return [Path(built[part]["file"]) for part in ("release", "layer")]
 
     old, layer = archives(repository.git("rev-parse", "HEAD"))
@@ -124,7 +129,7 @@ def test_the_working_tree_does_not_leak_in(repository: Repository, cache: Path) 
     assert not git.dirty(repository.path, "app")
     repository.write("app/src/booty/leak.py", "")
     assert git.dirty(repository.path, "app")
-    built = build.build(repository.path, "app", SERVE, sha, PYTHON, MACHINE, cache)
+    built = artifact(repository.path, sha, cache)
     assert not [name for name in names(built["release"]["file"]) if "leak" in name]
 
 
@@ -148,20 +153,6 @@ def test_a_path_that_is_no_repository_is_refused(tmp_path: Path) -> None:
         git.resolve(tmp_path, "HEAD")
 
 
-@pytest.mark.parametrize("missing", ["requirements.txt", "pyproject.toml"])
-def test_a_missing_file_is_named(repository: Repository, cache: Path, missing: str) -> None:
-    repository.git("rm", "--quiet", f"app/{missing}")
-    sha = repository.commit("Break it")
-    with pytest.raises(process.BuildError, match=f"has no app/{missing}: a release needs"):
-        build.build(repository.path, "app", SERVE, sha, PYTHON, MACHINE, cache)
-
-
-def test_a_lock_without_hashes_is_refused(repository: Repository, cache: Path) -> None:
-    repository.write("app/requirements.txt", "fastapi==0.165.0\n")
-    with pytest.raises(process.BuildError, match="hash"):
-        build.build(repository.path, "app", SERVE, repository.commit("Unlock"), PYTHON, MACHINE, cache)
-
-
 @pytest.mark.parametrize(
     ("dependency", "problem"),
     [
@@ -176,8 +167,8 @@ def test_a_lock_without_hashes_is_refused(repository: Repository, cache: Path) -
     ],
 )
 def test_a_lock_out_of_date_is_refused(dependency: str, problem: str | None) -> None:
-    locked = lock.pins((ROOT / "app/requirements.txt").read_text(), PYTHON, MACHINE)
-    outdated = lock.outdated([dependency], locked, PYTHON, MACHINE)
+    locked = lock.packages_in((ROOT / "app/requirements.txt").read_text(), HOST, "app")
+    outdated = lock.outdated([dependency], locked, HOST)
     assert problem in outdated if problem else outdated == ""
 
 
@@ -185,16 +176,16 @@ def test_a_lock_out_of_date_is_refused(dependency: str, problem: str | None) -> 
 def test_spellings_of_a_line_of_a_lock(line: str) -> None:
     via = "    # via\n    #   b\n    #   c-d (pyproject.toml)\n"
     text = f"# a comment\n--only-binary :all:\n{line}\n    --hash=sha256:01\n{via}"
-    ((name, pin),) = lock.pins(text, PYTHON, MACHINE).items()
-    assert (name, pin.version) == ("a", "1")
-    assert {"b", "c-d"} <= pin.required_by
+    ((name, package),) = lock.packages_in(text, HOST, ".").items()
+    assert (name, package.version) == ("a", "1")
+    assert {"b", "c-d"} <= package.required_by
 
 
 def test_the_bill_of_materials(repository: Repository, tmp_path: Path) -> None:
     sha = repository.git("rev-parse", "HEAD")
     texts = []
     for cache in ("one", "two"):
-        built = build.build(repository.path, "app", SERVE, sha, PYTHON, MACHINE, tmp_path / cache)
+        built = artifact(repository.path, sha, tmp_path / cache)
         beside = Path(built["release"]["file"].replace(".tar.gz", ".cdx.json")).read_bytes()
         with tarfile.open(built["release"]["file"]) as tar:
             inside = tar.extractfile("sbom.cdx.json")
@@ -207,14 +198,25 @@ def test_the_bill_of_materials(repository: Repository, tmp_path: Path) -> None:
     assert bill["metadata"]["component"] == {"bom-ref": "booty", "name": "booty", "type": "application", "version": sha}
     # The bill lists the packages of the layers, and none for another system.
     layers = [*names(built["layer"]["file"]), *names(built["runner"]["file"])]
-    shipped = {match[1] for name in layers if (match := re.match(r"([^/]+)\.dist-info/METADATA", name))}
-    assert {f"{part['name'].replace('-', '_')}-{part['version']}" for part in bill["components"]} == shipped
+    place = r"([^/]+)\.dist-info/METADATA|booty_runner/_vendor/licenses/([^/]+)"
+    shipped = {match[1] or match[2] for name in layers if (match := re.match(place, name))}
+    parts = {part["bom-ref"]: part for part in bill["components"]}
+    runner = parts.pop("booty-runner/")
+    assert {f"{part['name'].replace('-', '_')}-{part['version']}" for part in parts.values()} == shipped
     wants = {
         dependency["ref"].partition("@")[0]: {ref.partition("@")[0] for ref in dependency.get("dependsOn", [])}
         for dependency in bill["dependencies"]
     }
-    assert wants["booty"] == {"fastapi", "psycopg", "pydantic-settings", "sentry-sdk"}
+    assert wants["booty"] == {"fastapi", "psycopg", "pydantic-settings", "sentry-sdk", runner["bom-ref"]}
     assert "starlette" in wants["fastapi"]
+    # The runner has packages of its own, in versions of its own.
+    assert {"booty-runner/uvicorn", "booty-runner/sentry-sdk"} <= wants["booty-runner/"]
+    assert wants["booty-runner/sentry-sdk"] == {"booty-runner/certifi", "booty-runner/urllib3"}
+    old = {"certifi": lock.Package("certifi", "2019.11.28"), "urllib3": lock.Package("urllib3", "1.25.11")}
+    new = lock.packages_in((ROOT / "runner/requirements.txt").read_text(), HOST, ".")
+    both = json.loads(lock.bill("shop", old, new, sha, 0))
+    versions = sorted(part["version"] for part in both["components"] if part["name"] == "urllib3")
+    assert versions == ["1.25.11", new["urllib3"].version]
 
 
 def test_the_lock_can_be_audited() -> None:
@@ -233,5 +235,5 @@ def test_the_lock_can_be_audited() -> None:
 def test_an_unsupported_machine_is_refused(repository: Repository, tmp_path: Path) -> None:
     sha = repository.git("rev-parse", "HEAD")
     with pytest.raises(process.BuildError, match="The host is armv7l"):
-        build.build(repository.path, "app", SERVE, sha, PYTHON, "armv7l", tmp_path / "cache")
+        build.build(repository.path, {}, sha, lock.Host("3.11.2", "armv7l"), tmp_path / "cache", "booty")
     assert not (tmp_path / "cache").exists()

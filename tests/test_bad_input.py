@@ -129,7 +129,7 @@ def test_bad_values_of_several_hosts(tmp_path: Path) -> None:
 booty:
   vars:
     app_environment: staging
-    app_cache: "{{ playbook_dir }}/{{ app_serve }}"  # evaluated with a variable of Ansible's and a role's default
+    app_cache: "{{ playbook_dir }}/{{ app_path }}"  # evaluated with a variable of Ansible's and a role's default
   hosts:
     web1.invalid: {app_port: 8000.5, app_workers: yes, app_release: v1}
     web2.invalid: {app_release: v2, app_user: "{{ 'ro' ~ 'ot' }}"}
@@ -240,9 +240,8 @@ class TestACommit:
         serves = site.health()["release"]
         self.refused(
             site,
-            f"{site.host.name} has {serves} already, built from Python 3.11, app,"
-            " booty.main:create_app() and not from Python 3.11, app, other:app. Two"
-            " builds of one commit can't differ, so deploy another commit: git commit --allow-empty",
+            f"{site.host.name} has {serves} already, built from serve booty.main:create_app() and not from serve"
+            " other:app. Two builds of one commit can't differ, so deploy another commit: git commit --allow-empty",
             app_release=str(serves),
             app_serve="other:app",
         )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -19,10 +18,8 @@ from typing import Any
 import pytest
 from ansible_collections.booty.deploy.plugins.module_utils.controller import build, git, lock, process
 
-from tests.conftest import ROOT, Repository
+from tests.conftest import MACHINE, PYTHON, ROOT, Repository, artifact
 
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-MACHINE = platform.machine()
 # The smallest package of the bundled app's lock.
 (LOCK,) = re.findall(r"^annotated-doc==(?:.*\\\n)+.*\n", (ROOT / "app/requirements.txt").read_text(), re.MULTILINE)
 PROJECT = """
@@ -89,7 +86,7 @@ def small(path: Path) -> Repository:
 
 
 def built(repository: Path, cache: Path, sha: str, path: str = "app") -> Any:
-    return build.build(repository, path, "shop:app", sha, PYTHON, MACHINE, cache)
+    return artifact(repository, sha, cache, path, serve="shop:app")
 
 
 def contents(archive: str) -> dict[str, bytes]:
@@ -301,17 +298,9 @@ def shop(tmp_path: Path) -> Repository:
 def refused(shop: Repository, path: str = "app", **arguments: str) -> str:
     """Commit, build, and return the message of the refusal."""
     shop.commit("Break it")
+    sha = shop.git("rev-parse", "HEAD")
     with pytest.raises(process.BuildError) as refusal:
-        build.build(
-            shop.path,
-            path,
-            "shop",
-            shop.git("rev-parse", "HEAD"),
-            PYTHON,
-            MACHINE,
-            shop.path.parent / "cache",
-            **arguments,
-        )
+        artifact(shop.path, sha, shop.path.parent / "cache", path, serve="shop:app", **arguments)
     assert not list((shop.path.parent / "cache").glob("releases/*.gz"))
     return str(refusal.value)
 
@@ -353,7 +342,7 @@ def submodule(shop: Repository) -> None:
         (lambda shop: link(shop, "app/data/round", "round"), "is a link to round, which is not in the commit."),
         (
             lambda shop: (link(shop, "app/data/far", "../../libs/far"), link(shop, "libs/far", "/etc/hostname")),
-            "libs/far of commit {sha} is a link to /etc/hostname,",
+            "app/data/far of commit {sha} is a link to ../../libs/far, which is not in the commit.",
         ),
         (
             submodule,
@@ -402,7 +391,10 @@ def test_links_to_the_shared_code_of_a_repository_bring_it(shop: Repository, tmp
     link(shop, "app/units", "../libs/units")
     link(shop, "app/here", ".")
     top = tmp_path / "exported"
-    git.export(shop.path, shop.commit("All"), "app", top)
+    top.mkdir()
+    git.export(git.Tree(shop.path, shop.commit("All")), "app", top)
+    assert (top / "app/units").readlink() == Path("../libs/units")
+    top = git.source_of(top, "app", tmp_path / "source").parent
     assert (top / "app/top/libs/units/not/app.txt").read_text() == "3\n"
     links = {str(path.relative_to(top)) for path in (top / "app").rglob("*") if path.is_symlink()}
     assert links == {"app/top", "app/here"}
@@ -485,7 +477,6 @@ def test_two_apps_of_one_repository(shop: Repository, tmp_path: Path) -> None:
             "app/data/sub/web",
             "app/data/sub is a submodule in commit {sha}. Set app_repository to a clone of its",
         ),
-        (lambda _: None, "app/data", "Commit {sha} has no app/data/requirements.txt: a release needs"),
     ],
 )
 def test_a_path_that_is_no_app(
@@ -525,13 +516,10 @@ HASH = f"--hash=sha256:{'0' * 64}"
     ("line", "why"),
     [
         (
-            "-e .",
-            "the app is built from its commit, and its dependencies are wheels. Remove the editable requirement",
+            "-e ../../lib",
+            "an editable requirement has to be a folder of the repository. Write its path, such as ./libs/prices",
         ),
-        (f"--editable=./lib {HASH}", "the app is built from its commit, and its dependencies are wheels."),
-        ("-r base.txt", "a lock is one file. Lock what that file names too"),
-        ("--requirement=base.txt", "a lock is one file."),
-        ("-c limits.txt", "a lock is one file."),
+        (f"--editable=/lib {HASH}", "an editable requirement has to be a folder of the repository."),
         (
             f"./wheels/a-1-py3-none-any.whl {HASH}",
             "a file is in no index. Publish it to one, or put its code into the app",
@@ -541,8 +529,12 @@ HASH = f"--hash=sha256:{'0' * 64}"
         (f"a @ file:///srv/a-1-py3-none-any.whl {HASH}", "a file is in no index."),
         (f"a[b, c] @ ../a {HASH}", "a file is in no index."),
         ("--find-links wheels", "a file is in no index."),
-        ("a @ git+https://example.com/a@main", "a repository has no wheel with a hash. Publish one to an index, or"),
-        ("git+ssh://git@example.com/a", "a repository has no wheel with a hash."),
+        (
+            "a @ git+https://example.com/a@main",
+            "a repository has to be pinned to a commit of 40 characters, as in name @ git+https",
+        ),
+        ("git+ssh://git@example.com/a", "a repository has to be pinned to a commit"),
+        (f"git+https://example.com/a@{'1' * 40}", "it has no name. Write name @ git+https://…@commit"),
         ("a==1", "it has no --hash"),
         ("a @ https://example.com/a-1-py3-none-any.whl", "it has no --hash"),
         (f"a>=1 {HASH}", "it has no single version, as a==1.0"),
@@ -566,13 +558,12 @@ def test_a_line_that_a_lock_cannot_have(shop: Repository, line: str, why: str) -
     ["--index-url https://example.com/simple", "-i x", "--pre", "--only-binary :all:", "-f https://x", "# -e ."],
 )
 def test_a_line_that_a_lock_can_have(option: str) -> None:
-    assert list(lock.pins(f"{option}\n{LOCK}", PYTHON, MACHINE)) == ["annotated-doc"]
+    assert list(lock.packages_in(f"{option}\n{LOCK}", lock.Host(f"{PYTHON}.0", MACHINE), ".")) == ["annotated-doc"]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("requirements.txt", LOCK.encode("utf-16"), "is UTF-16 (line 1). Write it as UTF-8, and commit."),
         (
             "requirements.txt",
             LOCK.encode() + b"# caf\xe9\n",
@@ -598,17 +589,18 @@ def test_a_file_that_cannot_be_read(shop: Repository, name: str, content: bytes,
     assert f"app/{name} of commit {shop.git('rev-parse', 'HEAD')[:12]} {message}" in refusal
 
 
-def test_a_lock_may_begin_with_a_byte_order_mark(shop: Repository, tmp_path: Path) -> None:
-    shop.write("app/requirements.txt", f"\ufeff{LOCK}")
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_lock_may_begin_with_a_byte_order_mark(shop: Repository, tmp_path: Path, encoding: str) -> None:
+    (shop.path / "app/requirements.txt").write_bytes(LOCK.encode(encoding))
     artifact = built(shop.path, tmp_path / "cache", shop.commit("Mark it"))
     assert "annotated_doc/__init__.py" in contents(artifact["layer"]["file"])
 
 
 def test_the_patch_version_of_python_is_compared(shop: Repository, tmp_path: Path) -> None:
     shop.write("app/pyproject.toml", f'{PROJECT}requires-python = ">={PYTHON}.4"\n')
-    assert f"with Python {PYTHON}.2." in refused(shop, python_full=f"{PYTHON}.2")
+    assert f"with Python {PYTHON}.2." in refused(shop, python=f"{PYTHON}.2")
     sha = shop.git("rev-parse", "HEAD")
-    assert build.build(shop.path, "app", "shop:app", sha, PYTHON, MACHINE, tmp_path / "cache", f"{PYTHON}.4")
+    assert artifact(shop.path, sha, tmp_path / "cache", python=f"{PYTHON}.4", serve="shop:app")
 
 
 def test_the_output_of_a_failed_build_is_shown(shop: Repository) -> None:
@@ -665,10 +657,7 @@ def test_files_that_python_reads_at_its_start(tmp_path: Path) -> None:
     (layer / "start.pth").write_text(f"import sys; sys.started = True\n{tmp_path}/space\n")
     (layer / "uuid.py").write_text("")
     (tmp_path / "space/spaced/__init__.py").write_text("")
-    manifest = {"python": PYTHON, "serve": "shop:app", "layer": "L", "runner": "R"}
-    build.pack_release(tmp_path / "r.tar.gz", release, manifest, b"", 0)
-    (release / "layer.pth").write_bytes(contents(str(tmp_path / "r.tar.gz"))["layer.pth"])
-    text = (release / "layer.pth").read_text()
+    text = build.import_path({"path": ".", "import_paths": ["src"], "layer": "L", "runner": "R"})
     for name, folder in (("L", layer), ("R", runner)):
         text = text.replace(f"os.path.normpath(sys.prefix + '/../../layers/{name}')", f"'{folder}'")
     (release / "layer.pth").write_text(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import warnings
 
 import pytest
 from ansible_collections.booty.deploy.plugins.module_utils.controller import host_program
@@ -41,6 +42,7 @@ def after(owner, name, step, is_step=lambda *arguments: True):
     setattr(owner, name, wrapped)
 
 def act(handover):
+    print("acts", flush=True)
     victims = {"host program": os.getpid(), "old": handover.old, "new": handover.new, "lease": handover.lease}
     if action in victims:
         os.kill(victims[action], signal.SIGKILL)
@@ -81,6 +83,20 @@ CASES += [
 SHORT = {("paused", "host program"), ("parted", "host program"), ("parted", "lease")}
 
 
+def hand_over(site: Site, arguments: str) -> str:
+    """Begin a handover in which the program above acts, and return what was said; begin anew if it did not get so far.
+
+    A busy machine may be too slow for the handover's bounds. The host then goes back, and nothing was tried.
+    """
+    for _ in range(3):
+        done = site.host.ssh(f"python3 /root/hand_over.py {arguments}")
+        said = done.stdout + done.stderr + site.run("journalctl -t booty-deploy -n 20 -o short-precise")
+        if "acts" in done.stdout:
+            return said
+        warnings.warn(said, stacklevel=1)
+    pytest.fail(f"no handover reached its step:\n{said}")
+
+
 @pytest.mark.parametrize("workers", [1, pytest.param(3, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("step", "action", "outcome"),
@@ -91,12 +107,12 @@ def test_a_handover_is_settled_whatever_is_killed(
 ) -> None:
     """No next run is needed, and no request is lost but those of a killed process."""
     newer, older = pair(site)
-    site.deploy(app_release=older, app_workers=str(workers))
+    site.deploy(app_release=older, app_workers=str(workers), app_settings='{"GREETING": "it\'s  $5"}')
     archive = base64.b64encode(host_program.program()).decode()
     site.run("base64 --decode > /root/booty_host.zip", input=archive)
     site.run("cat > /root/hand_over.py", input=PROGRAM)
     with Load(site.host.address) as load:
-        site.host.ssh(f"python3 /root/hand_over.py {newer} {step} '{action}'")
+        said = hand_over(site, f"{newer} {step} '{action}'")
         site.wait_for(
             "test ! -e /run/booty/handover && systemctl is-active --quiet booty.service &&"
             " test $(systemctl show --property=ActiveState --value booty-candidate.service) = inactive"
@@ -110,7 +126,7 @@ def test_a_handover_is_settled_whatever_is_killed(
         "handover": "",
         "members": count,
         "processes": count,
-    }
+    }, said
     if action not in {"new", "old"}:
         assert load.report["failures"] == []
     site.run("rm /root/hand_over.py /root/booty_host.zip")

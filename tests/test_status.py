@@ -30,7 +30,8 @@ from tests.conftest import ROLE, ROOT, Play, Site, start
 TEMPLATE = (ROLE / "templates/status.html.j2").read_text()
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 A, B = "a1" * 20, "b2" * 20
-LABELS = {"release": A, "environment": "production"}
+LABELS = {"release": A, "environment": "production", "settings": {"DEBUG": "<b>"}, "config": ""}
+HEALTHY = {"status": 200, "reason": ""}
 GOOD: dict[str, Any] = {
     "ready": True,
     "service": "active",
@@ -39,7 +40,7 @@ GOOD: dict[str, Any] = {
     "since": "2026-11-25T09:00:00+00:00",
     "memory": LABELS,
     "disk": LABELS,
-    "health": {"status": 200, **LABELS},
+    "health": {**HEALTHY, **LABELS},
     "tracker": {"status": 200, "since": "2026-11-25T09:00:00+00:00", "dropped": 0},
     "previous": B,
     "candidate": None,
@@ -80,9 +81,25 @@ def judged(**changes: Any) -> dict[str, Any]:
             "look",
             ["release in memory", "is held: anna deploys, since 12:00"],
         ),
-        (answer(health={"status": 503, "reason": "no disk"}), "broken", ["/health says 503: no disk"]),
-        (answer(health={"status": 0, "reason": "refused"}), "broken", ["/health says nothing: refused"]),
-        (answer(health={"status": 200, **LABELS, "release": B}), "broken", [f"/health answers release {B}"]),
+        (answer(disk={**LABELS, "config": "/b"}), "broken", ["config in memory is none, on disk /b"]),
+        (
+            answer(disk={**LABELS, "settings": {"DEBUG": "", "NEW": "x"}}),
+            "broken",
+            ["settings in memory differ from those on disk: DEBUG, NEW"],
+        ),
+        (
+            answer(health={"status": 503, "reason": "/health says 503: no disk"}),
+            "broken",
+            ["/health says 503: no disk"],
+        ),
+        (answer(health={"status": 0, "reason": "refused"}), "broken", ["refused"]),
+        (answer(health={"status": 200, "reason": "GET / is answered by another"}), "broken", ["GET / is answered by"]),
+        (
+            answer(health={"status": 200, "reason": "GET / is answered by another"}, lease="anna"),
+            "look",
+            ["GET / is answered by another", "is held: anna"],
+        ),
+        (answer(health={**HEALTHY, **LABELS, "release": B}), "broken", [f"it answers release {B}"]),
         (answer(**NOTHING, service="failed"), "broken", ["serves nothing: booty.service is failed"]),
         (
             answer(**NOTHING, service="activating", restarts=4),
@@ -132,7 +149,7 @@ def test_judge(host_answer: dict[str, Any], level: str, notes: list[str]) -> Non
 
 def test_rows_of_several_apps_have_both_names() -> None:
     other = {**LABELS, "release": B}
-    shop = answer(memory=other, disk=other, health={"status": 200, **other}, drift=["x"])["apps"]["booty"]
+    shop = answer(memory=other, disk=other, health={**HEALTHY, **other}, drift=["x"])["apps"]["booty"]
     rows = fleet.rows_of({"web1": {"apps": {**answer()["apps"], "shop": shop}}, "web2": {"unreachable": True}})
     assert [row["name"] for row in rows] == ["web1 booty", "web1 shop", "web2"]
     assert fleet.mixed(rows) == []  # each app has a release of its own
@@ -149,7 +166,7 @@ def test_a_broken_or_drifting_host_fails_the_run() -> None:
 
 def test_a_fleet_on_two_releases_is_not_in_order() -> None:
     other = {**LABELS, "release": B}
-    odd = judge("web3", answer(memory=other, disk=other, health={"status": 200, **other}))
+    odd = judge("web3", answer(memory=other, disk=other, health={**HEALTHY, **other}))
     rows = [judged(), judge("web2", answer()), odd]
     (message,) = fleet.mixed(rows)
     assert message == f"production is on 2 releases: {A} on web1, web2; {B} on web3."
@@ -157,7 +174,7 @@ def test_a_fleet_on_two_releases_is_not_in_order() -> None:
     assert rows[2]["notes"] == ["serves one of 2 releases of production"]
     assert (fleet.failure(rows, [message]) or "").startswith(message)
     elsewhere = {**other, "environment": "staging"}
-    apart = judge("web4", answer(memory=elsewhere, disk=elsewhere, health={"status": 200, **elsewhere}))
+    apart = judge("web4", answer(memory=elsewhere, disk=elsewhere, health={**HEALTHY, **elsewhere}))
     assert fleet.mixed([judged(), apart, judge("web5", {"unreachable": True})]) == []
 
 
@@ -207,6 +224,7 @@ def test_the_page_is_self_contained_and_escapes() -> None:
     page = fleet.page(TEMPLATE, rows, NOW)
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 3
+    assert page.count("<code>DEBUG=&lt;b&gt;</code>") == 2
     assert not re.search(r"(src=|href=|url\(|@import)", page)
 
 
@@ -283,10 +301,11 @@ def test_every_host_is_a_row(site: Site, rows: Ask) -> None:
     assert set(hosts) == {site.host.name, site.bare.name, "away"}
     row = hosts[site.host.name]
     labels = {"release": sha, "environment": "staging"}
+    identity = {**labels, "settings": {}, "config": ""}
     # Leave out the note about two releases: the other host may serve the release of an earlier test.
     assert [note for note in row["notes"] if not note.endswith("releases of staging")] == []
     assert row["level"] == ("look" if row["notes"] else "ok")
-    assert (row["memory"], row["disk"], row["health"]) == (labels, labels, {"status": 200, **labels})
+    assert (row["memory"], row["disk"], row["health"]) == (identity, identity, {**HEALTHY, **labels})
     assert row["previous"] == before
     assert (row["candidate"], row["lease"], row["drift"]) == (None, None, None)
     assert row["last"]["result"] == "switched"

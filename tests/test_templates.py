@@ -44,13 +44,71 @@ def test_each_says_who_manages_it_and_holds_no_date(path: Any) -> None:
     assert not re.search(r"ansible_date_time|now\(|strftime", path.read_text())
 
 
+def assignments(**variables: Any) -> list[str]:
+    return [line for line in wanted(**variables)["pointer"].splitlines() if line and not line.startswith("#")]
+
+
 def test_the_pointer_holds_the_code_and_its_label_alone() -> None:
-    lines = [line for line in wanted()["pointer"].splitlines() if line and not line.startswith("#")]
-    assert lines == [
+    """The last two are there without a value too, so that a process with a setting that was removed is found."""
+    assert assignments() == [
         f"SENTRY_RELEASE={SHA}",
         "SENTRY_ENVIRONMENT=staging",
         f"BOOTY_RELEASE_DIR=/opt/booty/releases/{SHA}",
+        "BOOTY_CONFIG_DIR=",
+        "BOOTY_SETTINGS=",
     ]
+
+
+def test_the_pointer_holds_the_settings() -> None:
+    settings = {"DEBUG": "false", "EMPTY": "", "GREETING": "it's $5"}
+    assert assignments(app_settings=settings)[4:] == [
+        "BOOTY_SETTINGS=DEBUG,EMPTY,GREETING",
+        "DEBUG=false",
+        "EMPTY=''",
+        """GREETING='it'"'"'s $5'""",
+    ]
+
+
+def test_the_pointer_names_the_files_of_app_config_dir(tmp_path: Path) -> None:
+    def place() -> str:
+        return assignments(app_config_dir=str(tmp_path))[3]
+
+    (tmp_path / "certs").mkdir()
+    (tmp_path / "certs/ca.pem").write_text("one")
+    before = place()
+    assert re.fullmatch("BOOTY_CONFIG_DIR=/opt/booty/config/[0-9a-f]{20}", before)
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__/x.pyc").write_text("one")
+    assert place() == before
+    (tmp_path / "certs/ca.pem").write_text("two")
+    assert place() != before
+
+
+def start(**variables: Any) -> list[str]:
+    """Return the variables that the service's unit sets at the start."""
+    command = re.sub(r"\\\n +", "", unit("booty.service", **variables))
+    return str(re.findall(r"^ExecStart=/usr/bin/env (.*)$", command, re.MULTILINE)[0]).split()
+
+
+def test_the_unit_sets_what_apps_expect() -> None:
+    assert {
+        "PORT=8000",
+        "WEB_CONCURRENCY=2",
+        "PYTHONUNBUFFERED=1",
+        "HOME=/var/lib/booty",
+        "PATH=${BOOTY_RELEASE_DIR}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    } <= {*start(app_workers=2)}
+    assert not [each for each in start() if each.startswith(("BOOTY_HEALTH", "BOOTY_TRUSTED"))]
+    assert {"BOOTY_HEALTH_PATH=/a%%20b?x=1", "BOOTY_HEALTH_HOST=shop.test", "BOOTY_TRUSTED_PROXIES=10.0.0.1,::/8"} <= {
+        *start(app_health_path="/a%20b?x=1", app_health_host="shop.test", app_trusted_proxies=["10.0.0.1", "::/8"])
+    }
+
+
+def test_the_sandbox_allows_writable_code_on_demand_alone() -> None:
+    for name in ("booty.service", "booty-candidate.service"):
+        assert "MemoryDenyWriteExecute=true" in unit(name)
+        changed = {*unit(name).splitlines()} ^ {*unit(name, app_sandbox_allow=["jit"]).splitlines()}
+        assert {line.split("=")[0].strip() for line in changed} <= {"MemoryDenyWriteExecute", "BOOTY_UNIT"}
 
 
 def test_there_is_no_pointer_before_the_release_is_known() -> None:
@@ -96,7 +154,6 @@ def test_the_socket_listens_on_the_address(address: str, stream: str) -> None:
     ("variable", "value", "directive", "expected"),
     [
         ("app_user", "web", "User", "web"),
-        ("app_serve", "shop:app", "Description", "Booty: shop:app"),
         ("app_drain_seconds", 5, "TimeoutStopSec", "15"),
         ("app_workers", 2, "OOMPolicy", "continue"),
         ("app_memory_max", "256M", "MemoryMax", "256M"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.booty.deploy.plugins.module_utils.controller import variables
+from ansible_collections.booty.deploy.plugins.module_utils.controller import settings, variables
+from booty_host import secrets
 
 from tests.conftest import ROOT
 
@@ -24,6 +26,7 @@ BAD: dict[str, list[Any]] = {
     "int": [*NEVER, "", "many", "-1", -1, "1.5", 1.5, True, "0x10", "1_0", "٣", [], [1], "1 2", "50%", "30s"],
     "str": [*NEVER, True, 1.5, [], ["a"], "two\nlines\0", "\x1b[31m", "\x00"],
     "path": [*NEVER, True, 1.5, [], ["a"], "two\nlines", "\x1b[31m"],
+    "dict": [None, {1: "a"}, "", "a=b", True, 7, [], ["a"], "[1]", "{"],
     "list": [*NEVER, True, [None], [[]], [{}], [""], [True], "[", "[1, {}]", "a: 1", ["\x1b[31m"], 1.5],
 }
 # Lists of commands, which take any text of a line.
@@ -31,10 +34,15 @@ COMMANDS = {"app_release_command", "app_post_deploy_command"}
 # A good value of a variable, which is neither the default nor in another row.
 GOOD: dict[str, Any] = {
     "app_name": "shop", "app_serve": "shop.web:app",
+    "app_lock": "../uv.lock", "app_lock_extras": ["web"], "app_lock_groups": ["prod", "x.y"],
+    "app_state_paths": ["media/", "db.sqlite3"],
     "app_release": "v1.2", "app_repository": "/srv/shop", "app_path": "services/web",
     "app_environment": "staging", "app_address": "fd00::1", "app_port": 8443, "app_user": "web", "app_workers": 4,
     "app_memory_max": "512M", "app_tasks_max": "10%", "app_keep_releases": 9, "app_waves": ["10%", "2"],
     "app_wave_check": "test -d /srv\ntrue", "app_artifact_url": "https://store.example.com", "app_cache": "/srv/cache",
+    "app_health_path": "/healthz?full=1", "app_health_host": "shop.test:8443", "app_sandbox_allow": ["jit"],
+    "app_settings": {"A": "b, c", "DEBUG": "false"}, "app_config_dir": str(ROOT / "roles/app/meta"),
+    "app_trusted_proxies": ["10.0.0.1", "fd00::/8"],
     "host_service_user": "web", "host_deploy_user": "operator", "host_first_user": "debian",
     "host_deploy_keys": ['from="10.0.0.1,10.0.0.2" ssh-ed25519 AAAAC3Nz me@here', "ssh-rsa AAAAB3Nz"],
     "host_firewall_ports": [8000, 443], "host_journal_size": "64M", "status_file": "/tmp/status.json",
@@ -86,6 +94,8 @@ def test_a_good_value_means_the_same_in_every_form(name: str) -> None:
     elif kind == "list":
         separator = "\n" if name in variables.BY_LINES else ","
         forms = [value, tuple(value), separator.join(map(str, value)), json.dumps(value), [*map(str, value)]]
+    elif kind == "dict":
+        forms = [value, json.dumps(value), {**value, "DEBUG": False}]
     for form in forms:
         assert variables.convert(name, form) == value, form
         assert type(variables.convert(name, form)) is type(value)
@@ -125,6 +135,9 @@ SERVES = ("shop", "a-b:app", "shop:1a", "shop:app(1)", "shop/web:app", "shop:app
             ("app_user", value, "a user's name (lower-case letters, digits, _ and -, at most 32), not root")
             for value in ("root", "0", "Web", "a b", "-x", "a" * 33, "web;id")
         ),
+        *(("app_lock", value, variables.RULES["app_lock"].write) for value in ("/srv/uv.lock", "a b")),
+        *(("app_state_paths", value, variables.RULES["app_state_paths"].write) for value in (["/srv"], "a: b")),
+        ("app_lock_groups", "a b", "names of letters, digits, dashes, dots and underscores"),
         *(("app_serve", value, "module:attribute or module:factory(), such as shop.web:app") for value in SERVES),
         *(
             ("app_memory_max", value, variables.RULES["app_memory_max"].write)
@@ -132,6 +145,15 @@ SERVES = ("shop", "a-b:app", "shop:1a", "shop:app(1)", "shop/web:app", "shop:app
         ),
         ("app_keep_releases", 1, "a whole number, 2 or more: the release that serves, and the one to go back to"),
         ("app_workers", "0", "a whole number, 1 or more"),
+        ("app_health_path", "healthz", variables.RULES["app_health_path"].write),
+        ("app_health_path", "/a b", variables.RULES["app_health_path"].write),
+        ("app_health_path", "/$HOME'", variables.RULES["app_health_path"].write),
+        ("app_health_host", "https://shop.test", variables.RULES["app_health_host"].write),
+        ("app_sandbox_allow", ["jit", "network"], "a list of these: jit"),
+        *(
+            ("app_trusted_proxies", value, variables.RULES["app_trusted_proxies"].write)
+            for value in (["proxy"], ["10.0.0.1/8"], "10.0.0.0/33")
+        ),
         ("app_start_seconds", 0, "a whole number of seconds, 1 or more"),
         ("app_canary", "-1", "a whole number, 0 or more"),
         ("host_journal_size", "a lot", "bytes, also with K, M, G or T, such as 500M"),
@@ -144,6 +166,92 @@ SERVES = ("shop", "a-b:app", "shop:1a", "shop:app(1)", "shop/web:app", "shop:app
 )  # fmt: skip
 def test_bad_values_of_the_right_type(name: str, value: Any, write: str) -> None:
     assert problems({"web1": {name: value}}) == [f"{name} is {json.dumps(value, ensure_ascii=False)}: write {write}."]
+
+
+ADDRESS = {"A": "postgres://me:hunter2@db/shop"}
+
+
+@pytest.mark.parametrize(
+    ("value", "write"),
+    [
+        ("x", 'names with values, such as {"DEBUG": false}'),
+        ({True: "x"}, "a name of letters, digits and _, in quotes, in place of 'True'"),
+        ({"two words": "x"}, "a name of letters, digits and _, in quotes, in place of 'two words'"),
+        ({"A": 1.1}, "a text of one line for A, in quotes"),
+        ({"A": None}, "a text of one line for A, in quotes"),
+        ({"A": ["x"]}, "a text of one line for A, in quotes"),
+        ({**ADDRESS, "B": "x\ny"}, "a text of one line for B; keep a longer one in a file of app_config_dir"),
+        ({**ADDRESS, "PORT": 80}, "no PORT there: app_port sets it"),
+        ({"SENTRY_RELEASE": "x"}, "no SENTRY_RELEASE there: app_release sets it"),
+        ({"SENTRY_DSN": "x"}, "no SENTRY_DSN there: it belongs in secrets.env"),
+        ({"BOOTY_WORKERS": 2}, "no BOOTY_WORKERS there: the variable of the inventory that begins with app_ sets it"),
+        ({"PYTHONPATH": "x"}, "no PYTHONPATH there: it makes the process load code from outside of the release"),
+    ],
+)
+def test_bad_settings_are_refused_without_a_value(value: Any, write: str) -> None:
+    (message,) = problems({"web1": {"app_settings": value}})
+    assert message == f"app_settings is a value that is not shown here: write {write}."
+
+
+def test_settings_are_texts() -> None:
+    value = {"Z": "", "INT": 8, "YES": True, "NO": False, "TEXT": "007", "BOOTY_LOG_LEVEL": "debug"}
+    assert [*settings.typed_settings(value).items()] == [
+        ("BOOTY_LOG_LEVEL", "debug"),
+        ("INT", "8"),
+        ("NO", "false"),
+        ("TEXT", "007"),
+        ("YES", "true"),
+        ("Z", ""),
+    ]
+
+
+def test_no_setting_has_a_name_that_secrets_env_may_not_have() -> None:
+    """Both lists name what the unit and systemd set; controller code and host program share no code."""
+    names = [f"{word}{rest}" for word in ("BOOTY_", "") for rest in dir_of_words()]
+    for name in names:
+        if any(re.fullmatch(pattern, name) for pattern, _ in secrets.RESERVED):
+            with pytest.raises(ValueError, match=f"no {name} there"):
+                settings.typed_settings({name: "x"})
+
+
+def dir_of_words() -> set[str]:
+    """Return the words of both lists, and those around their brackets."""
+    text = " ".join(pattern for pattern, _ in (*secrets.RESERVED, *settings.RESERVED))
+    words = {*re.findall(r"[A-Z_]+", text)}
+    pairs = {f"{one}{other}" for one in words for other in words}
+    return words | pairs | {name.removeprefix("BOOTY_") for name in words | pairs}
+
+
+def test_names_that_look_like_secrets() -> None:
+    value = {
+        **{"API_KEY": "x", "db_password": "x", "STRIPE_SECRET": "x", "MY_TOKEN": "x", "URL": ADDRESS["A"]},
+        **{"KEYCLOAK_URL": "x", "STRIPE_PUBLIC_KEY": "x", "TOKENIZER": "x", "HOME_URL": "https://a.b/c:d@e"},
+        **{"SORT_KEY": "x", "BOOTY_NOT_SECRET": "SORT_KEY, OTHER"},
+    }
+    assert [*settings.suspects(value)] == ["API_KEY", "MY_TOKEN", "STRIPE_SECRET", "URL", "db_password"]
+
+
+def test_the_folder_of_app_config_dir(tmp_path: Path) -> None:
+    def refusal() -> str:
+        (message,) = problems({"web1": {"app_config_dir": str(tmp_path / "config")}})
+        return message.partition(": write ")[2]
+
+    folder = tmp_path / "config"
+    assert refusal() == "a folder on this machine."
+    folder.mkdir()
+    assert refusal() == "a folder with files in it."
+    (folder / "a.py").write_text("A = 1")
+    (folder / "sub").mkdir()
+    (folder / "sub/b.pem").symlink_to(folder / "a.py")
+    assert settings.config_files(str(folder)) == {"a.py": b"A = 1", "sub/b.pem": b"A = 1"}
+    (folder / "link").symlink_to(folder / "sub")
+    assert refusal() == "a folder without links to other folders, such as link."
+    (folder / "link").unlink()
+    os.mkfifo(folder / "pipe")
+    assert refusal() == "a folder of files: pipe is none."
+    (folder / "pipe").unlink()
+    (folder / "large").write_bytes(bytes(settings.CONFIG_BYTES))
+    assert refusal() == "a folder with files of at most 1 MB together."
 
 
 def test_hosts_are_named_where_they_differ() -> None:

@@ -73,14 +73,6 @@ def test_all_bad_values_are_named_at_once():
     )
 
 
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [("production", True), ("Prod", True), ("PRODUCTION", True), ("staging", False), ("preprod", False)],
-)
-def test_is_production(environment, expected):
-    assert Settings(sentry_environment=environment).is_production is expected
-
-
 def test_version_is_the_package_s():
     project = tomllib.loads((CODE.parents[1] / "pyproject.toml").read_text())["project"]
     assert project["version"] == booty.__version__

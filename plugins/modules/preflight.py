@@ -9,6 +9,9 @@ options:
   release:
     type: str
     description: The commit. Without it, and with O(goes_back), the release that served before.
+  description:
+    type: dict
+    description: What resolve returned for the commit. The host's copy of the release is compared with it.
   goes_back:
     type: bool
     description: Whether this is a rollback.

@@ -13,6 +13,10 @@ options:
   at_once:
     type: bool
     description: Whether the release must be on the host before the cutover.
+  description:
+    type: dict
+    required: true
+    description: The RV(booty.deploy.resolve#module:description) that resolve returned.
   host:
     type: dict
     required: true

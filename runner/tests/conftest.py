@@ -11,13 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
 from booty.config import Settings
 from sentry_sdk.envelope import Envelope
 
-from booty_runner.settings import ACCEPTED, current
+from booty_runner.settings import ACCEPTED, current, labels
 
 ROOT = Path(__file__).parents[2]
 SRC = f"{ROOT / 'runner/src'}:{ROOT / 'app/src'}"
@@ -30,6 +31,7 @@ def clean_environment(monkeypatch):
     for name in [*ACCEPTED, *map(str.upper, Settings.model_fields), *systemd]:
         monkeypatch.delenv(name, raising=False)
     current.cache_clear()
+    labels.cache_clear()
 
 
 class Tracker:
@@ -37,6 +39,7 @@ class Tracker:
 
     def __init__(self):
         self.events = []
+        self.items = []  # of envelopes, events too
         self.requests = []
         self.status = 200  # answered to an event
         self.headers = {}  # likewise
@@ -51,10 +54,13 @@ class Tracker:
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["content-length"]))
                 status = tracker.status
+                if self.headers["content-encoding"] == "gzip":
+                    body = gzip.decompress(body)
+                if re.fullmatch(r"/api/\d+/store/", self.path):  # of SDKs before 2.0
+                    tracker.events.append(json.loads(body))
                 if re.fullmatch(r"/api/\d+/envelope/", self.path):
-                    if self.headers["content-encoding"] == "gzip":
-                        body = gzip.decompress(body)
                     for item in Envelope.deserialize(body).items:
+                        tracker.items.append(item)
                         if item.type == "event" and len(item.get_bytes()) > tracker.limit:
                             status = 413
                         elif item.type == "event":
@@ -124,14 +130,14 @@ class Notifications:
 class Service:
     """The service as a process, on sockets passed the way systemd does, with the routes of service.py."""
 
-    def __init__(self, directory, sockets=(), args=(), app="service:create_app()", **settings):
+    def __init__(self, directory, sockets=(), args=(), app="service:create_app()", python=sys.executable, **settings):
         self.notifications = Notifications(directory / f"n{time.monotonic_ns()}")
         fds = [sock.fileno() for sock in sockets]
         self.stderr_path = self.notifications.path.with_suffix(".err")
         self.began = time.monotonic()
         with self.stderr_path.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, Path(__file__).with_name("launch.py"), app, *args],
+                [python, Path(__file__).with_name("launch.py"), app, *args],
                 pass_fds=fds,
                 stderr=stderr,
                 cwd=directory,
@@ -140,6 +146,7 @@ class Service:
                     "PYTHONPATH": SRC,
                     "NOTIFY_SOCKET": str(self.notifications.path),
                     "TEST_FDS": json.dumps(fds),
+                    "BOOTY_HEALTH_PATH": "/health",
                     **settings,
                 },
             )
@@ -168,6 +175,22 @@ class Service:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def python_with(tmp_path_factory):
+    """Return a function that makes a Python with some packages, and no others, and returns its path."""
+    uv = Path(sys.executable).with_name("uv")
+
+    @cache
+    def python_with(*requirements):
+        python = tmp_path_factory.mktemp("python") / "bin/python"
+        subprocess.run([uv, "venv", "-q", "--clear", "--python", sys.executable, python.parents[1]], check=True)
+        if requirements:
+            subprocess.run([uv, "pip", "install", "-q", "--python", python, *requirements], check=True)
+        return python
+
+    return python_with
 
 
 @pytest.fixture

@@ -224,6 +224,8 @@ def test_a_value_that_is_also_a_label_is_none():
 def test_variables_named_as_no_secret():
     environment = {"REGION": "eu-central-1", "DB": "customers", "OTHER": "something", "BOOTY_NOT_SECRET": "REGION, DB"}
     assert secrets_in(environment) == {"something"}
+    settings = {"GREETING": "good-morning-9", "MOTTO": "ever-onwards-8", "BOOTY_SETTINGS": "GREETING,MOTTO"}
+    assert secrets_in({**environment, **settings}) == {"something"}
 
 
 @pytest.mark.parametrize(

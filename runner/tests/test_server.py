@@ -14,12 +14,14 @@ from pathlib import Path
 
 import booty
 import pytest
-import uvloop
 from booty.main import create_app
 from runner.tests.clients import Connection, Load, ask
 from runner.tests.conftest import SRC
 
 from booty_runner import __version__
+from booty_runner._vendor import uvloop
+from booty_runner.identity import Identity
+from booty_runner.protocol_config import Config
 from booty_runner.server import Server
 from booty_runner.settings import Settings
 
@@ -65,10 +67,10 @@ def test_refusal_is_one_line_and_status_1(settings, line):
 
 
 def test_unhealthy_from_the_start_is_never_ready():
-    result = run(APP, "--port=0", STATE_DIRECTORY="/nowhere")
+    result = run(APP, "--port=0", STATE_DIRECTORY="/nowhere", BOOTY_HEALTH_PATH="/health")
     assert result.returncode == 1
     line = result.stderr.splitlines()[-1]
-    assert "refusing to serve: /health answers 503" in line
+    assert "refusing to serve: GET /health with Host localhost answers 503 Service Unavailable (" in line
     assert "/nowhere is not writable: No such file or directory" in line
     assert "serving release" not in result.stderr
 
@@ -211,7 +213,7 @@ def test_lifespan_that_fails_is_reported_once_and_ends_with_status_3(start, tcp,
 
 
 def test_code_that_does_not_import_ends_with_status_3(tmp_path):
-    (tmp_path / "uvloop.py").write_text("import no_such_module\n")
+    (tmp_path / "starlette.py").write_text("import no_such_module\n")
     result = run(APP, "--port=0", PYTHONPATH=f"{tmp_path}:{SRC}")
     assert result.returncode == 3
     assert "ERROR   booty: the service failed\nTraceback" in result.stderr
@@ -297,8 +299,9 @@ def test_a_head_that_begins_within_the_bound_has_the_bound_anew(start, tcp):
 
 def test_request_that_waits_in_the_kernel_is_not_idle(tcp):
     async def look_before_and_after():
-        server = Server(Settings())
-        await server._listen(tcp, create_app(Settings()), {})
+        server = Server(Settings(), Identity.of_this_process(Settings()))
+        config = Config(loaded_app=create_app(Settings()), timeout_keep_alive=75)
+        await server._listen(tcp, config, {})
         with Connection(tcp) as client:
             while not server._state.connections:
                 await asyncio.sleep(0.01)

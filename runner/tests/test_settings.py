@@ -32,6 +32,11 @@ def test_defaults():
         "booty_log_format": "text",
         "booty_log_level": "info",
         "booty_workers": 1,
+        "booty_threads": 10,
+        "booty_health_path": "",
+        "booty_health_host": "",
+        "booty_trusted_proxies": (),
+        "booty_config_dir": None,
         "booty_drain_seconds": 30.0,
         "booty_stream_seconds": 5.0,
         "booty_idle_seconds": 1.0,
@@ -105,6 +110,12 @@ def test_bad_dsn_is_refused_without_showing_it(dsn, reason):
         ("booty_idle_seconds", "soon"),
         ("booty_workers", "0"),
         ("booty_workers", "two"),
+        ("booty_threads", "0"),
+        ("booty_health_path", "health"),
+        ("booty_health_path", "/a b"),
+        ("booty_health_host", "a b"),
+        ("booty_trusted_proxies", "10.0.0.1/8"),
+        ("booty_trusted_proxies", "proxy.example.com"),
         ("booty_candidate", "2"),
     ],
 )
@@ -123,3 +134,11 @@ def test_version_is_the_package_s():
     code = Path(booty_runner.__file__).parent
     project = tomllib.loads((code.parents[1] / "pyproject.toml").read_text())["project"]
     assert project["version"] == booty_runner.__version__
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [("production", True), ("Prod", True), ("PRODUCTION", True), ("staging", False), ("preprod", False)],
+)
+def test_is_production(environment, expected):
+    assert Settings(sentry_environment=environment).is_production is expected

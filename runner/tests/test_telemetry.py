@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from booty_runner.deliveries import Deliveries
+from booty_runner.events import EVENT_BYTES, Request, clean, shorten
 from booty_runner.redact import Redactor
-from booty_runner.telemetry import EVENT_BYTES, Deliveries, before_breadcrumb, before_send, shorten
 
 KEY = "0123456789abcdef"
 PROXY = "; if only a proxy leads there, set HTTP_PROXY"
@@ -57,7 +58,7 @@ def test_gate_is_passed_by_an_event_that_the_tracker_accepts(start, tcp, tracker
         sockets=[tcp],
         SENTRY_DSN=tracker.dsn,
         SENTRY_RELEASE="abc",
-        SENTRY_SAMPLE_RATE="0",
+        SENTRY_SAMPLE_RATE="0.000001",
         BOOTY_TELEMETRY_GATE="true",
     ).ready()
     (event,) = tracker.events
@@ -144,9 +145,9 @@ HEADERS = frozenset(("host", "user-agent"))
 SECRET = "hunter2-planted-secret"
 
 
-def sent(event, headers=HEADERS, request=None, route=None):
+def sent(event, headers=HEADERS, request="", route=None):
     before = copy.deepcopy(event)
-    result = before_send(event, Redactor([SECRET]), headers, request, route)
+    result = clean(event, Redactor([SECRET]), headers, Request(request, route) if request or route else None)
     assert event == before
     return result
 
@@ -185,7 +186,7 @@ def sent(event, headers=HEADERS, request=None, route=None):
         ),
     ],
 )
-def test_before_send(event, expected):
+def test_clean(event, expected):
     assert sent(event) == (event if expected is None else expected)
 
 
@@ -282,8 +283,8 @@ def test_source_lines_are_added_and_redacted(tmp_path):
         ),
     ],
 )
-def test_before_breadcrumb(crumb, expected):
-    assert before_breadcrumb(crumb, {}) == expected
+def test_breadcrumbs(crumb, expected):
+    assert sent({"breadcrumbs": {"values": [crumb]}})["breadcrumbs"]["values"] == ([expected] if expected else [])
 
 
 ENVIRONMENT = {"PLANTED": SECRET, "DATABASE_URL": "postgres://shop:pw-of-db@db.example/shop"}
@@ -705,7 +706,9 @@ def test_a_bad_tracker_is_never_in_the_way(start, tcp, unix, tracker, place_of, 
 
 def test_status_shows_what_became_of_the_errors(start, tcp, unix, tracker):
     service = start(sockets=[tcp, unix], SENTRY_DSN=tracker.dsn).ready()
-    assert internal(unix, "/status")["telemetry"] == {"status": None, "since": None, "dropped": 0}
+    telemetry = internal(unix, "/status")["telemetry"]
+    assert re.fullmatch(r"the app's client \(made in .*main\.py:\d+\)", telemetry.pop("client"))
+    assert telemetry == {"status": None, "since": None, "dropped": 0}
     ask(tcp, "/fail/1")
     deadline = time.monotonic() + 5
     while not (telemetry := internal(unix, "/status")["telemetry"])["status"] and time.monotonic() < deadline:

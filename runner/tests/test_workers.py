@@ -271,3 +271,18 @@ def test_handing_over_under_load_loses_nothing(pair, tcp):
             serving = successor
     assert load.failures == []
     assert load.answers > 200
+
+
+def test_workers_share_what_the_app_makes_by_chance_when_it_is_imported(start, tcp, tmp_path):
+    """With a random default for its key, an app whose workers import it one by one logs its users out."""
+    (tmp_path / "shop.py").write_text(
+        "import os, secrets\nKEY = secrets.token_hex()\n"
+        "def app(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    return [f'{os.getpid()} {KEY}'.encode()]\n"
+    )
+    service = start(sockets=[tcp], app="shop:app", BOOTY_WORKERS="2").ready()
+    seen = set()
+    wait_for(lambda: seen.add(tuple(ask(tcp, "/")[2].split())) or len({pid for pid, _ in seen}) == 2)
+    assert {int(pid) for pid, _ in seen} == set(service.children())
+    assert len({key for _, key in seen}) == 1

@@ -24,12 +24,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ansible_collections.booty.deploy.plugins.module_utils.controller import build
-
 from sandbox import hosts
 from sandbox.machine import build_once, cache, run
 from tests.bench import INSTANCE, on_hosts
-from tests.conftest import ROOT, Repository
+from tests.conftest import ROOT, Repository, artifact
 
 BIN = Path(sys.executable).parent
 HEALTH = """python3 -c "
@@ -106,8 +104,6 @@ def pyinfra() -> list[str | Path]:
     return [build_once(cache() / "bench" / key, build) / "venv/bin/python", "-m", "pyinfra"]
 
 
-# What the bundled app is served from: the default of app_serve.
-SERVE = "booty.main:create_app()"
 # The costs of all runs, by tool and by kind of run.
 Took = dict[str, dict[str, list[Cost]]]
 
@@ -182,7 +178,7 @@ def measure(on: list[hosts.Host], directory: Path, runs: int) -> Took:  # noqa: 
     def release() -> str:
         repository.write("app/src/booty/version.py", f"# {time.monotonic()}\n")
         sha = repository.commit("Another")
-        build.build(repository.path, "app", SERVE, sha, python, "x86_64", directory / "artifacts")
+        artifact(repository.path, sha, directory / "artifacts", python=f"{python}.0")
         return sha
 
     python = on[0].ssh("python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'").stdout.strip()

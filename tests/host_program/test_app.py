@@ -20,6 +20,7 @@ def test_the_default_app_keeps_its_names() -> None:
         "opt": "/opt/booty",
         "releases": "/opt/booty/releases",
         "layers": "/opt/booty/layers",
+        "configs": "/opt/booty/config",
         "incoming": "/opt/booty/incoming",
         "state": "/opt/booty/state.json",
         "var": "/var/lib/booty",

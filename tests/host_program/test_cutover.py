@@ -20,9 +20,9 @@ from booty_host import HostError, cutover, handover, lease
 from booty_host.app import App
 from booty_host.controller import Controller
 from booty_host.cutover import Cutover
-from booty_host.files import parse_assignments, read
+from booty_host.files import parse_assignments, parse_pointer, read
 from booty_host.processes import labels
-from booty_host.release import Release
+from booty_host.release import Release, unsettled
 from booty_host.state import State
 from booty_host.systemd import Systemd
 
@@ -37,6 +37,7 @@ class MemorySystemd(Systemd):
         ill: the releases whose /health answers 503, and whose service systemd had to start again.
         accepts: whether systemd accepts another main process.
         happens: what happens after a step, by a word of that step.
+        strange: whether another program answers the first question after the candidate's unit has stopped.
     """
 
     def __init__(self, app: App, journald: socket.socket) -> None:
@@ -50,7 +51,7 @@ class MemorySystemd(Systemd):
         self.ill: set[str] = set()
         self.happens: dict[str, Callable[[], object]] = {}
         self.main: dict[str, int] = {}
-        self.pid, self.accepts = 10, True
+        self.pid, self.accepts, self.strange = 10, True, False
 
     def observe(self) -> list[str]:
         """Append what changed since the last call, and return all steps."""
@@ -116,20 +117,21 @@ class MemorySystemd(Systemd):
             self.main[name] = self.pid
             process = self.app.root / f"proc/{self.pid}"
             process.mkdir(parents=True)
-            environ = [*env.split(), read(self.app.unit_files / name).strip()]
+            pairs = (f"{name}={value}" for name, value in parse_pointer(env).items())
+            environ = [*pairs, read(self.app.unit_files / name).strip(), f"INVOCATION_ID=start {self.pid}"]
             (process / "environ").write_text("\0".join(environ))
             (process / "stat").write_text(f"{self.pid} (python) S 1")
 
     def release(self, name: str) -> str:
         return labels(self.app, self.main.get(name, 0)).get("SENTRY_RELEASE", "")
 
-    def answering(self) -> str:
-        """Return the release of the service, or the candidate's while the service does not run or has paused."""
+    def answering(self) -> int:
+        """Return the service's process, or the candidate's while the service does not run or has paused."""
         pid = self.main.get(self.app.service, 0)
         if (self.app.root / f"proc/{pid}").is_dir() and not (self.app.root / f"proc/{pid}/paused").exists():
-            return self.release(self.app.service)
+            return pid
         candidates = read(self.app.handover).split()[1:] or [str(self.main.get(self.app.candidate, 0))]
-        return labels(self.app, int(candidates[0])).get("SENTRY_RELEASE", "")
+        return int(candidates[0])
 
     def end(self, pid: int) -> None:
         shutil.rmtree(self.app.root / f"proc/{pid}", ignore_errors=True)
@@ -178,9 +180,16 @@ class Health(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         systemd: MemorySystemd = self.server.systemd  # type: ignore[attr-defined]
-        release = systemd.answering()
-        systemd.observe().append(f"health: {release} answers")
+        pid = systemd.answering()
+        release = labels(systemd.app, pid).get("SENTRY_RELEASE", "")
+        systemd.observe().append(f"health: {release} answers{self.path.replace('/health', '')}")
         self.send_response(503 if release in systemd.ill else 200)
+        stranger = systemd.strange and not systemd.steps.count("health: a stranger answers")
+        if stranger and systemd.steps[-2].startswith("reset-failed"):
+            systemd.steps[-1] = "health: a stranger answers"
+        elif self.headers["X-Booty-Ask"] == f"start {pid}":
+            self.send_header("X-Booty-Release", release)
+            self.send_header("X-Booty-Pid", str(pid))
         self.end_headers()
         self.wfile.write(json.dumps({"release": release, "environment": "test", "reason": "no disk"}).encode())
 
@@ -219,9 +228,9 @@ def systemd(app: App) -> Iterator[MemorySystemd]:
         thread.join()
 
 
-def release(systemd: MemorySystemd, sha: str) -> Release:
+def release(systemd: MemorySystemd, sha: str, more: str = "BOOTY_CONFIG_DIR=\nBOOTY_SETTINGS=\n") -> Release:
     app = systemd.app
-    env = f"SENTRY_RELEASE={sha}\nSENTRY_ENVIRONMENT=test\nBOOTY_RELEASE_DIR={app.releases / sha}\n"
+    env = f"SENTRY_RELEASE={sha}\nSENTRY_ENVIRONMENT=test\nBOOTY_RELEASE_DIR={app.releases / sha}\n{more}"
     unit = f"BOOTY_UNIT={sha}{sha}\n"
     sockets = f"[Socket]\nListenStream=127.0.0.1:{systemd.port}\n"
     return Release(app, env, {app.slice: "", app.socket: sockets, app.service: unit, app.candidate: unit})
@@ -231,7 +240,7 @@ def cut_over(
     systemd: MemorySystemd, sha: str, controller: Controller | None = None, contract: int = 1
 ) -> dict[str, Any]:
     (systemd.app.releases / sha).mkdir()
-    fields = {"layer": "", "python": "", "contract": contract}
+    fields = {"layer": "", "python": "", "contract": contract, "health": {"path": "/ready", "host": ""}}
     (systemd.app.releases / sha / "release.json").write_text(json.dumps(fields))
     steps = Cutover(systemd.app, systemd)
     return steps.cut_over(
@@ -253,7 +262,8 @@ def installed(app: App) -> str:
     return read(app.unit_files / app.service).strip()
 
 
-FIRST = """\
+ANSWERS = "health: a answers\n" * cutover.ANSWERS
+FIRST = f"""\
 state.json: run a can be taken back
 daemon-reload
 reset-failed shop.service shop.socket
@@ -269,7 +279,7 @@ restart shop.service
 health: a answers
 stop shop-candidate.service
 reset-failed shop-candidate.service
-health: a answers
+{ANSWERS}\
 journal: serving a
 state.json: a served
 """
@@ -303,9 +313,9 @@ def test_the_first_release_opens_the_sockets(systemd: MemorySystemd) -> None:
 
 def test_a_proven_release_switches_while_the_candidate_answers(serving: MemorySystemd) -> None:
     answer = cut_over(serving, "b")
-    after = f"{RETIRE}health: b answers\njournal: serving b\nstate.json: b a served\n"
+    after = f"{RETIRE}{ANSWERS.replace('a ', 'b ')}journal: serving b\nstate.json: b a served\n"
     assert serving.observe() == (SWITCH + after).splitlines()
-    assert answer == {"state": "switched", "notices": [], "pruned": []}
+    assert answer == {"state": "switched", "notices": [], "warnings": [], "pruned": []}
     assert serving.app.last.read_text().startswith("anna deploys, at ")
     assert not serving.app.candidate_env.exists()
 
@@ -349,8 +359,7 @@ reset-failed shop.socket shop.service
 restart shop.service
 health: a answers
 {RETIRE}\
-health: a answers
-"""
+{ANSWERS}"""
 
 
 def test_a_release_that_is_not_confirmed_goes_back(serving: MemorySystemd) -> None:
@@ -413,7 +422,7 @@ release.env names b
 a moves to /shop-candidate.service
 shop.service: MAINPID=13 STATUS=serving
 {RETIRE}\
-health: b answers
+{ANSWERS.replace("a ", "b ")}\
 journal: serving b
 state.json: b a served
 """
@@ -428,6 +437,51 @@ def test_the_process_that_was_proven_is_the_one_that_serves(proven: MemorySystem
     assert handed_over(proven) == HAND_OVER.splitlines()
     assert (proven.main[proven.app.service], proven.release(proven.app.service)) == (13, "b")
     assert not proven.app.handover.exists()
+
+
+def test_a_release_that_names_itself_is_asked_as_its_commit_says(systemd: MemorySystemd) -> None:
+    """Of all answers after the candidate's unit has stopped, none may be another process's."""
+    assert cut_over(systemd, "a", contract=3)["state"] == "switched"
+    systemd.observe().clear()
+    systemd.strange = True
+    assert cut_over(systemd, "b", contract=3)["state"] == "switched"
+    steps = handed_over(systemd)
+    again = ["health: a stranger answers", *["health: b answers/ready"] * cutover.ANSWERS]
+    assert [step for step in steps if step.startswith("health: ")] == [
+        "health: a answers/ready",
+        "health: b answers/ready",
+        *again,
+    ]
+    assert steps[-len(again) - 2 : -2] == again
+
+
+def test_another_process_that_goes_on_answering_is_found(systemd: MemorySystemd) -> None:
+    cut_over(systemd, "a", contract=3)
+    pid = systemd.main[systemd.app.service]
+    environ = systemd.app.root / f"proc/{pid}/environ"
+    environ.write_text(environ.read_text().replace("INVOCATION_ID=start", "INVOCATION_ID=another"))
+    problem = unsettled(systemd.app, systemd, release(systemd, "a"))
+    assert problem == f"GET /ready is answered by another process than the service's (PID {pid})"
+
+
+def test_a_setting_alone_is_a_cutover_and_comes_back(serving: MemorySystemd) -> None:
+    app = serving.app
+    first = "BOOTY_CONFIG_DIR=\nBOOTY_SETTINGS=GREETING\nGREETING='it'\"'\"'s  5'\n"
+    steps = Cutover(app, serving)
+
+    def switch(env: str) -> dict[str, Any]:
+        wanted = release(serving, "a", env)
+        assert "has other settings" in unsettled(app, serving, wanted)
+        return steps.cut_over(wanted, 5, "anna deploys", "run", Controller(False), False)
+
+    assert switch(first)["state"] == "switched"
+    assert labels(app, serving.main[app.service])["GREETING"] == "it's  5"
+    assert unsettled(app, serving, release(serving, "a", first)) == ""
+    # The file was changed by hand, so it is not what the process was started with.
+    app.release_env.write_text(release(serving, "a").env)
+    before = steps.serving(release(serving, "a"), labels(app, serving.main[app.service]))
+    assert parse_pointer(before.env) == parse_pointer(release(serving, "a", first).env)
+    assert "BOOTY_SETTINGS is GREETING, not " in unsettled(app, serving, release(serving, "a"))
 
 
 def test_a_candidate_that_is_not_confirmed_leaves_the_old_process_serving(proven: MemorySystemd) -> None:
@@ -477,7 +531,8 @@ def test_a_systemd_that_refuses_another_main_process_restarts_the_service(
     assert cut_over(proven, "b", contract=2)["state"] == "switched"
     steps = handed_over(proven)
     assert "journal: restarting: it can't be handed over: systemd does not take the lease" in steps
-    assert steps[-len(AFTER := (SWITCH + RETIRE).splitlines()[6:]) - 3 : -3] == AFTER
+    after = (SWITCH + RETIRE + ANSWERS.replace("a ", "b ")).splitlines()[6:]
+    assert steps[-len(after) - 2 : -2] == after
     assert not proven.app.handover.exists()
 
 

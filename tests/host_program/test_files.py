@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,42 @@ from booty_host import files
 )
 def test_parse_assignments(text: str, expected: dict[str, str]) -> None:
     assert files.parse_assignments(text) == expected
+
+
+AWKWARD = {
+    "BARE": "a/b:c@d%e+f=g,h.i-j_k", "EMPTY": "", "BLANKS": "  two  words ", "SINGLE": "it's", "QUOTED": "'a' \"b\" '",
+    "DOUBLE": 'say "hi"', "BACKSLASH": r"C:\new\table\ ", "DOLLAR": "$HOME ${X} $(reboot) `id`", "COMMENT": "a # b; c",
+    "UNICODE": "Grüße, 日本 🎉", "PERCENT": "100% %h", "EQUALS": "a=b=c", "NUMBER": "007", "TILDE": "~/x",
+    "GLOB": "*?[a]", "JSON": '{"a": ["b", 1]}', "BANG": "!x", "END": "\\", "QUOTES": "''", "MIXED": "'\"'\"'",
+}  # fmt: skip
+
+
+def test_parse_pointer_reads_what_was_quoted() -> None:
+    text = "# a comment\n" + "".join(f"{name}={shlex.quote(value)}\n" for name, value in AWKWARD.items())
+    assert files.parse_pointer(text) == AWKWARD
+
+
+def test_settle_reads_the_same(tmp_path: Path) -> None:
+    """The script compares release.env with a process; a shell and its own sed read the values."""
+    script = (files_of_program() / "settle.sh").read_text()
+    function = script[script.index("serves_pointer() {") : script.index("# Whether a process is still there")]
+    (tmp_path / "release.env").write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in AWKWARD.items()))
+    function = function.replace("/etc/$app/", f"{tmp_path}/")
+
+    def serves(environment: dict[str, str]) -> bool:
+        command = ["/bin/sh", "-c", f"{function}\nserves_pointer $$"]
+        done = subprocess.run(command, env={**environment, "PATH": os.environ["PATH"]}, check=False)
+        return done.returncode == 0
+
+    assert serves(AWKWARD)
+    for name, value in AWKWARD.items():
+        assert not serves({**AWKWARD, name: f"{value}x"}), name
+    (tmp_path / "release.env").unlink()
+    assert not serves(AWKWARD)
+
+
+def files_of_program() -> Path:
+    return Path(str(files.__file__)).parent
 
 
 def test_write_atomically_replaces_and_keeps_the_mode(tmp_path: Path) -> None:

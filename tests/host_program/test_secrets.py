@@ -98,7 +98,7 @@ def test_judge_content(text: str, fault: str | None) -> None:
     [
         # systemd reads these as they are written
         (f"A=b#{PLANTED};c\nB='c # d'\nC=\"e ; f\"\nD=#g\nPEM='a\nb # c\n'\n", None),
-        ("A=b\tc\nPATH=/usr/bin\nHOME=/x\nLD_SDK_KEY=x\nPYTHONWARNINGS=error\nWEB_CONCURRENCY=auto\n", None),
+        ("A=b\tc\nLD_SDK_KEY=x\nPYTHONWARNINGS=error\nPORTAL=1\n", None),
         (f"A={'x' * 131_069}\n", None),
         (f"SENTRY_RELEASE={PLANTED}\nBOOTY_QUEUE_JOBS=1\n", None),
         ("", None),
@@ -117,6 +117,11 @@ def test_judge_content(text: str, fault: str | None) -> None:
             "line 1 sets BOOTY_DRAIN_SECONDS, which the unit sets: remove it, and set app_drain",
         ),
         ("BOOTY_UNIT=x\n", "line 1 sets BOOTY_UNIT, which the unit sets: remove it"),
+        ("PATH=/usr/bin\n", "line 1 sets PATH, which the unit sets: remove it"),
+        ("PORT=5000\n", "line 1 sets PORT, which the unit sets: remove it, and set app_port in the inventory"),
+        ("WEB_CONCURRENCY=auto\n", "line 1 sets WEB_CONCURRENCY, which the unit sets: remove it, and set app_workers"),
+        ("BOOTY_HEALTH_PATH=/\n", "line 1 sets BOOTY_HEALTH_PATH, which the unit sets: remove it, and set app_health_"),
+        ("BOOTY_SETTINGS=SENTRY_DSN\n", "line 1 sets BOOTY_SETTINGS, which release.env sets: remove it"),
         ("A=1\nNOTIFY_SOCKET=\n", "line 2 sets NOTIFY_SOCKET, which systemd sets"),
         ("LISTEN_FDS=0\n", "line 1 sets LISTEN_FDS"),
         ("STATE_DIRECTORY=/tmp\n", "line 1 sets STATE_DIRECTORY"),

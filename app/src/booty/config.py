@@ -58,11 +58,6 @@ class Settings(BaseSettings):
             raise ValueError("names no database")
         return value
 
-    @property
-    def is_production(self) -> bool:
-        """Whether the environment is `production` or `prod`, in any case."""
-        return self.sentry_environment.lower() in {"production", "prod"}
-
 
 def explain(error: ValidationError) -> str:
     """Return one line that names each refused variable and the values that it accepts, without showing its value."""

@@ -1,6 +1,5 @@
 """The app: `create_app` assembles it, its lifespan opens and closes its resources."""
 
-import logging
 from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager, closing
 from functools import cache
@@ -9,7 +8,6 @@ from typing import Any, TypedDict
 
 import booty_runner
 import sentry_sdk
-from booty_runner import telemetry
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from sentry_sdk.integrations.fastapi import FastApiIntegration
@@ -21,8 +19,6 @@ import booty.jobs  # noqa: F401 - declares the jobs
 from booty import __version__, health, operate, routes
 from booty.config import Settings, from_environment
 from booty.queue import Queue
-
-log = logging.getLogger(__name__)
 
 
 class State(TypedDict):
@@ -39,31 +35,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings: by default those of the environment.
 
     Raises:
-        SystemExit: with status 1, if a setting is not accepted; from the lifespan, if production has no DSN.
+        SystemExit: with status 1, if a setting is not accepted.
     """
     settings = settings or from_environment()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         _init_sentry(settings)
-        # Starlette built the middleware before it called this lifespan. Resetting it has it built again after Sentry's
-        # patches, which report a raised HTTPException(5xx).
-        app.middleware_stack = None
         booty_runner.name_requests(_route_of(app.routes), client_left=[ClientDisconnect])
-        try:
-            # Open further resources of the app here, or in a router's own lifespan (routes.py). Jobs run only while
-            # these resources are open: from the runner's on_ready hook to the end of its drain.
-            with closing(Queue(settings)) as queue:
-                operate.register(queue)
-                booty_runner.on_ready(lambda _: setattr(app.state, "started", True))
-                yield State(settings=settings, queue=queue)
-        except Exception as error:
-            with sentry_sdk.new_scope() as scope:
-                scope.set_transaction_name("shutdown" if getattr(app.state, "started", False) else "startup", "task")
-                sentry_sdk.capture_exception(error)
-            raise
-        finally:
-            telemetry.stop()
+        # Open further resources of the app here, or in a router's own lifespan (routes.py). Jobs run only while these
+        # resources are open: from the runner's on_ready hook to the end of its drain.
+        with closing(Queue(settings)) as queue:
+            operate.register(queue)
+            booty_runner.on_ready(lambda _: setattr(app.state, "started", True))
+            yield State(settings=settings, queue=queue)
 
     app = FastAPI(title="Booty", version=__version__, lifespan=lifespan)
     app.include_router(health.router)
@@ -72,17 +57,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _init_sentry(settings: Settings) -> None:
-    """Start Sentry, for errors only, if a DSN is set. Without one, refuse to start in production."""
+    """Start Sentry, for errors only, if a DSN is set."""
     if settings.sentry_dsn is None:
-        if settings.is_production:
-            log.error("SENTRY_DSN is not set, and %s does not run without it", settings.sentry_environment)
-            raise SystemExit(1)
-        log.info("SENTRY_DSN is not set: errors are not reported in %s", settings.sentry_environment)
         return
-    labels = (settings.sentry_release, settings.sentry_environment)
     sentry_sdk.init(
-        **telemetry.options(settings.sentry_dsn.get_secret_value(), *labels, settings.sentry_sample_rate),
+        dsn=settings.sentry_dsn.get_secret_value(),
+        release=settings.sentry_release,
+        environment=settings.sentry_environment,
+        sample_rate=settings.sentry_sample_rate,
         ignore_errors=[ClientDisconnect],
+        auto_enabling_integrations=False,
         # No HTTP method begins a transaction: without tracing it is never sent, yet takes a third of a request's time.
         integrations=[
             StarletteIntegration(http_methods_to_capture=()),
@@ -97,7 +81,7 @@ def _route_of(routes: Sequence[BaseRoute]) -> Callable[[MutableMapping[str, Any]
 
     def route_of(scope: MutableMapping[str, Any]) -> str | None:
         for route in iter_route_contexts(routes):
-            if route.path and scope["method"] in (route.methods or ()) and _regex(route.path).match(scope["path"]):
+            if route.path and scope.get("method") in (route.methods or ()) and _regex(route.path).match(scope["path"]):
                 return route.path
         return None
 

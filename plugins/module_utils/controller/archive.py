@@ -10,11 +10,11 @@ import os
 import re
 import stat
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Days that an archive stays in the cache after its last use.
 KEEP_DAYS = 30
@@ -30,8 +30,14 @@ NOT_SHIPPED = {
 }
 
 
+class Link(NamedTuple):
+    """A link in an archive."""
+
+    target: str
+
+
 def files(tree: Path) -> Iterator[Path]:
-    """Yield the files and links of a tree that an archive gets, sorted by name."""
+    """Yield the files and links of an installation that an archive gets, sorted by name."""
     for path in sorted(tree.rglob("*")):
         relative = path.relative_to(tree)
         # The scripts in the top-level `bin/` of an installation start the controller's Python.
@@ -41,41 +47,37 @@ def files(tree: Path) -> Iterator[Path]:
             yield path
 
 
-def pack(tree: Path, archive: Path, mtime: int, extra: dict[str, bytes | Path] | None = None, prefix: str = "") -> None:
-    """Write a tree as a `.tar.gz` whose bytes depend only on its files' names, contents and executable bits.
+def installed(tree: Path, prefix: str = "") -> dict[str, Path]:
+    """Return the files and links of an installation, by their names in an archive."""
+    return {f"{prefix}{path.relative_to(tree)}": path for path in files(tree)}
+
+
+def pack(archive: Path, mtime: int, entries: Mapping[str, bytes | Path | Link]) -> None:
+    """Write a `.tar.gz` whose bytes depend only on its files' names, contents and executable bits.
 
     Args:
-        tree: the folder to pack.
         archive: the file to write, in one rename.
         mtime: the modification time of every entry, in seconds since 1970.
-        extra: more entries by name: the bytes of a file, or the target of a link.
-        prefix: a prefix for the names of the tree's files.
+        entries: by name a link, a file or link of this machine, or the bytes of a file, which is executable in `bin/`.
     """
     buffer = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=6, mtime=0, filename="") as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
-
-        def add(name: str, content: bytes | Path, executable: bool = False) -> None:
+        for name, source in sorted(entries.items()):
             entry = tarfile.TarInfo(name)
+            content, executable = source, name.startswith("bin/")
+            if isinstance(source, Path):
+                executable = bool(source.lstat().st_mode & stat.S_IXUSR)
+                content = Link(str(source.readlink())) if source.is_symlink() else source.read_bytes()
             entry.mtime, entry.mode = mtime, 0o755 if executable else 0o644
-            if isinstance(content, Path):
-                entry.type, entry.linkname = tarfile.SYMTYPE, str(content)
+            if isinstance(content, Link):
+                entry.type, entry.linkname = tarfile.SYMTYPE, content.target
                 tar.addfile(entry)
-            else:
+            elif isinstance(content, bytes):
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-
-        for name, content in sorted((extra or {}).items()):
-            add(name, content, executable=name.startswith("bin/"))
-        for path in files(tree):
-            name = prefix + str(path.relative_to(tree))
-            add(
-                name,
-                path.readlink() if path.is_symlink() else path.read_bytes(),
-                bool(path.lstat().st_mode & stat.S_IXUSR),
-            )
     write(archive, buffer.getvalue())
     # The digest is written last, so an archive with a digest is complete.
     write(digest_of(archive), hashlib.sha256(buffer.getvalue()).hexdigest().encode())
@@ -130,7 +132,7 @@ def tidy(cache: Path) -> None:
     with locked(cache):
         old = []
         for path in (path for path in cache.glob("*/*") if path.name != "lock"):
-            digest = path.with_name(re.sub(r"\.(tar\.gz|cdx\.json|requires\.json).*", ".tar.gz.sha256", path.name))
+            digest = path.with_name(re.sub(r"\.(tar\.gz|cdx\.json|facts\.json).*", ".tar.gz.sha256", path.name))
             # A killed build leaves a file without a digest.
             if (digest if digest.exists() else path).stat().st_mtime < oldest:
                 old.append(path)

@@ -9,144 +9,131 @@ is a virtual environment that holds the app and names its Python and its layers.
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 
-from .archive import cached, described, files, key, once, pack, tidy, use, write
-from .git import export, listing, normal, objects
-from .lock import bill, outdated, pins, project, text
+from . import locks
+from .archive import Link, cached, described, files, installed, key, once, pack, tidy, use
+from .git import Tree, objects, source_of
+from .layer import build_layer, facts_of, options_for
+from .lock import Host, bill, incomplete, outdated, packages_in, project
+from .locks import PLATFORM, Lock, Work
 from .process import BuildError
+from .scripts import Programs, programs
 from .uv import build_environment, uv, workplace
+from .vendor import vendor
 
 # This number is a part of every key. Raise it when a change of this file changes the bytes of an archive.
-RECIPE = "6"
-# What the host program may rely on in a release, as a number in its manifest: 2 if the runner's main process takes the
-# signals SIGUSR1 and SIGUSR2. A release without a number has the contract 1.
-CONTRACT = 2
+RECIPE = "8"
+# What the host program may rely on in a release, as a number in its manifest. From 2 on the runner's main process takes
+# the signals SIGUSR1 and SIGUSR2. From 3 on the release has the commit's files in `tree/`, and the runner reads the
+# manifest and answers the question who serves. A release without a number has the contract 1.
+CONTRACT = 3
 # The runner, in this checkout or in the installed collection.
 RUNNER = Path(__file__).resolve().parents[3] / "runner"
-# Debian 12, the oldest supported suite, has glibc 2.36. uv must not choose a wheel that needs a newer glibc.
-PLATFORM = "{machine}-manylinux_2_36"
 MACHINES = ("x86_64", "aarch64")
-LOCK_AGAIN = "uv pip compile --universal --generate-hashes pyproject.toml -o requirements.txt"
-NEEDED = f"a release needs a pyproject.toml and a requirements.txt with hashes (`{LOCK_AGAIN}`) in app_path, committed."
-
-
-def show(repository: Path, sha: str, path: str, name: str) -> bytes:
-    """Return the content of a file in the app's folder of a commit; `git cat-file` follows links."""
-    try:
-        (content,) = objects(repository, [f"{sha}:{posixpath.normpath(f'{path}/{name}')}"], "--follow-symlinks")
-        return content
-    except BuildError:
-        listing(repository, sha, path)  # raises a BuildError of its own if the folder is missing
-        raise BuildError(f"Commit {sha[:12]} has no {path}/{name}: {NEEDED}") from None
 
 
 def build(
-    repository: Path,
-    path: str,
-    serve: str,
-    sha: str,
-    python: str,
-    machine: str,
-    cache: Path,
-    python_full: str = "",
+    repository: Path, description: Mapping[str, Any], sha: str, host: Host, cache: Path, app_name: str
 ) -> dict[str, Any]:
     """Build the artifact of a commit for a host's Python and machine, or take it from the cache.
 
     Args:
         repository: the git repository.
-        path: the app's folder in the repository.
-        serve: app_serve, `module:attribute` or `module:factory()`.
+        description: what `describe` returned for this commit.
         sha: the commit, 40 characters.
-        python: the series of the host's Python, such as `3.11`.
-        machine: the output of `uname -m` on the host.
+        host: the host's Python and machine.
         cache: the directory of the cache.
-        python_full: the version of the host's Python, such as `3.11.2`; by default the first one of the series.
+        app_name: app_name, which names the state directory.
 
     Returns:
         `release`, `layer` and `runner`, each with `file`, `sha256`, `size` (bytes) and `dest`, which is relative to the
         app's directory on the host; the layers also with `name`; `notices`, sentences about a release that was built.
 
     Raises:
-        BuildError: a file is missing in the commit, the lock is out of date, or a dependency has no wheel for this
-            Python and machine.
+        BuildError: a file is missing in the commit, the lock is out of date, or a dependency can't be installed for
+            this Python and machine.
     """
-    if machine not in MACHINES:
-        raise BuildError(f"The host is {machine}; releases are built for {' and '.join(MACHINES)}.")
-    path = normal(path)
-    of = f"of commit {sha[:12]}"
-    lock_file, project_file = (posixpath.normpath(f"{path}/{name}") for name in ("requirements.txt", "pyproject.toml"))
-    lock = show(repository, sha, path, "requirements.txt")
-    pyproject = text(show(repository, sha, path, "pyproject.toml"), f"{project_file} {of}")
-    try:
-        table = project(pyproject)
-        requires_python = SpecifierSet(table.get("requires-python", ""))
-    except (BuildError, InvalidSpecifier) as error:
-        raise BuildError(f"{project_file} {of} can't be read: {error}. Fix it, and commit.") from None
-    version = python_full or f"{python}.0"
-    if not requires_python.contains(version, prereleases=True):
-        raise BuildError(
-            f'{project_file} {of} has requires-python = "{requires_python}", and the host runs it with Python'
-            f" {version}. Take a host with such a Python (Debian 12 has 3.11, Debian 13 has 3.13), or widen"
-            " requires-python if the app runs there, lock again, and commit."
-        )
+    if host.machine not in MACHINES:
+        raise BuildError(f"The host is {host.machine}; releases are built for {' and '.join(MACHINES)}.")
+    (commit,) = objects(repository, [sha])
+    match = re.search(rb"^committer .* (-?\d+) [+-]\d+$", commit, re.MULTILINE)
+    with workplace() as directory:
+        tree, path = Tree(repository, sha), description["path"]
+        tree.demand(path)
+        work = Work(tree, path, directory, cache, int(match[1]) if match else 0, description["dotenv"])
+        return artifact(work, description, host, app_name)
+
+
+def artifact(work: Work, description: Mapping[str, Any], host: Host, app_name: str) -> dict[str, Any]:
+    """Build the artifact of a commit whose files are at hand; see `build`."""
+    sha, cache, of = work.tree.sha, work.cache, work.of
+    project_file = posixpath.normpath(f"{work.path}/pyproject.toml")
+    demand_python(work, description, project_file, host)
+    lock = locks.read(work, description, host)
+    locked_text, where = lock.text(), f"py{host.python}-{host.machine}"
     runner_lock = (RUNNER / "requirements.txt").read_text()
-    source = [part for file in files(RUNNER / "src") for part in (str(file.relative_to(RUNNER)), file.read_bytes())]
-    layer_name = f"{key(RECIPE, lock, python, machine)}-py{python}-{machine}"
-    runner_name = f"runner-{key(RECIPE, runner_lock, python, machine, *source)}-py{python}-{machine}"
+    # A checkout has `_vendor` for its own Python.
+    sources = [file for file in files(RUNNER / "src") if "_vendor" not in file.parts]
+    source = [part for file in sources for part in (str(file.relative_to(RUNNER)), file.read_bytes())]
+    layer_name = f"{key(RECIPE, locked_text, host.python, host.machine)}-{where}"
+    runner_name = f"runner-{key(RECIPE, runner_lock, host.python, host.machine, *source)}-{where}"
     layer, runner = (cache / "layers" / f"{name}.tar.gz" for name in (layer_name, runner_name))
+    names = {"release": sha, "layer": layer_name, "runner": runner_name, "python": host.python}
+    manifest = {**names, "contract": CONTRACT, **description}
     # All controllers give an archive the same name, so the store of app_artifact_url can hold archives of any of them.
     # The key has no repository, because a SHA has the same content in every repository.
-    release = cache / "releases" / f"{sha}-{key(RECIPE, path, serve, layer_name, runner_name)}.tar.gz"
-    notices: list[str] = []
+    state = app_name if description["state_paths"] else ""
+    release = cache / "releases" / f"{sha}-{key(RECIPE, json.dumps(manifest, sort_keys=True), state)}.tar.gz"
     use(cache, layer, runner, release)
     if not all(map(cached, (layer, runner, release))):
-        locked_text = text(lock, f"{lock_file} {of}")
-        try:
-            locked = pins(locked_text, python, machine)
-        except BuildError as error:
-            raise BuildError(
-                f"{lock_file} {of} is no lock with hashes: {error}. Lock again there, and commit: {LOCK_AGAIN}"
-            ) from None
+        pyproject = work.toml(project_file)
+        declared = project(pyproject).get("dependencies", [])
 
-        def check(source: str, dependencies: list[str], layer: dict[str, list[str]] | None = None) -> None:
-            if problem := outdated(dependencies, locked, python, machine, layer):
+        def check(source: str, problem: str) -> None:
+            if problem:
                 raise BuildError(
-                    f"The lock {of} is out of date: {source} {problem} in {lock_file}. Lock again there, and commit:"
-                    f" {LOCK_AGAIN}"
+                    f"The lock {of} is out of date: {source} {problem} in {lock.file}. Lock again there, and commit:"
+                    f" {lock.again}"
                 )
 
-        check(project_file, table.get("dependencies", []))
-        once(layer, lambda archive: build_layer(archive, locked_text, python, machine))
-        once(runner, lambda archive: build_layer(archive, runner_lock, python, machine, RUNNER / "src"))
+        # Dependencies that were resolved for the commit are never out of date, and neither is an app without a lock.
+        if lock.again:
+            check(project_file, outdated(declared, lock.packages, host))
+        once(layer, lambda archive: build_layer(archive, lock, host))
+        once(runner, lambda archive: build_runner(archive, runner_lock, host))
+        facts = facts_of(layer)
+        if lock.complete:
+            check("", incomplete(lock.packages, facts["requires"], host))
 
         def finish(archive: Path) -> None:
-            with built_app(repository, path, sha, version) as (target, time):
-                # The metadata of the wheel, which the build backend takes from pyproject.toml, setup.py or elsewhere.
-                (app,) = distributions(path=[str(target)])
-                file = requires_file(layer)
-                check("the app", app.requires or [], json.loads(file.read_text()) if file.exists() else None)
-                if locked and not app.requires:
-                    notices.append(
+            target = install_projects(work, lock, pyproject, host)
+            name = canonicalize_name(project(pyproject).get("name", app_name))
+            # The metadata of the wheel, which the build backend takes from pyproject.toml, setup.py or elsewhere.
+            apps = [
+                app for app in distributions(path=[str(target)]) if canonicalize_name(app.name) not in lock.packages
+            ]
+            for app in apps:
+                if lock.again:
+                    check("the app", outdated(app.requires or [], lock.packages, host, facts["requires"]))
+                if lock.packages and lock.again and not app.requires:
+                    work.notices.append(
                         f"The app {of} declares no dependencies to its build backend, so Booty can't check whether"
-                        f" {lock_file} locks all packages that it imports. Declare them in {project_file}: [project]"
+                        f" {lock.file} locks all packages that it imports. Declare them in {project_file}: [project]"
                         " dependencies."
                     )
-                # The app's version of a package overrides the runner's version, as it does on the import path.
-                materials = bill(pyproject, {**pins(runner_lock, python, machine), **locked}, sha, time)
-                manifest = {"release": sha, "layer": layer_name, "runner": runner_name, "python": python, "path": path}
-                pack_release(archive, target, {**manifest, "serve": serve, "contract": CONTRACT}, materials, time)
+            materials = bill(name, lock.packages, packages_in(runner_lock, host, "."), sha, work.time)
+            pack_release(archive, work, target, manifest, materials, facts["programs"], app_name)
 
         once(release, finish)
         tidy(cache)
@@ -154,94 +141,167 @@ def build(
         "release": described(release, f"releases/{sha}"),
         "layer": {**described(layer, f"layers/{layer_name}"), "name": layer_name},
         "runner": {**described(runner, f"layers/{runner_name}"), "name": runner_name},
-        "notices": notices,
+        "notices": work.notices,
     }
 
 
-def requires_file(layer: Path) -> Path:
-    """Return the file beside a layer with the requirements of each of its packages."""
-    return layer.with_name(layer.name.replace(".tar.gz", ".requires.json"))
+def demand_python(work: Work, description: Mapping[str, Any], project_file: str, host: Host) -> None:
+    """Raise BuildError if the app wants another Python than the host's."""
+    lock_file = posixpath.normpath(f"{work.path}/{description['lock']}") if description["lock"] else ""
+    file, wanted = locks.requires_python(work, lock_file, project_file)
+    if not wanted.contains(host.python_full, prereleases=True):
+        raise BuildError(
+            f'{file} {work.of} has requires-python = "{wanted}", and the host runs it with Python {host.python_full}.'
+            " Take a host with such a Python (Debian 12 has 3.11, Debian 13 has 3.13), or widen requires-python if the"
+            " app runs there, lock again, and commit."
+        )
 
 
-def build_layer(archive: Path, lock: str, python: str, machine: str, package: Path | None = None) -> None:
-    """Install the wheels of locked dependencies for a Python and machine, and pack them.
+def build_runner(archive: Path, lock: str, host: Host) -> None:
+    """Pack the runner, with its locked dependencies under private names.
 
-    Args:
-        archive: the archive to write.
-        lock: the text of the lock.
-        python: the host's Python.
-        machine: the host's architecture.
-        package: a folder whose packages are added to the layer.
+    The lock leaves out what the runner does not use of its dependencies.
     """
     with workplace() as directory:
-        requirements, target = directory / "requirements.txt", directory / "layer"
+        requirements, packages, target = directory / "requirements.txt", directory / "packages", directory / "runner"
         requirements.write_text(lock)
-        target.mkdir()
-        platform = PLATFORM.format(machine=machine)
-        options = ("--require-hashes", "--only-binary=:all:", f"--python-platform={platform}")
+        packages.mkdir()
+        options = ("--require-hashes", "--only-binary=:all:", "-r", str(requirements))
         try:
-            install(directory, target, python, *options, "-r", str(requirements))
+            uv(directory, *options_for(packages, host), *options)
         except BuildError as error:
-            raise BuildError(
-                f"The locked dependencies can't be installed for Python {python} on {platform}: {error}"
-            ) from None
-        if package:
-            shutil.copytree(package, target, dirs_exist_ok=True)
-        requires = {canonicalize_name(each.name): each.requires or [] for each in distributions(path=[str(target)])}
-        write(requires_file(archive), json.dumps(requires, sort_keys=True).encode())
-        pack(target, archive, mtime=0)
+            platform = PLATFORM.format(machine=host.machine)
+            raise BuildError(f"The runner can't be installed for Python {host.python} on {platform}: {error}") from None
+        shutil.copytree(RUNNER / "src", target, ignore=shutil.ignore_patterns("_vendor"))
+        vendor(packages, target / "booty_runner/_vendor")
+        pack(archive, 0, installed(target))
 
 
-def install(directory: Path, target: Path, python: str, *arguments: str) -> None:
-    """Install packages into a folder with `uv pip install`, for a version of Python."""
-    options = ("--quiet", "--no-compile-bytecode", f"--python-version={python}", f"--target={target}")
-    uv(directory, "pip", "install", *options, *arguments)
-
-
-@contextmanager
-def built_app(repository: Path, path: str, sha: str, python: str) -> Iterator[tuple[Path, int]]:
-    """Build the app's wheel from the commit and install it; yield the folder with it, and the commit's time."""
-    (commit,) = objects(repository, [sha])
-    match = re.search(rb"^committer .* (-?\d+) [+-]\d+$", commit, re.MULTILINE)
-    time = int(match[1]) if match else 0
-    with workplace() as directory:
-        source, target = directory / "source", directory / "target"
-        source.mkdir()
-        target.mkdir()
-        export(repository, sha, path, source)
-        app = source / path
-        # Without build-requirements.txt, the bounds in the app's pyproject.toml choose the build tools.
-        tools = app / "build-requirements.txt"
-        locked_tools = ["--build-constraints", str(tools), "--require-hashes"] if tools.exists() else []
-        command = ("build", "--wheel", f"--out-dir={directory}", *locked_tools, str(app))
+def install_projects(work: Work, lock: Lock, pyproject: Mapping[str, Any], host: Host) -> Path:
+    """Build the app, if it is a package, and the folders that its lock names; return the folder with the result."""
+    target = work.directory / "target"
+    target.mkdir()
+    folders = [package.path for _, package in sorted(lock.packages.items()) if package.path]
+    if locks.installable(work.tree, work.path, pyproject):
+        folders.append(work.path)
+    for number, folder in enumerate(folders):
         try:
-            uv(directory, *command, **build_environment(directory, sha, time))
-            (wheel,) = directory.glob("*.whl")
-            install(directory, target, python, "--no-deps", str(wheel))
+            install_project(work, folder, work.directory / f"build{number}", target, host)
         except BuildError as error:
             output = [line for line in str(error).splitlines() if line != "Building wheel..."][-40:]
-            heading = f"The app of commit {sha[:12]} does not build. uv and its build backend said:"
-            raise BuildError("\n".join([heading, *output])) from None
-        yield target, time
+            if folder == work.path and "Multiple top-level" in str(error):
+                # setuptools refuses such a folder, and the modules are in the tree all the same.
+                work.notices.append(
+                    f"The app {work.of} is not installed as a package, because setuptools found several packages at"
+                    " its top. Its modules are imported from its folder. To install it, name its packages in"
+                    " pyproject.toml; to end this notice, remove [build-system]."
+                )
+                continue
+            what = "The app" if folder == work.path else folder
+            heading = f"{what} {work.of} does not build. uv and its build backend said:"
+            raise BuildError("\n".join([heading, *output, *version_hint(str(error))])) from None
+    return target
 
 
-def pack_release(archive: Path, target: Path, manifest: dict[str, Any], materials: bytes, time: int) -> None:
-    """Pack an installed app as a virtual environment over its layers."""
+def version_hint(output: str) -> list[str]:
+    """Return the next step if a build failed because it wants a version from git's tags."""
+    if re.search(
+        r"git (describe|tag|rev-parse)|not a git repository|No git repository|version.*VCS", output, re.IGNORECASE
+    ):
+        return ["A build has no git repository. Write a version in pyproject.toml, or take it from setuptools-scm."]
+    return []
+
+
+def install_project(work: Work, folder: str, build: Path, target: Path, host: Host) -> None:
+    """Build the wheel of a folder of the commit, and install it."""
+    app = source_of(work.top(), folder, build / "source")
+    # Without build-requirements.txt, the bounds in the app's pyproject.toml choose the build tools.
+    tools = app / "build-requirements.txt"
+    locked_tools = ["--build-constraints", str(tools), "--require-hashes"] if tools.exists() else []
+    # These end the search of build backends for the settings of a parent folder.
+    command = ("build", "--wheel", f"--out-dir={build}", *locked_tools, str(app))
+    uv(work.directory, *command, **build_environment(work.directory, work.tree.sha, work.time))
+    (wheel,) = build.glob("*.whl")
+    uv(work.directory, *options_for(target, host), str(wheel))
+
+
+def pack_release(
+    archive: Path,
+    work: Work,
+    target: Path,
+    manifest: Mapping[str, Any],
+    materials: bytes,
+    of_layer: Programs,
+    app_name: str,
+) -> None:
+    """Pack the commit's files and the installed app as a virtual environment over its layers.
+
+    Args:
+        archive: the file to write.
+        work: the build.
+        target: the folder with the installed app.
+        manifest: the content of release.json.
+        materials: the bill of materials.
+        of_layer: the programs of the app's layer.
+        app_name: app_name.
+    """
     site = f"lib/python{manifest['python']}/site-packages"
     archive.with_name(archive.name.replace(".tar.gz", ".cdx.json")).write_bytes(materials)
-    serve = shlex.quote(manifest["serve"])
-    extra: dict[str, bytes | Path] = {
-        "bin/python": Path("/usr/bin/python3"),
+    of_app, serve = programs(target), shlex.quote(manifest["serve"])
+    binaries = {name: Link(f"../../../layers/{manifest['layer']}/bin/{name}") for name in of_layer["others"]}
+    scripts = {**of_layer["scripts"], **of_app["scripts"]}
+    bin_files: dict[str, bytes | Path | Link] = {
+        **binaries,
+        **{name: target / "bin" / name for name in of_app["others"]},
+        **{name: text.encode(errors="surrogateescape") for name, text in scripts.items()},
+        "python": Link("/usr/bin/python3"),
         # The release starts its own app, because the unit stays the same when another release serves.
-        "bin/serve": f'#!/bin/sh\nexec "${{0%/*}}/python" -P -m booty_runner {serve} "$@"\n'.encode(),
+        "serve": f'#!/bin/sh\nexec "${{0%/*}}/python" -P -m booty_runner {serve} "$@"\n'.encode(),
+    }
+    entries: dict[str, bytes | Path | Link] = {
+        **tree_entries(work, manifest["state_paths"], app_name),
+        **installed(target, f"{site}/"),
+        **{f"bin/{name}": content for name, content in bin_files.items()},
         "pyvenv.cfg": b"home = /usr/bin\ninclude-system-site-packages = false\n",
-        # `site.addsitedir` makes Python read the .pth files of a layer's packages. The runner's layer is the last one
-        # on the import path, so the app's own versions override it.
-        f"{site}/layer.pth": "".join(
-            f"import os, site, sys; site.addsitedir(os.path.normpath(sys.prefix + '/../../layers/{manifest[layer]}'))\n"
-            for layer in ("layer", "runner")
-        ).encode(),
+        f"{site}/layer.pth": import_path(manifest).encode(),
         "sbom.cdx.json": materials,
         "release.json": json.dumps(manifest, indent=1).encode() + b"\n",
     }
-    pack(target, archive, time, extra, prefix=f"{site}/")
+    pack(archive, work.time, entries)
+
+
+def import_path(manifest: Mapping[str, Any]) -> str:
+    """Return the text of layer.pth, each of whose lines Python runs at its start.
+
+    It appends app_config_dir, the app's folders and the layers to the import path. The standard library stays in front.
+    `site.addsitedir` makes Python read the .pth files of a layer's packages. The order of the layers does not matter:
+    the runner's has one name, booty_runner.
+    """
+    folders = [posixpath.normpath(f"tree/{manifest['path']}/{each}") for each in (".", *manifest["import_paths"])]
+    lines = ["import os, sys; sys.path += filter(None, [os.environ.get('BOOTY_CONFIG_DIR')])"]
+    lines += [f"import os, sys; sys.path.append(os.path.join(sys.prefix, {folder!a}))" for folder in folders]
+    for layer in ("layer", "runner"):
+        folder = f"os.path.normpath(sys.prefix + '/../../layers/{manifest[layer]}')"
+        lines.append(f"import os, site, sys; site.addsitedir({folder})")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def tree_entries(work: Work, state_paths: list[str], app_name: str) -> dict[str, bytes | Path | Link]:
+    """Return the commit's files by their names in the release: in `tree/`, and in `seed/` those at a state path.
+
+    Each state path is a link in `tree/` to the state directory of the app.
+    """
+    top, prefix = work.top(), "" if work.path == "." else f"{work.path}/"
+    entries: dict[str, bytes | Path | Link] = {}
+    for folder, folders, names in os.walk(top):
+        for name in (*names, *(each for each in folders if Path(folder, each).is_symlink())):
+            file = Path(folder, name)
+            relative = str(file.relative_to(top))
+            inner = relative.removeprefix(prefix) if relative.startswith(prefix) else ""
+            persists = any(
+                inner == path.rstrip("/") or inner.startswith(f"{path.rstrip('/')}/") for path in state_paths
+            )
+            entries[f"seed/{inner}" if persists else f"tree/{relative}"] = file
+    for path in (path.rstrip("/") for path in state_paths):
+        entries[f"tree/{prefix}{path}"] = Link(f"/var/lib/{app_name}/{path}")
+    return entries

@@ -11,7 +11,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from . import screen
-from .host_program import HostProgramAction, rendered, who
+from .host_program import HostProgramAction, config_of, rendered, who
 
 # Seconds that a host waits for new output before it answers.
 WAIT = 10
@@ -46,7 +46,8 @@ class CommandAction(HostProgramAction):
         if kind == "run":
             verb, call = "run_command", {"command": commands[0], "by": f"{who()} runs a command"}
         else:
-            texts = rendered(self.options(task_vars), release)
+            options = self.options(task_vars)
+            texts = {**rendered(options, release), **config_of(options)}
             by = f"{who()} runs the {kind} command of {release}"
             verb, call = "release_command", {**arguments, **texts, "by": by}
             del call["release"]

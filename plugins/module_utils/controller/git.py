@@ -143,6 +143,78 @@ def listing(repository: Path, sha: str, path: str) -> dict[str, tuple[str, str]]
 
 
 LINK, SUBMODULE = "120000", "160000"
+# An attribute in a .gitattributes of the commit: hosts do not get these files. `export-ignore` would leave them out of
+# the archives of a repository too, which have other readers.
+IGNORED = "booty-ignore"
+SAMPLES = (".example", ".sample", ".template")
+
+
+def is_dotenv(name: str) -> bool:
+    """Return whether a file holds variables for a program's environment, which may be secrets."""
+    base = posixpath.basename(name)
+    return base == ".env" or (base.startswith(".env.") and not base.endswith(SAMPLES))
+
+
+class Tree:
+    """The files of a commit, without those with the attribute `booty-ignore`.
+
+    Attributes:
+        repository: the git repository.
+        sha: the commit.
+        entries: the mode and the object of each file, by its path.
+    """
+
+    def __init__(self, repository: Path, sha: str) -> None:
+        self.repository, self.sha = repository, sha
+        self.entries = listing(repository, sha, ".")
+        patterns = [*patterns_of(repository, self.entries)]
+
+        def shipped(name: str) -> bool:
+            """Return whether hosts get a file: as in git, the last pattern that matches counts."""
+            return next((not ignores for pattern, ignores in reversed(patterns) if pattern.match(name)), True)
+
+        self.entries = {name: entry for name, entry in self.entries.items() if shipped(name)}
+
+    def demand(self, path: str) -> None:
+        """Raise BuildError unless the commit has a folder."""
+        if path != "." and not any(name.startswith(f"{path}/") for name in self.entries):
+            raise BuildError(no_folder(self.repository, self.sha, path))
+
+    def below(self, folder: str) -> set[str]:
+        """Return the files below a folder, relative to it."""
+        prefix = "" if folder == "." else f"{folder}/"
+        return {name.removeprefix(prefix) for name in self.entries if name.startswith(prefix)}
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a file, also by a link to it; None if there is none."""
+        if self.entries.get(name, (SUBMODULE,))[0] == SUBMODULE:
+            return None
+        try:
+            (content,) = objects(self.repository, [f"{self.sha}:{name}"], "--follow-symlinks")
+        except BuildError:
+            return None
+        return content
+
+
+def patterns_of(repository: Path, entries: dict[str, tuple[str, str]]) -> Iterator[tuple[re.Pattern[str], bool]]:
+    """Yield the patterns in the commit's .gitattributes that set `booty-ignore`, or unset it as `-booty-ignore`.
+
+    git itself would also read the attributes of the clone and of the user, which differ between controllers.
+    """
+    names = [name for name in entries if posixpath.basename(name) == ".gitattributes" and entries[name][0] != LINK]
+    names.sort(key=lambda name: name.count("/"))
+    contents = objects(repository, [entries[name][1] for name in names]) if names else ()
+    pieces = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    for name, content in zip(names, contents, strict=True):
+        folder = re.escape(name.removesuffix(".gitattributes"))
+        for line in content.decode(errors="replace").splitlines():
+            pattern, *attributes = line.split() or [""]
+            if not {IGNORED, f"-{IGNORED}"} & {*attributes}:
+                continue
+            parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern.strip("/"))
+            text = "".join(pieces.get(part) or re.escape(part) for part in parts)
+            anywhere = "" if "/" in pattern.rstrip("/") else "(?:.*/)?"
+            yield re.compile(f"{folder}{anywhere}{text}(/|$)"), IGNORED in attributes
 
 
 def no_folder(repository: Path, sha: str, path: str) -> str:
@@ -165,44 +237,50 @@ def no_folder(repository: Path, sha: str, path: str) -> str:
     return f"Commit {sha[:12]} has no folder {path}. Set app_path to the app's folder.{folders}"
 
 
-def export(repository: Path, sha: str, path: str, top: Path) -> None:
-    """Write a folder of a commit below `top`, under its path in the repository, with each link replaced by its target.
+def export(tree: Tree, path: str, top: Path, dotenv: bool = False) -> None:
+    """Write the files of a commit below `top`, byte for byte: git attributes and settings are not applied.
 
-    The files have the bytes of git's objects: git attributes and settings are not applied. Links are replaced because
-    build backends follow them differently; a link to one of its own parent folders stays a link.
+    Args:
+        tree: the files of the commit.
+        path: the app's folder in the repository.
+        top: an empty folder.
+        dotenv: whether to write `.env` files too.
 
     Raises:
-        BuildError: the commit does not have the content of a file.
+        BuildError: the commit does not have the content of a file that the app's folder holds or links to.
     """
+    top = Path(os.path.realpath(top))
+    entries = {name: entry for name, entry in tree.entries.items() if dotenv or not is_dotenv(name)}
+    links, missing = place(tree.repository, tree.sha, entries, top)
     roots = [top / path]
-    everything: dict[str, tuple[str, str]] = {}
-    pending = place(repository, sha, listing(repository, sha, path), top)
-    for link in pending:
-        target = Path(os.path.realpath(top / link))
-        if any(target.is_relative_to(root) for root in roots):
-            if target.exists():
-                continue
-            entries = {}
-        else:
-            # The target is outside the app's folder, such as code that several apps of the repository share.
-            everything = everything or listing(repository, sha, ".")
-            name = str(target.relative_to(top)) if target.is_relative_to(top) else "/"
-            entries = {
-                each: entry
-                for each, entry in everything.items()
-                # The last case is a link or a submodule in the target's path.
-                if name in {".", each} or each.startswith(f"{name}/") or name.startswith(f"{each}/")
-            }
-            roots.append(target)
-        if not entries:
-            raise BuildError(
-                f"{link} of commit {sha[:12]} is a link to {(top / link).readlink()}, which is not in the commit. A"
-                " release has nothing but its commit: commit the file instead of the link, or remove the link."
-            )
-        new = {each: entry for each, entry in entries.items() if not os.path.lexists(top / each)}
-        pending += [*place(repository, sha, new, top), link]
-    for link in {link for link in pending if (top / link).is_relative_to(top / path)}:
-        follow(top / link)
+    for root in roots:
+        for name, sentence in missing.items():
+            if (top / name).is_relative_to(root) or root.is_relative_to(top / name):
+                raise BuildError(sentence)
+        for link in (link for link in links if (top / link).is_relative_to(root)):
+            target = Path(os.path.realpath(top / link))
+            absent = not target.is_relative_to(top) or not target.exists()
+            if absent and not any(target.is_relative_to(top / name) for name in missing):
+                raise BuildError(
+                    f"{link} of commit {tree.sha[:12]} is a link to {(top / link).readlink()}, which is not in the"
+                    " commit. A release has nothing but its commit: commit the file instead of the link, or remove the"
+                    " link."
+                )
+            if not any(target.is_relative_to(each) for each in roots):
+                # The target is outside the app's folder, such as code that several apps of the repository share.
+                roots.append(target)
+
+
+def source_of(top: Path, path: str, source: Path) -> Path:
+    """Copy a commit's files for a build, and return the copy of a folder, with each link in it replaced by its target.
+
+    Build backends follow links differently; a link to one of its own parent folders stays a link.
+    """
+    shutil.copytree(top, source, symlinks=True)
+    for link in [each for each in (source / path).rglob("*") if each.is_symlink()]:
+        if link.is_symlink():
+            follow(link)
+    return source / path
 
 
 def follow(link: Path) -> None:
@@ -223,14 +301,21 @@ def follow(link: Path) -> None:
         shutil.copy(target, link)
 
 
-def place(repository: Path, sha: str, entries: dict[str, tuple[str, str]], top: Path) -> list[str]:
-    """Write files and links of a commit below `top`, and return the links."""
-    for name, (mode, _) in entries.items():
-        if mode == SUBMODULE:
-            raise BuildError(
-                f"{name} is a submodule, whose content is not in commit {sha[:12]}. Commit its files instead of it"
-                " (git subtree add), or lock it as a dependency."
-            )
+def place(
+    repository: Path, sha: str, entries: dict[str, tuple[str, str]], top: Path
+) -> tuple[list[str], dict[str, str]]:
+    """Write files and links of a commit below `top`.
+
+    Returns:
+        The links; and a sentence for each submodule and each Git LFS file without its content, which keeps its pointer.
+    """
+    missing = {
+        name: f"{name} is a submodule, whose content is not in commit {sha[:12]}. Commit its files instead of it (git"
+        " subtree add), or lock it as a dependency."
+        for name, (mode, _) in entries.items()
+        if mode == SUBMODULE
+    }
+    entries = {name: entry for name, entry in entries.items() if name not in missing}
     contents = objects(repository, [name for _, name in entries.values()])
     links = {}
     for (name, (mode, _)), content in zip(entries.items(), contents, strict=True):
@@ -240,8 +325,12 @@ def place(repository: Path, sha: str, entries: dict[str, tuple[str, str]], top: 
         file = top / name
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
+            large = lfs_content(repository, sha, name, content)
+        except BuildError as error:
+            missing[name], large = str(error), content
+        try:
             with file.open("xb") as stream:
-                stream.write(lfs_content(repository, sha, name, content))
+                stream.write(large)
         except FileExistsError:
             raise BuildError(
                 f"{name} of commit {sha[:12]} and another file are one on this machine, whose file system does not"
@@ -251,7 +340,7 @@ def place(repository: Path, sha: str, entries: dict[str, tuple[str, str]], top: 
     for name, target in links.items():
         (top / name).parent.mkdir(parents=True, exist_ok=True)
         (top / name).symlink_to(target)
-    return list(links)
+    return list(links), missing
 
 
 POINTER = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\n(?:.*\n)*?oid sha256:([0-9a-f]{64})\n")

@@ -13,6 +13,7 @@ import pwd
 import shlex
 import uuid
 import zipfile
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from . import variables
 from .git import descends
+from .settings import config_files, config_place
 
 ROLE = Path(__file__).parents[3] / "roles" / "app"
 # The Python of the releases, with UTF-8 in any locale.
@@ -141,11 +143,24 @@ def rendered(options: dict[str, Any], release: str) -> dict[str, Any]:
         `pointer`, the text of release.env, empty without a release; `units`, the text of each unit by its name.
     """
 
+    config_dir = config_place(options["app_name"], config_files(options["app_config_dir"]))
+
     def render(name: str) -> str:
-        return TEMPLATES.get_template(name).render(options, release=release, ansible_managed="Ansible managed")
+        return TEMPLATES.get_template(name).render(
+            options, release=release, config_dir=config_dir, ansible_managed="Ansible managed"
+        )
 
     units = {name: render(template) for name, template in templates_of_units(options["app_name"]).items()}
     return {"pointer": render("release.env.j2") if release else "", "units": units}
+
+
+def config_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the `files` of app_config_dir in base64, and the `user` who may read them."""
+    files = config_files(options["app_config_dir"])
+    return {
+        "files": {name: b64encode(content).decode() for name, content in files.items()},
+        "user": options["app_user"],
+    }
 
 
 def who() -> str:
@@ -227,7 +242,9 @@ class HostProgramAction(ActionBase):
             brought = arguments.pop("brought")
             attached = Path(brought["file"]).read_bytes() if brought else b""
             arguments |= {name: brought.get(name, "") for name in ("dest", "sha256")}
-            arguments |= rendered(self.options(task_vars), arguments.pop("release"))
+            options = self.options(task_vars)
+            arguments |= rendered(options, arguments.pop("release"))
+            arguments |= config_of(options)
             arguments["over_ssh"] = self._connection.transport == "ssh"
         if step == "begin":
             begin(self._task.delegate_to, lambda: self.ask(verb, arguments))

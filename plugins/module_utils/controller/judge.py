@@ -16,8 +16,9 @@ from ansible.template import trust_as_template
 
 from . import host_program
 from .build import MACHINES
-from .git import descends, normal
+from .git import descends
 from .host_program import HostProgramAction
+from .settings import suspects
 
 # The disk space that a release may need, and the difference between two clocks at which preflight fails.
 ROOM_MEGABYTES = 200
@@ -27,11 +28,17 @@ NO_TOKEN = (
     " app_registration_required=false"
 )
 
+SUSPECT = (
+    "app_settings: {} looks like a secret, and settings are shown: in the inventory, by --diff and by status. A secret"
+    " belongs in secrets.env. If it is none, add its name to the setting BOOTY_NOT_SECRET."
+)
+
 
 def problems_of(
     host: dict[str, Any],
     options: dict[str, Any],
     release: str,
+    description: dict[str, Any],
     name: str,
     check: bool,
     secrets_command: Callable[[], str],
@@ -42,6 +49,7 @@ def problems_of(
         host: the answer of the host.
         options: the options of the role app.
         release: the commit; empty for a rollback, whose release is on the host.
+        description: the description of the app in the commit; empty for a rollback.
         name: the name of the host in the inventory.
         check: whether Ansible is in check mode, which a host that was never bootstrapped passes too.
         secrets_command: returns the command that places secrets.env on the host.
@@ -87,8 +95,13 @@ def problems_of(
             " that service runs. Stop it first; requests are refused until the deploy ends: systemctl stop"
             f" {app}.socket {app}.service"
         )
-    yield from unusable_copy(host, options, release, name)
+    yield from unusable_copy(host, options["app_name"], release, description, name)
     secrets = host["secrets"]
+    if twice := sorted({*options["app_settings"]} & {*secrets["names"]}):
+        yield (
+            f"{', '.join(twice)} is in app_settings and in /etc/{app}/secrets.env of {name}. A secret stays in"
+            " secrets.env: remove it from app_settings. If it is none, remove its line there."
+        )
     if secrets["closed"]:
         yield (
             f"{secrets['closed']}. On {name}, as root: chown root:root /etc/{app}/secrets.env; chmod 0600"
@@ -101,22 +114,24 @@ def problems_of(
         yield f"{problem}.\nType the file's lines (SENTRY_DSN=…), then Ctrl-D:\n  {secrets_command()}"
 
 
-def unusable_copy(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
-    """Yield a problem if the host's copy of a release is damaged, or was built for another Python or other options."""
+def unusable_copy(
+    host: dict[str, Any], app_name: str, release: str, description: dict[str, Any], name: str
+) -> Iterator[str]:
+    """Yield a problem if the host's copy of a release is damaged, or was built for another Python or description."""
     manifest = host["manifests"].get(release)
     if manifest == {}:
-        folder = f"/opt/{options['app_name']}/releases/{release}"
+        folder = f"/opt/{app_name}/releases/{release}"
         if serving(host) == release:
             step = "It serves, so deploy another commit: git commit --allow-empty -m 'Build anew'"
         else:
             step = f"Remove it there, and deploy again: rm -r {folder}"
         yield f"{folder} on {name} is damaged: it has no release.json that can be read. {step}"
     if manifest:
-        path, serve = normal(options["app_path"]), options["app_serve"]
-        needed = f"Python {host['python']}, {path}, {serve}"
-        # The manifest of an older Booty has no `path` and no `serve`.
-        actual = f"Python {manifest['python']}, {manifest.get('path', path)}, {manifest.get('serve', serve)}"
-        if actual != needed:
+        wanted = {"python": host["python"], **description}
+        # The manifest of an older Booty has only some of these keys. Another Booty may word `found` in another way.
+        differing = [key for key in wanted if key != "found" and manifest.get(key, wanted[key]) != wanted[key]]
+        if differing:
+            actual, needed = (", ".join(f"{key} {each[key]}" for key in differing) for each in (manifest, wanted))
             yield (
                 f"{name} has {release} already, built from {actual} and not from {needed}. Two builds of one commit"
                 " can't differ, so deploy another commit: git commit --allow-empty -m 'Build anew'"
@@ -182,7 +197,11 @@ class PreflightAction(HostProgramAction):
         """
         result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
         _, arguments = self.validate_argument_spec(
-            {"release": {"type": "str", "default": ""}, "goes_back": {"type": "bool", "default": False}}
+            {
+                "release": {"type": "str", "default": ""},
+                "description": {"type": "dict", "default": {}},
+                "goes_back": {"type": "bool", "default": False},
+            }
         )
         release, goes_back, check = arguments["release"], arguments["goes_back"], self._task.check_mode
         options = self.options(task_vars)
@@ -203,14 +222,17 @@ class PreflightAction(HostProgramAction):
             problems = [*no_rollback_target(host, options, release, name)]
         else:
             problems = [*not_an_ancestor(host, options, release, name)]
-        # A rollback target has served before; its manifest is not compared with app_path, app_serve and Python.
-        problems += problems_of(host, options, "" if goes_back else release, name, check, self._secrets_command)
+        # A rollback target has served before, so its manifest is not compared with a description and with Python.
+        copy = "" if goes_back else release
+        problems += problems_of(host, options, copy, arguments["description"], name, check, self._secrets_command)
         if problems:
             fields = {"result": "refused", "release": release, "from": host["pointer"].get("SENTRY_RELEASE", "")}
             self.call("record", {"message": " ".join(problems), "fields": {**fields, "by": host_program.who()}})
         if "app" in (task_vars or {}):  # the commands in the texts need the option as well
             option = rf"\1 -e app={options['app_name']}"
             problems = [re.sub(r"(ansible-playbook \w+\.yml)", option, problem) for problem in problems]
+        if suspicious := [*suspects(options["app_settings"])]:
+            result["warnings"] = [SUSPECT.format(", ".join(suspicious))]
         message = [f"{name} serves {release} as {options['app_environment']}", *notices(host, options, name)]
         return {
             **result,

@@ -1,4 +1,4 @@
-"""Resolve a release to its commit, on the controller."""
+"""Resolve a release to its commit, and describe the app in it, on the controller."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
+from . import variables
+from .describe import DESCRIBED, describe
 from .git import dirty, is_top, normal, resolve
 from .process import BuildError
 
@@ -18,13 +20,14 @@ class ResolveAction(ActionBase):
     _requires_connection = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return `release`, the 40 characters of the commit."""
+        """Return `release`, the 40 characters of the commit; with `describe` also `description`, and a message."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _, arguments = self.validate_argument_spec(
             {
                 "repository": {"type": "path", "required": True},
                 "path": {"type": "str", "required": True},
                 "release": {"type": "str", "required": True},
+                "describe": {"type": "bool", "default": False},
             },
         )
         repository = Path(arguments["repository"]).resolve()
@@ -37,6 +40,16 @@ class ResolveAction(ActionBase):
                     f"{repository / path} has changes that are not committed;"
                     f" commit {sha[:12]} is deployed without them."
                 ]
+            if arguments["describe"]:
+                result["description"] = describe(repository, sha, path, self._inventory(task_vars or {}))
+                result["msg"] = "\n".join(result["description"]["found"])
+                result["_ansible_verbose_always"] = True
         except BuildError as error:
             raise AnsibleActionFail(str(error)) from None
         return {**result, "release": sha, "changed": False}
+
+    def _inventory(self, task_vars: dict[str, Any]) -> dict[str, Any]:
+        """Return the keys of a description that the inventory or the command line sets, in their types."""
+        names = [name for name in DESCRIBED if name in task_vars]
+        values = self._templar.template({name: task_vars[name] for name in names})
+        return {name.removeprefix("app_"): variables.convert(name, value) for name, value in values.items()}

@@ -10,6 +10,7 @@ from ansible.plugins.action import ActionBase
 
 from .build import build
 from .host_program import HostProgramAction
+from .lock import Host
 from .process import BuildError
 
 # An archive of at most this many bytes is sent with the call, without a transfer of its own. Most releases are smaller.
@@ -28,6 +29,7 @@ class StageAction(HostProgramAction):
         _, arguments = self.validate_argument_spec(
             {
                 "release": {"type": "str", "required": True},
+                "description": {"type": "dict", "required": True},
                 "host": {"type": "dict", "required": True},
                 "at_once": {"type": "bool", "default": False},
             }
@@ -36,13 +38,11 @@ class StageAction(HostProgramAction):
         try:
             built = build(
                 Path(options["app_repository"]).resolve(),
-                options["app_path"],
-                options["app_serve"],
+                arguments["description"],
                 arguments["release"],
-                host["python"],
-                host["machine"],
+                Host(host["python_full"], host["machine"]),
                 Path(options["app_cache"]),
-                host["python_full"],
+                options["app_name"],
             )
         except BuildError as error:
             raise AnsibleActionFail(str(error)) from None

@@ -82,8 +82,8 @@ def sources(file: Path) -> str:
     return "".join(f"{name} = {toml(value)}\n" for name, value in table.items())
 
 
-def uv(directory: Path, *arguments: str, **environment: str) -> None:
-    """Run the locked uv in a workplace, with `environment` or by default with the controller's.
+def uv(directory: Path, *arguments: str, **environment: str) -> bytes:
+    """Run the locked uv in a workplace, with `environment` or by default with the controller's; return its output.
 
     Only a build of a wheel runs code of a package, and only a build passes an `environment`. Otherwise uv's variables
     and settings alone can change the result.
@@ -94,7 +94,7 @@ def uv(directory: Path, *arguments: str, **environment: str) -> None:
     # UV_PYTHON is the Python of this process, so uv does not search for one or download one.
     variables |= {"UV_PYTHON": sys.executable, "UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
     variables |= {"XDG_CONFIG_HOME": str(directory / "home"), "XDG_CONFIG_DIRS": str(directory / "system")}
-    run(find_uv_bin(), *arguments, cwd=directory, env=variables)
+    return run(find_uv_bin(), *arguments, cwd=directory, env=variables)
 
 
 # The controller's variables that a build backend needs to run and to reach an index.
@@ -102,7 +102,7 @@ BACKEND = {"PATH", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"}
 PROXIES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
 
 
-def build_environment(directory: Path, sha: str, time: int) -> dict[str, str]:
+def backend_environment(directory: Path, time: int) -> dict[str, str]:
     """Return the environment of a build backend; between controllers only paths and proxies differ in it."""
     home = Path.home()
     return {
@@ -118,7 +118,29 @@ def build_environment(directory: Path, sha: str, time: int) -> dict[str, str]:
         "PYTHONHASHSEED": "0",
         # A zip archive can't hold a time before 1980.
         "SOURCE_DATE_EPOCH": str(max(time, 315532800)),
-        # A version from git's tags depends on the clone, which may lack tags. So the commit gives the version.
+    }
+
+
+def package_environment(directory: Path, time: int) -> dict[str, str]:
+    """Return the environment of a build of a dependency, whose repository git may have to fetch."""
+    # ssh itself finds the user's home directory without HOME.
+    kept = ("SSH_AUTH_SOCK", "GIT_SSH", "GIT_SSH_COMMAND")
+    return {
+        **backend_environment(directory, time),
+        **{name: os.environ[name] for name in kept if name in os.environ},
+        "GIT_CONFIG_GLOBAL": os.environ.get("GIT_CONFIG_GLOBAL") or str(Path.home() / ".gitconfig"),
+    }
+
+
+def build_environment(directory: Path, sha: str, time: int) -> dict[str, str]:
+    """Return the environment of a build of the app, whose version is that of its commit."""
+    return {
+        **backend_environment(directory, time),
+        # A version from git's tags depends on the clone, which may lack tags. So the commit gives the version, to
+        # setuptools-scm and hatch-vcs, to the backends of PDM, of Poetry and of uv with dynamic versions, and to pbr.
         "SETUPTOOLS_SCM_PRETEND_VERSION": f"0+{sha}",
         "PDM_BUILD_SCM_VERSION": f"0+{sha}",
+        "POETRY_DYNAMIC_VERSIONING_BYPASS": f"0+{sha}",
+        "UV_DYNAMIC_VERSIONING_BYPASS": f"0+{sha}",
+        "PBR_VERSION": "0",
     }

@@ -23,7 +23,7 @@ from ansible.template import Templar, trust_as_template
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
-from . import apps
+from . import apps, settings
 
 ROLES = Path(__file__).parents[3] / "roles"
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -40,6 +40,15 @@ class Rule:
 def matches(pattern: str) -> Callable[[Any], object]:
     """Return a function that matches a whole text with the pattern."""
     return lambda value: re.fullmatch(pattern, value)
+
+
+def is_network(value: str) -> bool:
+    """Return whether a text is an IP address, or a network such as 10.0.0.0/8."""
+    try:
+        ipaddress.ip_network(value)
+    except ValueError:
+        return False
+    return True
 
 
 def least(number: int, unit: str = "") -> Rule:
@@ -63,6 +72,7 @@ USER = Rule(
 )
 SECONDS = least(0, "seconds")
 TEXT = Rule("a text of one line, in quotes where YAML takes it for something else", lambda _: True)
+NAMES = Rule("names of letters, digits, dashes, dots and underscores", matches(r"[A-Za-z0-9][\w.-]*"))
 # The rule of a list applies to its entries. Numbers without a rule are 0 or more.
 RULES = {
     "app_address": Rule(
@@ -85,9 +95,12 @@ RULES = {
         "bytes, also with K, M, G or T (512M), a share of the host's memory (75%), or infinity",
         matches("[1-9][0-9]*[KMGT]?|([1-9][0-9]?|100)%|infinity"),
     ),
+    "app_lock": Rule("the path of a lock, relative to app_path, such as ../uv.lock", matches(r"[^\s/][^\s]*|")),
+    "app_lock_extras": NAMES,
+    "app_lock_groups": NAMES,
     "app_serve": Rule(
         "module:attribute or module:factory(), such as shop.web:app",
-        matches(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(\(\))?"),
+        matches(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(\(\))?)?"),
     ),
     "app_name": Rule(
         "a name of at most 31 lower-case letters, digits and dashes that begins with a letter, such as shop; not one"
@@ -102,12 +115,14 @@ RULES = {
     "app_release_command_seconds": least(1, "seconds"),
     "app_registration_seconds": least(1, "seconds"),
     "app_start_seconds": least(1, "seconds"),
+    "app_state_paths": Rule("paths below the app's folder, such as media/ or db.sqlite3", matches(r"[^/:][^:]*")),
     "app_stream_seconds": SECONDS,
     "app_watchdog_seconds": SECONDS,
     "app_tasks_max": Rule(
         "a number of processes and threads (512), a share of the host's (10%), or infinity",
         matches("[1-9][0-9]*|([1-9][0-9]?|100)%|infinity"),
     ),
+    "app_threads": least(1),
     "app_user": USER,
     "app_wave_pause": SECONDS,
     "app_waves": Rule(
@@ -115,6 +130,16 @@ RULES = {
         matches("[1-9][0-9]*|[1-9][0-9]?%|100%"),
     ),
     "app_workers": least(1),
+    "app_config_dir": Rule("a folder on this machine", lambda value: not value or settings.config_files(value)),
+    "app_health_path": Rule(
+        "a path that begins with /, such as /healthz, of ASCII characters and without quotes",
+        matches(r"(/[A-Za-z0-9._~!&()*+,;=:@/?%-]*)?"),
+    ),
+    "app_health_host": Rule("a host's name, such as shop.example.com", matches(r"([A-Za-z0-9._-]+(:[0-9]{1,5})?)?")),
+    "app_sandbox_allow": Rule("a list of these: jit", lambda value: value in {"jit"}),
+    "app_trusted_proxies": Rule(
+        "for each proxy an address such as 10.0.0.5, or a network such as 10.0.0.0/8", is_network
+    ),
     "host_deploy_keys": Rule(
         "for each key one line of an authorized_keys file, such as ssh-ed25519 AAAA… you@laptop",
         matches(r"[^\n]*(ssh|ecdsa|sk-)[^\n]* AAAA[^\n]*"),
@@ -132,7 +157,7 @@ NOT_SET = "is not set: write it in the inventory, in group_vars/booty.yml."
 # Variables of earlier versions.
 REPLACED = {"app_module": "is no variable any more: write what the runner serves, such as app_serve: shop.web:app"}
 # Messages do not show these values, because users put secrets into them by mistake.
-HIDDEN = {"app_artifact_url", "app_wave_check"}
+HIDDEN = {"app_artifact_url", "app_settings", "app_wave_check"}
 # A shell command may have several lines.
 MULTILINE = {"app_wave_check", "command"}
 # A string for these lists is split at its line ends, because an entry may have commas. Other lists are split at commas.
@@ -145,6 +170,12 @@ RUN_WIDE = (
     "app_release",
     "app_repository",
     "app_path",
+    "app_serve",
+    "app_lock",
+    "app_lock_extras",
+    "app_lock_groups",
+    "app_state_paths",
+    "app_dotenv",
     "app_canary",
     "app_waves",
     "app_failed_run",
@@ -188,6 +219,8 @@ def convert(name: str, value: Any) -> Any:
         ValueError: the value is wrong; the message completes the sentence "write …".
     """
     spec = spec_of(name)
+    if spec["type"] == "dict":
+        return settings.typed_settings(_json(value) if isinstance(value, str) else value)
     if spec["type"] != "list":
         return _scalar(name, spec, spec["type"], value)
     if isinstance(value, str):
@@ -202,11 +235,20 @@ def convert(name: str, value: Any) -> Any:
 def _entries(text: str, separator: str) -> Any:
     """Return the entries of a list in a string, which is JSON or has a separator."""
     if text.lstrip().startswith("["):
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError:
-            return None
+        return _json(text)
     return [part.strip() for part in text.strip().split(separator)] if text.strip() else []
+
+
+def _json(text: str) -> Any:
+    """Return the value of a JSON text, or of YAML on one line; None if it is neither."""
+    try:
+        return json.loads(text)  # YAML takes the two halves of JSON's \ud83c\udf89 for two characters
+    except ValueError:
+        pass
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
 
 
 def _scalar(name: str, spec: dict[str, Any], kind: str, value: Any) -> Any:

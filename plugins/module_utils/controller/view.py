@@ -96,16 +96,18 @@ def serving(app: str, status: dict[str, Any]) -> list[tuple[str, str]]:
         return [("broken", f"serves nothing: {app}.service is {status['service']}{again}")]
     # During a deploy, the release in memory and the one on disk may differ.
     worst = "look" if status["lease"] else "broken"
+    on_disk = {**memory, "release": None, "environment": None} if disk is None else disk
     problems = [
-        (worst, f"{name} in memory is {memory[name]}, on disk {(disk or {}).get(name) or 'none'}")
-        for name in ("release", "environment")
-        if memory[name] != (disk or {}).get(name)
+        (worst, f"{name} in memory is {memory[name] or 'none'}, on disk {on_disk[name] or 'none'}")
+        for name in ("release", "environment", "config")
+        if memory[name] != on_disk[name]
     ]
-    if health["status"] != 200:
-        reason = health.get("reason", "no reason")
-        return [*problems, ("broken", f"/health says {health['status'] or 'nothing'}: {reason}")]
+    if names := sorted({name for name, _ in {*memory["settings"].items()} ^ {*on_disk["settings"].items()}}):
+        problems.append((worst, f"settings in memory differ from those on disk: {', '.join(names)}"))
+    if health["reason"]:
+        return [*problems, (worst if 0 < health["status"] < 500 else "broken", health["reason"])]
     problems += [
-        (worst, f"/health answers {name} {health.get(name)}, in memory is {memory[name]}")
+        (worst, f"it answers {name} {health.get(name)}, in memory is {memory[name]}")
         for name in ("release", "environment")
         if health.get(name) != memory[name]
     ]
@@ -178,7 +180,7 @@ def cells(row: dict[str, Any], now: datetime) -> dict[str, tuple[str, bool]]:
         return dict.fromkeys(HEADINGS, (NOTHING, False))
     memory, disk, last = row["memory"] or {}, row["disk"] or {}, row["last"]
     # "nothing" is a problem: there is a release on disk, but the service does not answer.
-    answers = memory and row["health"]["status"] == 200
+    answers = memory and not row["health"]["reason"]
     served = short(row["health"].get("release")) if answers else "nothing" if disk else NOTHING
     differs = memory.get("release") != disk.get("release")
     return {
@@ -218,9 +220,9 @@ EXPENDABLE = ("previous", "free", "last result", "tracker", "in memory", "enviro
 
 
 def served(row: dict[str, Any]) -> str | None:
-    """Return the release in the answer of /health, "none" if the answer has none; None without an answer."""
-    health = row.get("health") or {}
-    return health.get("release") or "none" if health.get("status") == 200 else None
+    """Return the release that answers healthily, "none" if the answer has none; None without such an answer."""
+    health = row.get("health")
+    return health.get("release") or "none" if health and not health["reason"] else None
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from booty_runner import __version__, ask, logs
-from booty_runner.settings import ACCEPTED, Refusal, current
+from booty_runner.settings import ACCEPTED, Refusal, Settings, current
 
 log = logging.getLogger("booty")
 
@@ -35,14 +36,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Imports create no garbage, so the collector only costs time here (5 % of the start). freeze() keeps it from
         # writing to these objects later: forked workers go on sharing their memory pages.
         gc.disable()
-        from booty_runner import server, target  # noqa: PLC0415 - slow; --help and a refused setting don't need them
+        # Slow; --help and a refused setting don't need them.
+        from booty_runner import server, telemetry  # noqa: PLC0415
+        from booty_runner.health import Question  # noqa: PLC0415
+        from booty_runner.identity import Identity  # noqa: PLC0415
+        from booty_runner.place import Place  # noqa: PLC0415
+
+        place = Place.read()
+        place.enter(settings)
+        question, identity = Question.of(settings, place), Identity.of_this_process(settings)
 
         # The app has no part in the trial. A candidate that has taken the service's place keeps its environment.
         os.environ.pop("BOOTY_CANDIDATE", None)
-        app = target.load(args.app)
+        telemetry.start(settings)
+        app = _load(args.app, settings)
         gc.freeze()
         gc.enable()
-        sockets = server.systemd_sockets() or server.open_sockets(args.host, args.port, args.internal_socket)
+        listeners = server.systemd_sockets() or server.open_sockets(args.host, args.port, args.internal_socket)
         report = server.report
         if settings.booty_workers > 1:
             from booty_runner.workers import Supervisor  # noqa: PLC0415 - a single process doesn't need it
@@ -55,14 +65,34 @@ def main(argv: Sequence[str] | None = None) -> int:
                 settings = replace(settings, booty_telemetry_gate=False)
             if worker.live:
                 settings = replace(settings, booty_candidate=False)
-        server.run(settings, app, sockets, report)
+        server.run(settings, app, listeners, identity, question, report)
     except Refusal as error:
+        logs.keep()
         log.error(error)
         return 1
     except Exception:
+        logs.keep()
         log.exception("the service failed")
         return 3
     return 0
+
+
+def _load(name: str, settings: Settings) -> Any:
+    """Import the app with Sentry's integrations that fit it, and report an error of the import."""
+    from booty_runner import target, telemetry  # noqa: PLC0415 - slow
+
+    try:
+        loaded = target.load(name)
+        app = target.adapt(loaded, name, settings)
+        telemetry.fit(loaded)
+    except Exception as error:
+        if not isinstance(error, Refusal):
+            telemetry.report(error, "import")
+        telemetry.stop()
+        raise
+    finally:
+        logs.keep()
+    return app
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -27,8 +27,9 @@ class CommandError(Exception):
     """A command refuses: `serve NAME` prints the message and exits with status 1."""
 
 
-def _no_route(_: Scope) -> str | None:
-    return None
+def _route_of_framework(scope: Scope) -> str | None:
+    path = getattr(scope.get("route"), "path", None)
+    return path if isinstance(path, str) else None
 
 
 ready: list[Callable[[dict[str, Any]], object]] = []
@@ -36,7 +37,7 @@ drain: list[Callable[[Drain], Awaitable[object]]] = []
 checks: dict[str, Check] = {}
 status: dict[str, Callable[[], Awaitable[Any]]] = {}
 commands: dict[str, Command] = {}
-route: Callable[[Scope], str | None] = _no_route
+route: Callable[[Scope], str | None] = _route_of_framework
 departures: tuple[type[Exception], ...] = ()
 # Whether this process is the service; a candidate is not, until it takes the service's place.
 live = False

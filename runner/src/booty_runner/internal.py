@@ -7,8 +7,6 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
 
-import sentry_sdk
-
 from booty_runner import hooks, telemetry, verify
 from booty_runner.hooks import CommandError, Scope
 from booty_runner.settings import Settings
@@ -46,9 +44,7 @@ class InternalApp:
         except CommandError as error:
             status, answer = 404, {"detail": str(error)}
         except Exception as error:
-            with sentry_sdk.new_scope() as sentry_scope:
-                sentry_scope.set_transaction_name(scope["path"], "route")
-                sentry_sdk.capture_exception(error)
+            telemetry.report(error, scope["path"])
             failure, status, answer = error, 500, {"detail": "the command failed; the journal has its traceback"}
         body = json.dumps(answer).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
@@ -62,12 +58,11 @@ class InternalApp:
             case "POST", "/raise":
                 raise DeliberateError("raised on purpose through the internal socket")
             case "GET", "/status":
-                transport = telemetry.transport()
                 return {
                     "release": self._settings.sentry_release,
                     "environment": self._settings.sentry_environment,
                     "pid": os.getpid(),
-                    "telemetry": transport.deliveries.status if transport else None,
+                    "telemetry": telemetry.status(),
                     **{name: await function() for name, function in hooks.status.items()},
                 }
         commands = {**self._commands, **hooks.commands}

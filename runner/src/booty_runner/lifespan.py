@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
+from booty_runner.transport import Hold
+
 # After it has sent `startup.failed` or `shutdown.failed`, an app has this long to raise the error itself.
 RAISE_SECONDS = 1
 
@@ -25,6 +27,7 @@ class Lifespan:
         self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._answer: asyncio.Future[MutableMapping[str, Any]]
         self._received = False
+        self._hold = Hold()
         self._error: BaseException | None = None
 
     async def __aenter__(self) -> dict[str, Any]:
@@ -44,7 +47,8 @@ class Lifespan:
     async def _run(self) -> None:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self._state}
         try:
-            await self._app(scope, self._receive, self._send)
+            with self._hold:
+                await self._app(scope, self._receive, self._send)
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # a SystemExit that leaves a task stops the event loop, so _ask() raises it
@@ -52,6 +56,7 @@ class Lifespan:
 
     async def _receive(self) -> dict[str, Any]:
         self._received = True
+        self._hold.release()
         return await self._events.get()
 
     async def _send(self, message: MutableMapping[str, Any]) -> None:
@@ -60,6 +65,7 @@ class Lifespan:
 
     async def _ask(self, event: str) -> None:
         self._answer = asyncio.get_running_loop().create_future()
+        self._hold.moment = event
         if event == "shutdown" and self._task.done():
             self._answer.set_result({"type": "", "message": "it ended while the app served"})
         self._events.put_nowait({"type": f"lifespan.{event}"})
@@ -67,6 +73,7 @@ class Lifespan:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         answer = self._answer.result() if self._answer.done() else {"message": "it ended without an answer"}
         if answer.get("type") == f"lifespan.{event}.complete":
+            self._hold.moment = ""
             return
         await asyncio.wait({self._task}, timeout=RAISE_SECONDS)
         if not self._received and (self._error is None or isinstance(self._error, Exception)):

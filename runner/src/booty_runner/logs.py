@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import sys
 import threading
 from contextvars import ContextVar
@@ -16,6 +17,10 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 # sd-daemon(3): a leading <N> gives the line its syslog priority in the journal.
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+
+# The runner's handler, and the loggers that need it: the runner's, and uvicorn's.
+_handlers: list[logging.Handler] = []
+_OURS = re.compile(r"booty(_runner)?(\.|$)|uvicorn\.error$")
 
 
 class _TextFormatter(logging.Formatter):
@@ -86,9 +91,19 @@ def configure(log_format: Literal["text", "json"] = "text", level: str = "info")
     formatter = _JsonFormatter(redactor) if log_format == "json" else _TextFormatter(redactor, time=not journal)
     handler = _Handler(sys.stderr)
     handler.setFormatter(_JournalFormatter(formatter) if journal else formatter)
+    _handlers[:] = [handler]
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.captureWarnings(True)
     threading.excepthook = _log_thread_error
+
+
+def keep() -> None:
+    """Give the runner's loggers their handler again, if the app's own configuration of logging has taken it away."""
+    for name in [name for name in logging.root.manager.loggerDict if _OURS.match(name)]:
+        logging.getLogger(name).disabled = False
+    if not set(_handlers) <= set(logging.root.handlers):
+        for logger in map(logging.getLogger, ("booty", "booty_runner", "uvicorn.error")):
+            logger.handlers, logger.propagate = [*_handlers], False
 
 
 def _log_thread_error(args: threading.ExceptHookArgs) -> None:

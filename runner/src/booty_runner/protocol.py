@@ -1,4 +1,4 @@
-"""HTTP/1.1 over one connection: uvicorn's protocol, with limits for a request's head, and without upgrades."""
+"""HTTP/1.1 over one connection: uvicorn's protocol, with limits for a request's head, and no upgrade but WebSockets."""
 
 import asyncio
 import fcntl
@@ -6,8 +6,15 @@ import logging
 import termios
 from typing import Any, cast
 
-import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from booty_runner._vendor import httptools
+from booty_runner._vendor.uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from booty_runner._vendor.uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+from booty_runner.identity import HEADER, Identity
+from booty_runner.websocket import WebSocketProtocol
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +28,7 @@ HEAD_BYTES = 64 * 1024
 LINGER_SECONDS = 2
 
 
-class _HeadTooLarge(Exception):
+class _HeadTooLarge(httptools.HttpParserError):
     pass
 
 
@@ -31,13 +38,18 @@ class Protocol(HttpToolsProtocol):
     Unlike uvicorn's protocol, this one
 
     - closes a connection whose head is late, and answers 431 to a head that is too large;
-    - ignores upgrades, as RFC 9110, 7.8 allows: the app gets the request and its body, without the `Upgrade` header;
+    - upgrades to WebSockets if the app may have some, and ignores other upgrades, as RFC 9110, 7.8 allows: the app gets
+      the request and its body, without the `Upgrade` header;
+    - tells those who ask with this process's invocation id which release answers (see `identity`);
     - keeps the trailer fields after a chunked body out of the request's headers (RFC 9110, 6.5.1);
     - answers the complete requests on a connection before it refuses a broken one after them.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, identity: Identity, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.access_log = False  # uvicorn logs each request as soon as the root logger has a handler
+        self._identity = identity
+        self._answer: list[tuple[bytes, bytes]] = []  # what the next response says of this process
         self.idle_since = self.loop.time()  # of an idle connection or half a head, on the loop's clock
         self._in_head = False
         self._in_body = False
@@ -101,7 +113,7 @@ class Protocol(HttpToolsProtocol):
         try:
             self._parse(data)
         except httptools.HttpParserError as error:
-            if isinstance(error.__context__, _HeadTooLarge):
+            if isinstance(error, _HeadTooLarge) or isinstance(error.__context__, _HeadTooLarge):
                 self._refuse(431, "The head of the request is too large.")
             else:
                 self._refuse(400, "Invalid HTTP request received.")
@@ -121,13 +133,58 @@ class Protocol(HttpToolsProtocol):
             method, version = self.parser.get_method(), self.parser.get_http_version().encode()
             if method == b"CONNECT":
                 raise httptools.HttpParserError("CONNECT is for proxies")
+            if self._is_websocket(method, version):
+                self._start_websocket(data)
+                return
             # After an upgrade, the parser parses no body: it expects another protocol. So a new parser gets the head
             # again, without the Upgrade header.
-            lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
-            lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+            self.headers = [header for header in self.headers if header[0] != b"upgrade"]
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
-            self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+            self.parser.feed_data(self._head(method, version))
+
+    def _head(self, method: bytes, version: bytes) -> bytes:
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version), *(b"%s: %s" % header for header in self.headers)]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _is_websocket(self, method: bytes, version: bytes) -> bool:
+        """Whether the request becomes a WebSocket: one with a body, or behind another request, does not."""
+        names = {name for name, value in self.headers if value != b"0"}
+        return (
+            self._should_upgrade()
+            and (method, version) == (b"GET", b"1.1")
+            and names & {b"content-length", b"transfer-encoding", b"sec-websocket-key"} == {b"sec-websocket-key"}
+            and self._answered
+        )
+
+    def _start_websocket(self, data: bytes) -> None:
+        """Hand the connection over; `data` came behind the head."""
+        self._read_head()
+        self._in_head, self._pending_bytes = False, 0
+        self._unset_head_timer()
+        self._unset_keepalive_if_required()
+        self.connections.discard(self)
+        websocket = WebSocketProtocol(self.config, self.server_state, self.app_state)
+        websocket.default_headers += self._answer
+        websocket.connection_made(self.transport)
+        self.transport.set_protocol(websocket)
+        websocket.data_received(self._head(b"GET", b"1.1") + data)
+
+    def _read_head(self) -> None:
+        """Measure the head, and take the question out of it who answers."""
+        size, asked = len(self.url), None
+        for name, value in self.headers:
+            size += len(name) + len(value) + 4
+            if name == HEADER:
+                asked = value
+        if size > HEAD_BYTES:
+            raise _HeadTooLarge
+        self._answer = []
+        if asked is not None:
+            self._answer = self._identity.answer(asked)
+            self.headers[:] = [header for header in self.headers if header[0] != HEADER]
+            if self._answer and self._identity.behind_proxy:
+                self.scope["scheme"] = "https"
 
     def _await_head(self) -> None:
         """Start the head timer after the first byte of a head, or else the keep-alive timer.
@@ -194,9 +251,11 @@ class Protocol(HttpToolsProtocol):
         """Start the app, unless the head is too large, or will be parsed again without its upgrade."""
         if self.parser.should_upgrade():
             return
-        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > HEAD_BYTES:
-            raise _HeadTooLarge
+        self._read_head()
         super().on_headers_complete()
+        if self._answer:
+            # A copy: `Connection: close` of a drain that begins now is missing in this response.
+            self.cycle.default_headers = [*self.cycle.default_headers, *self._answer]
         self.headers = []  # collects trailer fields from here on, apart from the request's headers
         self._in_head, self._in_body = False, True
         self._pending_bytes = 0
@@ -204,9 +263,19 @@ class Protocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
 
     def on_body(self, body: bytes) -> None:
-        """Pass a part of the body to the app."""
+        """Pass a part of the body to the app; a part that comes alone is not copied, which uvicorn does twice."""
         self._pending_bytes = 0
-        super().on_body(body)
+        if self.cycle.response_complete:
+            return
+        if not self.cycle.body:
+            self.cycle.body = body  # type: ignore[assignment]
+        else:
+            if isinstance(self.cycle.body, bytes):
+                self.cycle.body = bytearray(self.cycle.body)
+            self.cycle.body += body
+        if len(self.cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """End the body, unless the head will be parsed again."""

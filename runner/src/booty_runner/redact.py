@@ -30,7 +30,7 @@ MANY = 250
 _HARMLESS_NAME = re.compile(
     "PATH|HOME|USER|LOGNAME|SHELL|PWD|OLDPWD|SHLVL|_|LANG|LANGUAGE|LC_.*|TZ|TERM|HOSTNAME|TMPDIR|PYTHON.*|VIRTUAL_ENV"
     "|INVOCATION_ID|JOURNAL_STREAM|SYSTEMD_EXEC_PID|NOTIFY_SOCKET|LISTEN_.*|MAINPID|WATCHDOG_.*|MEMORY_PRESSURE_.*"
-    "|(RUNTIME|STATE|CACHE|LOGS|CONFIGURATION|CREDENTIALS)_DIRECTORY|BOOTY_UNIT"
+    "|(RUNTIME|STATE|CACHE|LOGS|CONFIGURATION|CREDENTIALS)_DIRECTORY|BOOTY_(UNIT|SETTINGS|CONFIG_DIR)"
 )
 _SETTINGS = ACCEPTED.keys() - {"SENTRY_DSN"}
 _NAMED_IN_VALUE = re.compile(r"""(?i)(?:pass\w{0,30}|pwd|secret|token|key)["']?\s{0,9}[=:]\s{0,9}["']?([^\s;&'"]+)""")
@@ -65,14 +65,16 @@ def secrets_in(
     """Return the secrets of an environment, each in every form in which it may occur in a text.
 
     The service can't read which variables came from `secrets.env`. So each variable counts as a secret, except those of
-    the system, Booty's own labels and switches, those that `BOOTY_NOT_SECRET` names, short values, and values whose
-    shape is plainly not a secret. Parts of a value count too: members of JSON, entries of a list, passwords.
+    the system, Booty's own labels and switches, those that `BOOTY_SETTINGS` or `BOOTY_NOT_SECRET` names, short values,
+    and values whose shape is plainly not a secret. Parts of a value count too: members of JSON, entries of a list,
+    passwords.
 
     Args:
         environment: variables and their values.
         is_path: returns whether a value is a path, which is not a secret.
     """
-    plain = {name.strip() for name in environment.get("BOOTY_NOT_SECRET", "").split(",")} | _SETTINGS
+    named = ",".join(environment.get(name, "") for name in ("BOOTY_SETTINGS", "BOOTY_NOT_SECRET"))
+    plain = {name.strip() for name in named.split(",")} | _SETTINGS
     harmless = {name for name in environment if name in plain or _HARMLESS_NAME.fullmatch(name)}
     secrets: set[str] = set()
     for name, value in environment.items():

@@ -7,24 +7,30 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import uvloop
-from uvicorn import Config
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-from uvicorn.server import ServerState
-
 from booty_runner import hooks, telemetry, verify
+from booty_runner._vendor import uvloop
+from booty_runner._vendor.uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from booty_runner.deadline import end_in
+from booty_runner.health import Question
+from booty_runner.identity import Identity
 from booty_runner.internal import InternalApp
 from booty_runner.lifespan import Lifespan
 from booty_runner.protocol import Protocol
+from booty_runner.protocol_config import Config, ServerState
+from booty_runner.proxies import Proxied
+from booty_runner.request_ids import RequestIds
 from booty_runner.settings import Refusal, Settings
+from booty_runner.websocket import WebSocketProtocol
+from booty_runner.wsgi import WsgiApp
 
 log = logging.getLogger(__name__)
 
@@ -35,29 +41,47 @@ KEEP_ALIVE_SECONDS = 75
 # that systemd passes, so this overrides the unit's Backlog=.
 BACKLOG = 4096
 
-# Must answer 200 before the service is ready.
-HEALTH_PATH = "/health"
+# The name that systemd passes with the socket on which the proxy of this host asks.
+PROXIED = "http"
+# At a stop, WebSockets are closed one after another over this time, so that their clients do not all connect at once.
+SPREAD_SECONDS = 2.0
 # How long a request that is cut may take to end; with the flush of telemetry at most 2 s beyond the drain.
 CUT_SECONDS = 0.4
 
 
-def systemd_sockets() -> list[socket.socket]:
+@dataclass(frozen=True)
+class Listener:
+    """A listening socket: the internal app answers on a Unix socket, unless it is the proxy's, and the app on others.
+
+    Which app answers depends on nothing that a client sends.
+    """
+
+    sock: socket.socket
+    proxied: bool = False
+
+    @property
+    def internal(self) -> bool:
+        """Whether the internal app answers here."""
+        return self.sock.family == socket.AF_UNIX and not self.proxied
+
+
+def systemd_sockets() -> list[Listener]:
     """Take the sockets that systemd passed to this process, none if it passed none; see sd_listen_fds(3).
 
     The variables that announce them are removed, so that no child takes them for its own.
     """
     pid, count = os.environ.pop("LISTEN_PID", None), os.environ.pop("LISTEN_FDS", "0")
-    os.environ.pop("LISTEN_FDNAMES", None)
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
     if pid != str(os.getpid()):
         return []
     # Built from the descriptor, each has its true family; uvicorn's --fd takes TCP for AF_UNIX.
     sockets = [socket.socket(fileno=fd) for fd in range(3, 3 + int(count))]
     for sock in sockets:
         sock.set_inheritable(False)
-    return sockets
+    return [Listener(sock, name == PROXIED) for sock, name in zip_longest(sockets, names[: len(sockets)])]
 
 
-def open_sockets(host: str, port: int, internal: Path | None) -> list[socket.socket]:
+def open_sockets(host: str, port: int, internal: Path | None) -> list[Listener]:
     """Open a TCP socket and, if a path is given, the internal Unix socket, for its owner only.
 
     Raises:
@@ -74,7 +98,7 @@ def open_sockets(host: str, port: int, internal: Path | None) -> list[socket.soc
             sockets.append(_listening(socket.socket(socket.AF_UNIX), str(internal)))
         finally:
             os.umask(mask)
-    return sockets
+    return [Listener(sock) for sock in sockets]
 
 
 def _listening(sock: socket.socket, address: tuple[str, int] | str) -> socket.socket:
@@ -118,13 +142,22 @@ def keep_watch(seconds: float) -> None:
     notify(f"WATCHDOG_USEC={round(seconds * 1e6)}")
 
 
-def run(settings: Settings, app: Any, sockets: list[socket.socket], on_state: Callable[[str], None] = report) -> None:
-    """Serve until SIGTERM or SIGINT and return once stopped: the app over TCP, the internal app over Unix.
+def run(
+    settings: Settings,
+    app: Any,
+    listeners: Sequence[Listener],
+    identity: Identity,
+    question: Question,
+    on_state: Callable[[str], None] = report,
+) -> None:
+    """Serve until SIGTERM or SIGINT and return once stopped.
 
     Args:
         settings: the runner's.
         app: an ASGI app.
-        sockets: listening ones; they are closed at the stop.
+        listeners: the sockets; they are closed at the stop.
+        identity: of the main process.
+        question: that the app must answer before it serves.
         on_state: called with `serving` once all of them are served, and with `paused` or `serving` whenever a signal
             changes that.
 
@@ -134,20 +167,45 @@ def run(settings: Settings, app: Any, sockets: list[socket.socket], on_state: Ca
         Exception: what the lifespan raises.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, app, sockets, on_state))
+        runner.run(_serve(settings, app, listeners, identity, question, on_state))
 
 
-async def _serve(settings: Settings, app: Any, sockets: list[socket.socket], on_state: Callable[[str], None]) -> None:
-    server, lifespan = Server(settings, on_state), Lifespan(app)
+async def _serve(
+    settings: Settings,
+    app: Any,
+    listeners: Sequence[Listener],
+    identity: Identity,
+    question: Question,
+    on_state: Callable[[str], None],
+) -> None:
+    server, lifespan, serving = Server(settings, identity, on_state), Lifespan(app), False
     try:
         # Entered here and not by uvicorn, which takes a failed startup for an app without a lifespan.
         async with lifespan as state:
-            if flaw := await _health_flaw(app, state) or await verify.start_flaw(settings):
+            public = RequestIds(app, hooks.route)
+            internal = RequestIds(InternalApp(settings), InternalApp.route)
+            flaw = await question.flaw(public, state, identity.behind_proxy) or await verify.start_flaw(settings)
+            if flaw:
                 raise Refusal(f"refusing to serve: {flaw}")
-            names = ", ".join(_name(sock.getsockname()) for sock in sockets)
+            names = ", ".join(_name(listener.sock.getsockname()) for listener in listeners)
             log.info("serving release %s on %s", settings.sentry_release or "(unknown)", names)
             lifespan.on_end(server.stop)
-            finished = await server.run(_listeners(settings, app, sockets), state)
+            # A WSGI app has no WebSockets: its requests for one are ordinary requests.
+            websocket = None if isinstance(app, WsgiApp) else WebSocketProtocol
+            configs = []
+            for listener in listeners:
+                answers: Any = internal if listener.internal else public
+                if not listener.internal and (settings.booty_trusted_proxies or listener.proxied):
+                    answers = Proxied(public, settings.booty_trusted_proxies, listener.proxied)
+                protocol = None if listener.internal else websocket
+                config = Config(loaded_app=answers, timeout_keep_alive=KEEP_ALIVE_SECONDS, ws_protocol_class=protocol)
+                configs.append((listener.sock, config))
+            serving = True
+            finished = await server.run(configs, state)
+    except Exception as error:
+        if not isinstance(error, Refusal):
+            telemetry.report(error, "shutdown" if serving else "startup")
+        raise
     finally:
         # Blocks the loop, which has nothing else left to do, and needs no thread that may be stuck.
         telemetry.stop()
@@ -155,35 +213,6 @@ async def _serve(settings: Settings, app: Any, sockets: list[socket.socket], on_
         # A thread can't be cut, and an ordinary end would wait for it beyond the bound.
         logging.shutdown()
         os._exit(0)
-
-
-def _listeners(settings: Settings, app: Any, sockets: list[socket.socket]) -> list[tuple[socket.socket, Any]]:
-    """Give each socket its app, by the socket's family: which app answers depends on nothing that a client sends."""
-    public = telemetry.RequestIds(app, hooks.route)
-    internal = telemetry.RequestIds(InternalApp(settings), InternalApp.route)
-    return [(sock, internal if sock.family == socket.AF_UNIX else public) for sock in sockets]
-
-
-async def _health_flaw(app: Any, state: Mapping[str, Any]) -> str | None:
-    """Ask the app's own /health, without a connection, and return what it says when that is not 200."""
-    status, body = 0, b""
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request"}
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        nonlocal status, body
-        status = message.get("status", status)
-        body += message.get("body", b"")
-
-    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": HEALTH_PATH, "query_string": b"", "headers": []}
-    protocol: dict[str, Any] = {
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "scheme": "http",
-    }
-    await app({**scope, **protocol, "state": dict(state)}, receive, send)
-    return None if status == 200 else f"{HEALTH_PATH} answers {status} {body.decode()}"
 
 
 class Server:
@@ -199,6 +228,7 @@ class Server:
     - closes a connection that is idle for `booty_idle_seconds`, or has sent half a head for as long;
     - sends the apps of responses without an announced length `http.disconnect` after `booty_stream_seconds`, or as
       long after the response began, and closes their connections;
+    - closes WebSockets with the code 1012, and passes to their apps what the clients had sent;
     - cuts what is left after `booty_drain_seconds`, or at a second signal.
 
     Two more signals hand the sockets from one release to the next; the host program sends them only to releases whose
@@ -209,8 +239,9 @@ class Server:
       `hooks.on_ready` are called if it was a candidate.
     """
 
-    def __init__(self, settings: Settings, on_state: Callable[[str], None] = report) -> None:
+    def __init__(self, settings: Settings, identity: Identity, on_state: Callable[[str], None] = report) -> None:
         self._on_state = on_state
+        self._identity = identity
         self._candidate = settings.booty_candidate
         self._idle_seconds = settings.booty_idle_seconds
         self._stream_seconds = settings.booty_stream_seconds
@@ -222,11 +253,11 @@ class Server:
         self._stop = asyncio.Event()
         self._cut = asyncio.Event()
 
-    async def run(self, listeners: Sequence[tuple[socket.socket, Any]], state: dict[str, Any]) -> bool:
+    async def run(self, listeners: Sequence[tuple[socket.socket, Config]], state: dict[str, Any]) -> bool:
         """Serve each app on its socket, and on that only, until a signal; then drain.
 
         Args:
-            listeners: listening sockets, TCP or Unix, each with its app; they are closed at the stop.
+            listeners: listening sockets, TCP or Unix, each with its app in its config; they are closed at the stop.
             state: what the lifespan yielded, handed to each request.
 
         Returns:
@@ -259,7 +290,7 @@ class Server:
             await obedience
         return finished
 
-    async def _obey(self, listeners: Sequence[tuple[socket.socket, Any]], state: dict[str, Any]) -> None:
+    async def _obey(self, listeners: Sequence[tuple[socket.socket, Config]], state: dict[str, Any]) -> None:
         while True:
             if await self._orders.get() == signal.SIGUSR1:
                 self._close()
@@ -278,32 +309,18 @@ class Server:
         for function in hooks.ready:
             function(state)
 
-    async def _accept(self, listeners: Sequence[tuple[socket.socket, Any]], state: dict[str, Any]) -> None:
-        for sock, app in listeners:
+    async def _accept(self, listeners: Sequence[tuple[socket.socket, Config]], state: dict[str, Any]) -> None:
+        for sock, config in listeners:
             # A server closes its socket; the original is kept for the next one.
-            await self._listen(sock.dup(), app, state)
+            await self._listen(sock.dup(), config, state)
 
     def _close(self) -> None:
         for server in self._servers:
             server.close()
         self._servers.clear()
 
-    async def _listen(self, sock: socket.socket, app: Any, state: dict[str, Any]) -> None:
-        config = Config(
-            app,
-            http=Protocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            # Left out, uvicorn reads them from WEB_CONCURRENCY, which may be no number, and FORWARDED_ALLOW_IPS.
-            workers=1,
-            forwarded_allow_ips="",
-        )
-        config.load()
-        protocol = partial(Protocol, config, self._state, state)
+    async def _listen(self, sock: socket.socket, config: Config, state: dict[str, Any]) -> None:
+        protocol = partial(Protocol, self._identity, config, self._state, state)
         loop = asyncio.get_running_loop()
         if sock.family == socket.AF_UNIX:
             # Unless told not to, Python 3.13 unlinks the path at the stop: systemd's, that others still use.
@@ -357,11 +374,19 @@ class Server:
         self._state.default_headers.append((b"connection", b"close"))
         await asyncio.sleep(0)  # what was accepted in this turn of the loop is connected in the next
         streams: dict[RequestResponseCycle, float] = {}
+        websockets = self._websockets()
+        pause = min(SPREAD_SECONDS, self._drain_seconds / 4) / len(websockets) if websockets else 0.0
+        restarts = {websocket: began + number * pause for number, websocket in enumerate(websockets)}
         while self._state.connections or self._state.tasks:
             now = loop.time()
             if self._cut.is_set() or now - began >= self._drain_seconds:
                 await self._cut_off(now - began)
                 return False
+            for websocket in self._websockets():
+                if websocket.silent:
+                    websocket.cut()
+                elif now >= restarts.get(websocket, began):
+                    websocket.restart()
             for connection in self._connections():
                 if stream := connection.stream:
                     if now - streams.setdefault(stream, now) >= self._stream_seconds:
@@ -374,8 +399,15 @@ class Server:
         return True
 
     async def _cut_off(self, seconds: float) -> None:
-        connections, tasks = self._connections(), set(self._state.tasks)
-        log.warning("cutting %d requests, %d connections after %.1f s", len(tasks), len(connections), seconds)
+        connections, websockets = self._connections(), self._websockets()
+        count = len(connections) + len(websockets)
+        log.warning("cutting %d requests, %d connections after %.1f s", len(self._state.tasks), count, seconds)
+        for websocket in websockets:
+            websocket.restart()
+            websocket.cut()
+        if websockets:
+            await asyncio.sleep(CUT_SECONDS / 4)  # their apps get websocket.disconnect, and most end by themselves
+        tasks = set(self._state.tasks)
         for connection in connections:
             if connection.stream:
                 connection.disconnect()
@@ -388,3 +420,6 @@ class Server:
 
     def _connections(self) -> list[Protocol]:
         return [connection for connection in self._state.connections if isinstance(connection, Protocol)]
+
+    def _websockets(self) -> list[WebSocketProtocol]:
+        return [connection for connection in self._state.connections if isinstance(connection, WebSocketProtocol)]

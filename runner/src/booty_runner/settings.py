@@ -1,5 +1,6 @@
 """The runner's settings, read from the environment, checked and frozen. The class `Settings` lists them."""
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -8,6 +9,7 @@ from functools import cache
 from os import environ
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 
 class Refusal(Exception):
@@ -27,13 +29,15 @@ def _dsn(text: str) -> str:
     # First of all, because urlsplit silently drops tabs and newlines.
     if any(char.isspace() for char in text):
         raise _Flaw("has a blank inside")
-    from sentry_sdk.utils import Dsn  # noqa: PLC0415 - slow; a start without a DSN doesn't need it
-
     try:
-        parsed = Dsn(text)
-    except ValueError:  # the base class of BadDsn
-        raise _Flaw("has no scheme, key, host or project number") from None
-    if ":" in parsed.host:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    project = text.rpartition("/")[2].partition("?")[0].partition("#")[0]
+    if not host or port == 0 or parts.scheme not in {"http", "https"} or not parts.username or not project.isdecimal():
+        raise _Flaw("has no scheme, key, host or project number")
+    if ":" in host:
         raise _Flaw("has an IPv6 address for a host, which the SDK does not support")
     return text
 
@@ -45,6 +49,14 @@ def _matching(pattern: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def _whole(text: str) -> int:
+    return int(_matching("0*[1-9][0-9]{0,8}")(text))
+
+
+def _networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    return tuple(ipaddress.ip_network(entry.strip()) for entry in text.split(",") if entry.strip())
 
 
 def _bool(text: str) -> bool:
@@ -87,8 +99,24 @@ class Settings:
     booty_log_level: str = _setting(
         "debug, info, warning or error", lambda text: _matching("debug|info|warning|error")(text.lower()), "info"
     )
-    booty_workers: int = _setting(
-        "the number of processes that serve, 1 or more", lambda text: int(_matching("0*[1-9][0-9]{0,8}")(text)), 1
+    booty_workers: int = _setting("the number of processes that serve, 1 or more", _whole, 1)
+    booty_threads: int = _setting(
+        "the number of requests, 1 or more, that a process answers at a time if the app is a WSGI app", _whole, 10
+    )
+    booty_health_path: str = _setting(
+        "a path, from its first slash on, that must answer 2xx before the service is ready",
+        _matching(r"/[!-~]*"),
+        "",
+    )
+    booty_health_host: str = _setting("the Host header of that question", _matching(r"[\w.:\[\]-]+"), "")
+    booty_trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = _setting(
+        "addresses or networks (10.0.0.0/8), separated by commas, of proxies whose X-Forwarded-For and"
+        " X-Forwarded-Proto are believed",
+        _networks,
+        (),
+    )
+    booty_config_dir: Path | None = _setting(  # noqa: RUF009 - it returns a field
+        "a directory that comes first on the import path", Path
     )
     booty_drain_seconds: float = _setting(
         "the seconds, 0 or more, that requests in flight may take after SIGTERM", _seconds, 30.0
@@ -108,6 +136,11 @@ class Settings:
     state_directory: Path | None = _setting(  # noqa: RUF009 - it returns a field
         "a writable directory, set by systemd", Path
     )
+
+    @property
+    def is_production(self) -> bool:
+        """Whether the environment is `production` or `prod`, in any case."""
+        return self.sentry_environment.lower() in {"production", "prod"}
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> "Settings":
@@ -146,3 +179,14 @@ def current() -> Settings:
         Refusal: a value is not accepted.
     """
     return Settings.read(environ)
+
+
+@cache
+def labels() -> dict[str, str]:
+    """Return the release and the environment of this process's events. A label that no variable sets is left out."""
+    settings = current()
+    set_values = {
+        "release": settings.sentry_release,
+        "environment": environ.get("SENTRY_ENVIRONMENT", "").strip() and settings.sentry_environment,
+    }
+    return {name: label for name, label in set_values.items() if label}

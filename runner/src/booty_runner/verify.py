@@ -1,5 +1,6 @@
 """The verifier: checks that this process is the release in its label, and that its host has what it needs."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -9,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from booty_runner import hooks, telemetry
+from booty_runner.gate import gate_flaw
 from booty_runner.settings import Settings, current
 from booty_runner.target import label_flaw
+
+log = logging.getLogger(__name__)
 
 # Each app has its release.env in /etc/NAME.
 ETC = Path("/etc")
@@ -74,9 +78,11 @@ async def verify(ask_tracker: bool = False) -> Report:
 
 async def start_flaw(settings: Settings) -> str | None:
     """Return why the service must not start, or None. A candidate makes every check, a service only the gate."""
+    if not settings.booty_telemetry_gate and telemetry.watch() is None:
+        log.info("SENTRY_DSN is not set: errors are not reported in %s", settings.sentry_environment)
     if settings.booty_candidate:
         return (await verify(settings.booty_telemetry_gate)).flaw
-    return await telemetry.gate_flaw() if settings.booty_telemetry_gate else None
+    return await gate_flaw() if settings.booty_telemetry_gate else None
 
 
 def _check(name: str, flaw: str | None, detail: str) -> Check:
@@ -84,22 +90,22 @@ def _check(name: str, flaw: str | None, detail: str) -> Check:
 
 
 async def _tracker(settings: Settings, ask: bool) -> tuple[str | None, str]:
-    if settings.sentry_dsn is None and not settings.booty_telemetry_gate:
+    watch = telemetry.watch()
+    if watch is None and settings.sentry_dsn is None and not settings.booty_telemetry_gate:
         return None, "not asked: SENTRY_DSN is not set"
     if ask:
-        return await telemetry.gate_flaw(), "accepted an event"
-    transport = telemetry.transport()
-    if transport is None or transport.deliveries.last is None:
+        return await gate_flaw(), f"accepted an event of {telemetry.client_in_words()}"
+    if watch is None or watch.deliveries.last is None:
         return None, "not asked"
-    return transport.last_flaw, "accepted the last event"
+    return watch.deliveries.last_flaw, f"accepted the last event of {telemetry.client_in_words()}"
 
 
 def _release_flaw(settings: Settings) -> str | None:
     """Compare this process's SENTRY_RELEASE with the code on disk, with the last event, and with release.env."""
     if flaw := label_flaw():
         return flaw
-    transport = telemetry.transport()
-    sent = transport.release if transport else None
+    watch = telemetry.watch()
+    sent = watch.release if watch else None
     if sent is not None and sent != (settings.sentry_release or ""):
         return f"{settings.sentry_release or '(unknown)'} runs, and events say {sent or '(unknown)'}"
     if settings.booty_release_dir is None or (settings.booty_candidate and not hooks.live):
@@ -150,8 +156,8 @@ def _clock_flaw(settings: Settings) -> str | None:
             staged_at = 0.0
         if time.time() < staged_at - CLOCK_SECONDS:
             return "the time is earlier than when the release was staged"
-    transport = telemetry.transport()
-    offset = transport.clock_offset if transport else None
+    watch = telemetry.watch()
+    offset = watch.clock_offset if watch else None
     if offset is not None and abs(offset) > CLOCK_SECONDS:
         return f"it is {abs(offset):.0f} s {'behind' if offset > 0 else 'ahead of'} the tracker's"
     return None

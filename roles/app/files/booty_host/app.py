@@ -29,6 +29,8 @@ class App:
         self.opt: Final = root / "opt" / name
         self.releases: Final = self.opt / "releases"
         self.layers: Final = self.opt / "layers"
+        # The files of app_config_dir, in a folder named after their hash.
+        self.configs: Final = self.opt / "config"
         # Archives of releases and layers arrive here.
         self.incoming: Final = self.opt / "incoming"
         self.state: Final = self.opt / "state.json"

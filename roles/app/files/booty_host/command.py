@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from booty_host import HostError, journal, lease, secrets
+from booty_host import HostError, config, journal, lease, secrets
 from booty_host.app import App
 from booty_host.files import parse_assignments, read, write_atomically
 from booty_host.processes import alive
@@ -283,6 +283,8 @@ def release_command(
     known: list[dict[str, Any]],
     pointer: str,
     units: dict[str, str],
+    files: dict[str, str],
+    user: str,
     seen: dict[str, str],
     by: str,
     wait: int,
@@ -301,6 +303,8 @@ def release_command(
         known: the records of all hosts of the run, as in `State.commands`.
         pointer: the text of the release's release.env.
         units: the texts of its units.
+        files: the files of app_config_dir, as for `config.stage`.
+        user: the service's user.
         seen: `seen` in the answer of `info`; the commands are refused if another run was here since.
         by: who asks and for what; a run that meets the lock shows it.
         wait: how long to wait for another run's lock, in seconds.
@@ -315,14 +319,16 @@ def release_command(
     release = Release(app, pointer, units)
     output = Output(app)
 
+    def under_lock() -> dict[str, Any]:
+        config.stage(app, release.labels, files, user)
+        return carry_out(app, kind, commands, seconds, known, release, seen, output)
+
     def work() -> dict[str, Any]:
         output.write(pid=os.getpid())
         try:
             # /proc/locks, where other runs look, leaves out a lock whose first process has ended. So the process that
             # takes it is one that waits for the end.
-            end = lease.detached(
-                app, lambda: carry_out(app, kind, commands, seconds, known, release, seen, output), by, wait
-            )
+            end = lease.detached(app, under_lock, by, wait)
         except HostError as error:
             end = {"failed": True, "msg": str(error)}
         if "msg" in end:
@@ -369,7 +375,8 @@ def carry_out(
     write_atomically(env, release.env)
     sandbox, entry = Sandbox(app, release, env), state.begin(kind, release.sha, commands)
     deadline, status, reason = time.monotonic() + seconds, 0, ""
-    for command in commands:
+    state_paths = manifest(app.releases / release.sha).get("state_paths")
+    for command in ["python -P -m booty_runner.place", *commands] if state_paths else commands:
         left = deadline - time.monotonic()
         status = execute(app, sandbox, kind, command, max(left, 1), output)
         if status:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import pkgutil
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from booty_host import HostError, health, journal, lease, sockets, stage
+from booty_host import HostError, config, journal, lease, sockets, stage
 from booty_host.app import App
 from booty_host.controller import Controller
-from booty_host.files import parse_assignments, read, write_atomically
+from booty_host.files import parse_pointer, read, write_atomically
 from booty_host.handover import Handover, RefusedError, obstacles
 from booty_host.processes import labels
 from booty_host.prune import prune
-from booty_host.release import Release, differs, fault, labels_on_disk, unsettled
+from booty_host.release import Release, ask_installed, differs, fault, labels_on_disk, question, unsettled
 from booty_host.state import State
 from booty_host.systemd import Systemd
 
 # A line of the candidate's unit: the candidate is ready once its tracker has accepted an event.
 GATED = "BOOTY_TELEMETRY_GATE=true"
+# How many times in a row the service must answer once nothing else is left that could.
+ANSWERS = 5
+NO_HEALTH_PATH = (
+    "No health path is set, so any answer of GET / below 500 counts as healthy, which proves little. Name a path that"
+    " checks what the app needs: app_health_path"
+)
 
 
 def cutover(
@@ -34,6 +41,8 @@ def cutover(
     over_ssh: bool,
     dest: str,
     sha256: str,
+    files: dict[str, str],
+    user: str,
     seen: dict[str, str],
     goes_back: bool,
     commands: list[dict[str, Any]],
@@ -60,6 +69,8 @@ def cutover(
         over_ssh: whether the call came over SSH.
         dest: where the release that came with the call is staged first; "" if it is on the host.
         sha256: the digest of its archive.
+        files: the files of app_config_dir, as `config.stage` takes them.
+        user: the service's user, whose group may read these files.
         seen: `seen` in the answer of `info` when the release was judged; if the host has changed since, the cutover is
             refused.
         goes_back: whether this is a rollback, which goes on if the tracker accepts no event.
@@ -67,14 +78,14 @@ def cutover(
         check: only return what would change.
 
     Returns:
-        `notices` for a person to read; `unpruned`, why old releases can't be removed; or `failed` and `msg`, with
-        `seen` anew if the host has changed.
+        `notices` for a person to read; `warnings`, which are the same on all hosts; `unpruned`, why old releases can't
+        be removed; or `failed` and `msg`, with `seen` anew if the host has changed.
 
     Raises:
         HostError: the release that came with the call can't be staged, or another run holds the lock.
     """
     release = Release(app, pointer, units)
-    result = {"changed": True, "diff": difference(release)}
+    result = {"changed": True, "diff": [*difference(release), *config.difference(app, release.labels, files)]}
     if check:
         return result
     if dest:
@@ -86,9 +97,10 @@ def cutover(
             state = State.load(app)
             state.note(commands)
             state.save()
-        return changed_since(app, seen, release.sha, by) or steps.cut_over(
-            release, keep, by, run, controller, goes_back
-        )
+        if refusal := changed_since(app, seen, release.sha, by):
+            return refusal
+        config.stage(app, release.labels, files, user)
+        return steps.cut_over(release, keep, by, run, controller, goes_back)
 
     return {**result, **lease.detached(app, work, by, wait)}
 
@@ -179,8 +191,8 @@ class Cutover:
         began = time.monotonic()
         state = State.load(app)
         socket, service, candidate = self.systemd.units(app.socket, app.service, app.candidate)
-        running = labels(app, int(service["MainPID"]))
-        notices = self.settle(state, running, candidate["ActiveState"])
+        running = labels(app, pid := int(service["MainPID"]))
+        notices = self.settle(state, pid, candidate["ActiveState"])
         before = self.serving(release, running)
 
         def record(message: str, result: str) -> None:
@@ -227,7 +239,7 @@ class Cutover:
         with unsaved(app, notices):
             state.serve(release.sha)
         record(f"serving {release.sha}", "switched")
-        result: dict[str, Any] = {"state": "switched", "notices": notices}
+        result: dict[str, Any] = {"state": "switched", "notices": notices, "warnings": self.warnings()}
         try:
             result["pruned"], failures = prune(app, state, keep)
         except Exception as error:
@@ -238,14 +250,22 @@ class Cutover:
             journal.log(app, notices[-1])
         return result
 
-    def settle(self, state: State, running: dict[str, str], candidate: str) -> list[str]:
+    def warnings(self) -> list[str]:
+        """Return a warning if the health check of the service proves little."""
+        match question(self.app, int(self.systemd.unit(self.app.service)["MainPID"])):
+            case ("", _, _):
+                return [NO_HEALTH_PATH]
+        return []
+
+    def settle(self, state: State, pid: int, candidate: str) -> list[str]:
         """Clear what an interrupted cutover left, and return notices of it.
 
         Args:
             state: the host's record of releases.
-            running: the labels of the service's process.
+            pid: the main process of the service.
             candidate: the state of the candidate's unit.
         """
+        running = labels(self.app, pid)
         notices = []
         if candidate not in {"inactive", "failed"} or self.app.handover.exists():
             notices.append(f"An interrupted deploy had left {self.app.candidate} running; it is stopped.")
@@ -255,7 +275,7 @@ class Cutover:
             notices.append(
                 f"An interrupted deploy had left release.env at {on_disk}, while {running.get('SENTRY_RELEASE')} runs."
             )
-        elif running and health.ask_installed(self.app)["status"] == 200:
+        elif running and not ask_installed(self.app, pid)["reason"]:
             with suppress(OSError):  # the cutover writes the file next, and reports the failure
                 state.serve(running["SENTRY_RELEASE"])
         for notice in notices:
@@ -266,16 +286,16 @@ class Cutover:
         """Return the release that serves: by its process's labels, or else by release.env; an empty one at first.
 
         Args:
-            like: the release to deploy, which has the same labels and the same header of release.env.
+            like: the release to deploy, which has the same header of release.env.
             running: the labels of the service's process.
         """
         app = self.app
-        named = {name: value for name, value in running.items() if name in like.labels} or labels_on_disk(app)
+        named = {name: value for name, value in running.items() if name != "BOOTY_UNIT"} or labels_on_disk(app)
         units = {path.name: read(path) for path in map(app.unit_files.joinpath, app.units) if path.exists()}
         env = read(app.release_env)
-        if named and parse_assignments(env) != named:
+        if named and parse_pointer(env) != named:
             header = [line for line in like.env.splitlines() if line.startswith("#")]
-            env = "\n".join([*header, *(f"{name}={value}" for name, value in named.items()), ""])
+            env = "\n".join([*header, *(f"{name}={shlex.quote(value)}" for name, value in named.items()), ""])
         return Release(app, env, units)
 
     def verify(self, release: Release) -> None:
@@ -403,9 +423,9 @@ class Cutover:
         """
         app, deadline = self.app, time.monotonic() + timeout
         while problem := (
-            unsettled(app, self.systemd, release)
+            unsettled(app, self.systemd, release, ANSWERS)
             if settled
-            else fault(release, self.systemd.labels(app.service), health.ask(*release.address))
+            else fault(release, int(self.systemd.unit(app.service)["MainPID"]))
         ):
             service = self.systemd.unit(app.service)
             # The first restart is enough to give up: a crash loop would end in a failed socket unit as well.

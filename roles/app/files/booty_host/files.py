@@ -20,10 +20,22 @@ def read(path: Path) -> str:
 
 
 def parse_assignments(text: str) -> dict[str, str]:
-    """Return the `NAME=value` lines of `release.env` or `systemctl show`; skip comments and other lines."""
+    """Return the `NAME=value` lines of a file or of `systemctl show`, with quotes; skip comments and other lines."""
     lines = (line.strip() for line in text.splitlines())
     pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith(("#", ";")))
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def parse_pointer(text: str) -> dict[str, str]:
+    """Return the assignments of a release.env, without quotes.
+
+    A value that needs quotes has those of `shlex.quote`, which systemd and a shell read alike: single quotes, and
+    `'"'"'` for a single quote inside. settle.sh removes them in the same way.
+    """
+    return {
+        name: value.replace("'\"'\"'", "\n").replace("'", "").replace("\n", "'")
+        for name, value in parse_assignments(text).items()
+    }
 
 
 def directories(parent: Path) -> list[Path]:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from booty_host import HostError, health
+from booty_host import HostError
 from booty_host.app import App
 from booty_host.files import read, write_atomically
 from booty_host.processes import alive, family, labels
@@ -133,7 +133,7 @@ class Handover:
         deadline = time.monotonic() + timeout
         while True:
             self.check()
-            problem = fault(release, labels(self.app, self.new), health.ask(*release.address))
+            problem = fault(release, self.new)
             if not problem:
                 return
             if time.monotonic() > deadline:

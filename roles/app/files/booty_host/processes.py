@@ -8,8 +8,14 @@ from pathlib import Path
 
 from booty_host.app import App
 
-# The host program reads only these variables of a process; any other may be a secret.
-LABELS = ("SENTRY_RELEASE", "SENTRY_ENVIRONMENT", "BOOTY_RELEASE_DIR", "BOOTY_UNIT")
+# The host program reads only these variables of a process, and the settings that BOOTY_SETTINGS names. Any other may be
+# a secret. release.env sets all of them but the last, which is the unit's.
+LABELS = (
+    *("SENTRY_RELEASE", "SENTRY_ENVIRONMENT", "BOOTY_RELEASE_DIR", "BOOTY_CONFIG_DIR", "BOOTY_SETTINGS"),
+    "BOOTY_UNIT",
+)
+# What a process is asked, and the identifier that systemd gave its start.
+QUESTION = ("BOOTY_HEALTH_PATH", "BOOTY_HEALTH_HOST", "INVOCATION_ID")
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -18,16 +24,18 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
 
 
-def parse_environ(environ: bytes) -> dict[str, str]:
-    """Return only the labels of a process's `/proc/<pid>/environ`."""
+def parse_environ(environ: bytes, names: tuple[str, ...]) -> dict[str, str]:
+    """Return only these variables of a process's `/proc/<pid>/environ`, and its settings if BOOTY_SETTINGS is asked."""
     pairs = (entry.partition("=") for entry in environ.decode(errors="replace").split("\0"))
-    return {name: value for name, _, value in pairs if name in LABELS}
+    variables = {name: value for name, _, value in pairs if name}
+    settings = variables.get("BOOTY_SETTINGS", "").split(",") if "BOOTY_SETTINGS" in names else []
+    return {name: variables[name] for name in (*names, *settings) if name in variables}
 
 
-def labels(app: App, pid: int) -> dict[str, str]:
-    """Return the labels that a running process was started with; none if the process has ended."""
+def labels(app: App, pid: int, names: tuple[str, ...] = LABELS) -> dict[str, str]:
+    """Return the labels and settings that a running process was started with; none if the process has ended."""
     try:
-        return parse_environ((app.root / f"proc/{pid}/environ").read_bytes())
+        return parse_environ((app.root / f"proc/{pid}/environ").read_bytes(), names)
     except OSError:
         return {}
 
@@ -54,8 +62,7 @@ def family(app: App, pid: int) -> list[int]:
     return members
 
 
-def releases_in_use(app: App) -> set[str]:
-    """Return the app's releases that any process on the host runs."""
+def in_use(app: App, label: str) -> set[Path]:
+    """Return the directories that this label has in any process on the host."""
     pids = (int(path.name) for path in (app.root / "proc").glob("[0-9]*"))
-    paths = (Path(labels(app, pid).get("BOOTY_RELEASE_DIR", "")) for pid in pids)
-    return {path.name for path in paths if path.parent == app.releases}
+    return {Path(value) for pid in pids if (value := labels(app, pid, (label,)).get(label))}

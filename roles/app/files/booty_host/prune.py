@@ -1,4 +1,4 @@
-"""Remove the releases and layers of an app that no process and no rollback needs any more."""
+"""Remove the releases, layers and configurations of an app that no process and no rollback needs any more."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from booty_host import journal
+from booty_host import config, journal
 from booty_host.app import App
 from booty_host.files import directories, remove
-from booty_host.processes import releases_in_use
+from booty_host.processes import in_use
 from booty_host.release import labels_on_disk, layers_of, manifest
 from booty_host.state import State
 
@@ -35,10 +35,11 @@ def prune(app: App, state: State, keep: int) -> tuple[list[str], list[str]]:
     # the directory that Ansible's copy makes in the login's home. They are listed first, since a release whose removal
     # fails below gets such a name too.
     arriving = (*app.incoming.glob("*"), *login_home(app).glob(".ansible/tmp/ansible-tmp-*"))
-    leftovers = (*app.releases.glob(".*"), *app.layers.glob(".*"), *arriving)
+    leftovers = (*app.releases.glob(".*"), *app.layers.glob(".*"), *app.configs.glob(".*"), *arriving)
     staged = {path.name: path.stat().st_mtime for path in directories(app.releases)}
-    in_use = {labels_on_disk(app).get("SENTRY_RELEASE", ""), *releases_in_use(app)}
-    for name in removable(staged, state.served, {*state.abandoned}, in_use, keep, now):
+    run = {path.name for path in in_use(app, "BOOTY_RELEASE_DIR") if path.parent == app.releases}
+    needed_now = {labels_on_disk(app).get("SENTRY_RELEASE", ""), *run}
+    for name in removable(staged, state.served, {*state.abandoned}, needed_now, keep, now):
         journal.log(app, f"removing {name}")
         if attempt(remove, app.releases / name):
             removed.append(name)
@@ -50,6 +51,8 @@ def prune(app: App, state: State, keep: int) -> tuple[list[str], list[str]]:
         # A layer that another deploy has just staged has no release yet.
         if path.name not in needed and path.stat().st_mtime < now - DAY:
             attempt(remove, path)
+    for path in config.unneeded(app, state):
+        attempt(remove, path)
     for path in leftovers:
         if path.lstat().st_mtime < now - DAY:
             if path.is_dir() and not path.is_symlink():

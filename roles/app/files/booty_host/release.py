@@ -9,12 +9,15 @@ from typing import Any
 
 from booty_host import health, sockets
 from booty_host.app import App
-from booty_host.files import parse_assignments, read
-from booty_host.processes import labels
+from booty_host.files import parse_pointer, read
+from booty_host.processes import QUESTION, labels
 from booty_host.systemd import Systemd
 
+# A release from this number on tells which process answers; see `contract` in its manifest.
+NAMES_ITSELF = 3
 
-def manifest(directory: Path) -> dict[str, str]:
+
+def manifest(directory: Path) -> dict[str, Any]:
     """Return the fields of a staged release's `release.json`; none if the file is missing or damaged."""
     try:
         fields = json.loads(read(directory / "release.json"))
@@ -26,14 +29,14 @@ def manifest(directory: Path) -> dict[str, str]:
     return {}
 
 
-def layers_of(fields: dict[str, str]) -> set[str]:
+def layers_of(fields: dict[str, Any]) -> set[str]:
     """Return the layers that a release needs. A manifest from before the runner was a layer names one layer alone."""
     return {fields[layer] for layer in ("layer", "runner") if layer in fields}
 
 
 def labels_on_disk(app: App) -> dict[str, str]:
     """Return the assignments of release.env; none if the file is missing."""
-    return parse_assignments(read(app.release_env))
+    return parse_pointer(read(app.release_env))
 
 
 class Release:
@@ -41,7 +44,7 @@ class Release:
 
     def __init__(self, app: App, env: str, units: dict[str, str]) -> None:
         self.app, self.env, self.units = app, env, units
-        self.labels = parse_assignments(env)
+        self.labels = parse_pointer(env)
         self.sha = self.labels.get("SENTRY_RELEASE", "")
 
     @property
@@ -56,10 +59,16 @@ class Release:
         return {**self.labels, **({"BOOTY_UNIT": unit_hash[1]} if unit_hash else {})}
 
 
-def unsettled(app: App, systemd: Systemd, release: Release) -> str:
+def unsettled(app: App, systemd: Systemd, release: Release, times: int = 1) -> str:
     """Name the first thing that a cutover to a release would still change; "" if the release serves as it should.
 
     The function looks at what runs. An interrupted deploy leaves no handler behind that would run later.
+
+    Args:
+        app: the app.
+        systemd: the host's.
+        release: the release that should serve.
+        times: how many times in a row its process must answer.
     """
     socket, service, candidate = systemd.units(app.socket, app.service, app.candidate)
     for name, text in release.units.items():
@@ -67,7 +76,7 @@ def unsettled(app: App, systemd: Systemd, release: Release) -> str:
         if name != app.candidate and read(app.unit_files / name) != text:
             return f"{app.unit_files / name} differs"
     if labels_on_disk(app) != release.labels:
-        return f"{app.release_env} does not name {release.sha}"
+        return f"{app.release_env} does not name {release.sha}, or has other settings"
     if {socket["UnitFileState"], service["UnitFileState"]} != {"enabled"}:
         return f"{app.socket} and {app.service} are not enabled"
     options = sockets.options(sockets.opened(app, socket)) ^ sockets.options(release.units[app.socket])
@@ -77,28 +86,64 @@ def unsettled(app: App, systemd: Systemd, release: Release) -> str:
     handover = app.handover.exists()
     if handover or candidate["ActiveState"] not in {"inactive", "failed"}:
         return "a handover was interrupted" if handover else f"{app.candidate} is {candidate['ActiveState']}"
-    running = labels(app, int(service["MainPID"]))
+    return next((problem for _ in range(times) if (problem := fault(release, int(service["MainPID"])))), "")
+
+
+def fault(release: Release, pid: int) -> str:
+    """Return the first difference between a main process and the release that it should serve; "" if there is none."""
+    app = release.app
     # systemd holds the sockets, so a request to a stopped service would start it.
-    return (fault(release, running, health.ask(*release.address)) if running else f"{app.service} does not run") or ""
+    if not (running := labels(app, pid)):
+        return f"{app.service} does not run"
+    return judge(release, running, ask(app, release.address, pid))
 
 
-def fault(release: Release, running: dict[str, str], answer: dict[str, Any]) -> str | None:
-    """Return the first difference between the service and a release that it should run; None if there is none.
+def question(app: App, pid: int) -> tuple[str, str, str] | None:
+    """Return the health path, the Host header and the INVOCATION_ID to ask a main process with.
+
+    A path or host of the unit, which has it from the inventory, comes before that of the release's commit. None stands
+    for a release that is asked `GET /health`.
+    """
+    fields = manifest(Path(labels(app, pid).get("BOOTY_RELEASE_DIR", "")))
+    if int(fields.get("contract", 1)) < NAMES_ITSELF:
+        return None
+    of_unit, of_commit = labels(app, pid, QUESTION), fields.get("health", {})
+    path, host = (of_unit.get(f"BOOTY_HEALTH_{part.upper()}") or of_commit.get(part, "") for part in ("path", "host"))
+    return path, host or "localhost", of_unit.get("INVOCATION_ID", "")
+
+
+def ask(app: App, address: tuple[str, int], pid: int) -> dict[str, Any]:
+    """Ask a main process on the real socket, as its release wants to be asked; the answer is that of `health`."""
+    asked = question(app, pid)
+    return health.ask_process(*address, *asked, pid) if asked else health.ask_json(*address)
+
+
+def ask_installed(app: App, pid: int) -> dict[str, Any]:
+    """Ask a main process where the installed socket unit listens; the answer is that of `ask`."""
+    path = app.unit_files / app.socket
+    try:
+        address = sockets.parse_stream(read(path))
+    except ValueError as error:
+        return {"status": 0, "reason": f"{path}: {error}"}
+    return ask(app, address, pid)
+
+
+def judge(release: Release, running: dict[str, str], answer: dict[str, Any]) -> str:
+    """Return the first difference between a main process and the release that it should serve; "" if there is none.
 
     Args:
         release: the one that should serve.
         running: the labels that the main process was started with.
-        answer: that of /health, on the real socket.
+        answer: that of `ask`.
     """
     if difference := differs(release.expected, running):
         return f"the running process's {difference}"
-    if answer["status"] != 200:
-        return f"/health says {answer['status']}: {answer.get('reason', 'no reason given')}"
-    answered = {"SENTRY_RELEASE": answer.get("release"), "SENTRY_ENVIRONMENT": answer.get("environment")}
-    for name, value in answered.items():
-        if value != release.labels[name]:
-            return f"/health answers {value} for {name}, not {release.labels[name]}"
-    return None
+    if answer["reason"]:
+        return str(answer["reason"])
+    for name, part in (("SENTRY_RELEASE", "release"), ("SENTRY_ENVIRONMENT", "environment")):
+        if part in answer and answer[part] != release.labels[name]:
+            return f"the service answers {answer[part]} for {name}, not {release.labels[name]}"
+    return ""
 
 
 def differs(expected: dict[str, str], running: dict[str, str]) -> str | None:

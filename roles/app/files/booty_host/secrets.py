@@ -41,10 +41,14 @@ FAULTS_OF_LINE = (
 # and the variables that systemd sets.
 RESERVED = (
     (
-        r"BOOTY_(LOG_FORMAT|(DRAIN|STREAM|WATCHDOG)_SECONDS|WORKERS|TELEMETRY_GATE)",
+        r"BOOTY_(LOG_FORMAT|(DRAIN|STREAM|WATCHDOG)_SECONDS|WORKERS|THREADS|TELEMETRY_GATE|HEALTH_(PATH|HOST)"
+        r"|TRUSTED_PROXIES)",
         "the unit sets: remove it, and set {} in the inventory",
     ),
-    (r"BOOTY_(UNIT|CANDIDATE)", "the unit sets: remove it"),
+    (r"PORT", "the unit sets: remove it, and set app_port in the inventory"),
+    (r"WEB_CONCURRENCY", "the unit sets: remove it, and set app_workers in the inventory"),
+    (r"BOOTY_(CONFIG_DIR|SETTINGS)", "release.env sets: remove it"),
+    (r"BOOTY_(UNIT|CANDIDATE)|HOME|PATH|PYTHONUNBUFFERED", "the unit sets: remove it"),
     (
         # systemd.exec(5), "Environment variables in spawned processes"; sd_notify(3), sd_listen_fds(3).
         r"NOTIFY_SOCKET|LISTEN_(PID|FDS|FDNAMES|PIDFDID)|WATCHDOG_(PID|USEC)|MAINPID|INVOCATION_ID|JOURNAL_STREAM"
@@ -161,18 +165,27 @@ def judge_content(data: bytes) -> tuple[str | None, str | None]:
     return None, judge_dsn(dsn) if dsn else "SENTRY_DSN is not set" if data.strip() else "it is empty"
 
 
+def names_in(data: bytes) -> list[str]:
+    """Return the names that `secrets.env` sets; none if systemd can't read it as it is written."""
+    try:
+        return sorted(parse(data.decode()))
+    except ValueError:
+        return []
+
+
 def judge(app: App) -> dict[str, Any]:
     """Judge `/etc/NAME/secrets.env` on the host, without returning a value of it.
 
     Returns:
-        `present`, and three faults, each None if there is none: `closed`, of the owner or mode; `readable`, which keeps
-        systemd from reading the file as it is written; and `usable`, which keeps production from using it.
+        `present`; the `names` that it sets; and three faults, each None if there is none: `closed`, of the owner or
+        mode; `readable`, which keeps systemd from reading the file as it is written; and `usable`, which keeps
+        production from using it.
     """
     path = app.secrets_env
     try:
         status = path.lstat()
     except FileNotFoundError:
-        return {"present": False, "closed": None, "readable": None, "usable": f"{path} is missing"}
+        return {"present": False, "names": [], "closed": None, "readable": None, "usable": f"{path} is missing"}
     closed = None
     if stat.S_ISLNK(status.st_mode):
         closed = f"{path} is a symbolic link, which is not a regular file: put the file itself there"
@@ -183,7 +196,8 @@ def judge(app: App) -> dict[str, Any]:
     elif status.st_mode & 0o077:
         closed = f"{path} is open to others (mode {stat.S_IMODE(status.st_mode):04o}; make it 0600)"
     if closed:
-        return {"present": True, "closed": closed, "readable": None, "usable": closed}
+        return {"present": True, "names": [], "closed": closed, "readable": None, "usable": closed}
     # Reading bytes keeps the line ends, which reading text would translate.
-    readable, usable = (fault and f"{path}: {fault}" for fault in judge_content(path.read_bytes()))
-    return {"present": True, "closed": None, "readable": readable, "usable": usable}
+    data = path.read_bytes()
+    readable, usable = (fault and f"{path}: {fault}" for fault in judge_content(data))
+    return {"present": True, "names": names_in(data), "closed": None, "readable": readable, "usable": usable}

@@ -39,13 +39,17 @@ members() { cat "/sys/fs/cgroup$1/cgroup.procs"; }
 # The processes in the candidate's group that belong to a process.
 family() { for each in $(members "$candidate"); do belongs "$each" "$1" && echo "$each"; done; }
 
-# Whether a process has every assignment of release.env in its environment.
+# Whether a process has every assignment of release.env in its environment. sed removes the quotes around a value, which
+# parse_pointer() in files.py describes.
 serves_pointer() {
     environment=$(tr '\0' '\n' 2>/dev/null <"/proc/$1/environ") || return 1
-    while read -r line; do
+    pointer=$(sed "s/'\"'\"'/\\n/g; s/'//g; s/\\n/'/g" "/etc/$app/release.env") || return 1
+    while IFS= read -r line; do
         case $line in '' | '#'* | ';'*) continue ;; esac
         printf '%s\n' "$environment" | grep -qxF -e "$line" || return 1
-    done <"/etc/$app/release.env"
+    done <<END
+$pointer
+END
 }
 
 # Whether a process is still there, and the app's: a PID may belong to another program by now.

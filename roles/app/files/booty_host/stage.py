@@ -11,6 +11,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +106,25 @@ def unpack(archive: io.BufferedIOBase, sha256: str, dest: Path, url: str = "") -
             make(archive, dest)
 
 
-def make(archive: io.BufferedIOBase, dest: Path) -> None:
-    """Make the directory, under the lock of its parent."""
+@contextmanager
+def appearing(dest: Path) -> Iterator[Path]:
+    """Yield an empty directory to fill; it gets its name only once the block has ended well and it is on the disk."""
     for abandoned in dest.parent.glob(f".{dest.name}.*"):
         shutil.rmtree(abandoned, ignore_errors=True)  # the new one has another name
     partial = Path(tempfile.mkdtemp(dir=dest.parent, prefix=f".{dest.name}."))
     try:
+        yield partial
+        run("sync", "--file-system", str(partial))
+        partial.rename(dest)
+        sync_directory(dest.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def make(archive: io.BufferedIOBase, dest: Path) -> None:
+    """Make the directory, under the lock of its parent."""
+    with appearing(dest) as partial:
         with tarfile.open(fileobj=archive) as tar:
             # The digest proves where the archive comes from, so it is extracted unchanged, with its link to the host's
             # Python. Newer Pythons refuse such a link without a filter; Debian 12's Python has no `filter=` yet.
@@ -129,9 +143,3 @@ def make(archive: io.BufferedIOBase, dest: Path) -> None:
             *(path for path in partial.rglob("*") if path.is_dir() and not path.is_symlink()),
         ):
             path.chmod(0o755)
-        run("sync", "--file-system", str(partial))
-        partial.rename(dest)
-        sync_directory(dest.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from booty_host import HostError, health, lease
+from booty_host import HostError, lease
 from booty_host.app import App, installed
-from booty_host.files import directories, parse_assignments, read
+from booty_host.files import directories, parse_assignments, parse_pointer, read
 from booty_host.processes import labels, run
-from booty_host.release import Release, labels_on_disk, manifest, unsettled
+from booty_host.release import Release, ask_installed, labels_on_disk, manifest, unsettled
 from booty_host.state import State
 from booty_host.systemd import Systemd
 
@@ -50,7 +50,7 @@ def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
     """Return the status of one app; arguments as for `status`."""
     systemd = Systemd(app)
     service, candidate = show(systemd, app.service), show(systemd, app.candidate)
-    running = labels(app, int(service.get("MainPID") or 0))
+    running = labels(app, pid := int(service.get("MainPID") or 0))
     serving = running.get("SENTRY_RELEASE")
     damaged = [
         f"{path} has no release.json that can be read" for path in directories(app.releases) if not manifest(path)
@@ -69,14 +69,14 @@ def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
         "memory": identity(running),
         "disk": identity(labels_on_disk(app)),
         # systemd holds the sockets, so a request to a stopped service would start it.
-        "health": answered(app) if running else None,
+        "health": {"environment": running.get("SENTRY_ENVIRONMENT"), **ask_installed(app, pid)} if running else None,
         "damaged": damaged,
         "tracker": tracker(app) if running else None,
         "previous": next((name for name in served if name != serving and (app.releases / name).is_dir()), None),
         "candidate": None
         if candidate.get("ActiveState") in {"inactive", "failed"}
         else identity(labels(app, int(candidate.get("MainPID") or 0)))
-        or {"release": parse_assignments(read(app.candidate_env)).get("SENTRY_RELEASE")},
+        or {"release": parse_pointer(read(app.candidate_env)).get("SENTRY_RELEASE")},
         "lease": lease.holder(app, read(Path("/proc/locks"))),
         "free": free(app.opt if app.opt.is_dir() else Path("/")),
         "last": last(run(*JOURNAL, f"BOOTY_APP={app.name}").stdout),
@@ -100,17 +100,24 @@ def moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-def identity(labels: dict[str, str]) -> dict[str, str | None] | None:
-    """Return the release and the environment that labels name; None without labels."""
+def identity(labels: dict[str, str]) -> dict[str, Any] | None:
+    """Return the `release`, the `environment`, the `settings` and the `config` that labels name; None without labels.
+
+    `config` is the folder with the files of app_config_dir, "" if there is none.
+    """
     if not labels:
         return None
-    return {"release": labels.get("SENTRY_RELEASE"), "environment": labels.get("SENTRY_ENVIRONMENT")}
+    return {
+        "release": labels.get("SENTRY_RELEASE"),
+        "environment": labels.get("SENTRY_ENVIRONMENT"),
+        "settings": settings(labels),
+        "config": labels.get("BOOTY_CONFIG_DIR", ""),
+    }
 
 
-def answered(app: App) -> dict[str, Any]:
-    """Return the answer of the real socket: its `status`, `release`, `environment`, and the `reason` of a refusal."""
-    answer = health.ask_installed(app)
-    return {name: answer[name] for name in ("status", "release", "environment", "reason") if name in answer}
+def settings(labels: dict[str, str]) -> dict[str, str]:
+    """Return the settings among the labels of a release or a process."""
+    return {name: labels[name] for name in labels.get("BOOTY_SETTINGS", "").split(",") if name in labels}
 
 
 def tracker(app: App) -> dict[str, Any] | None:
@@ -163,11 +170,12 @@ def last(journal: str) -> dict[str, Any] | None:
 def drift(app: App, systemd: Systemd, release: Release) -> list[str]:
     """Name everything that a deploy of a release would change on the host."""
     on_disk = labels_on_disk(app)
-    words = {"SENTRY_RELEASE": "release", "SENTRY_ENVIRONMENT": "environment"}
+    words = {"SENTRY_RELEASE": "release", "SENTRY_ENVIRONMENT": "environment", "BOOTY_CONFIG_DIR": "app_config_dir"}
+    words |= {name: f"setting {name}" for name in sorted({*settings(on_disk), *settings(release.labels)})}
     changes = [
-        f"{word} {on_disk.get(name, 'none')} → {release.labels[name]}"
+        f"{word} {on_disk.get(name) or 'none'} → {release.labels.get(name) or 'none'}"
         for name, word in words.items()
-        if on_disk.get(name) != release.labels[name]
+        if (on_disk.get(name) or "") != (release.labels.get(name) or "")
     ]
     for name, text in release.units.items():
         if (installed := read(app.unit_files / name)) != text and name != app.candidate:

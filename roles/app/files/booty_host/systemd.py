@@ -10,7 +10,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from booty_host import HostError
+from booty_host import HostError, failures
 from booty_host.app import App
 from booty_host.files import parse_assignments, read
 from booty_host.processes import labels, run
@@ -82,17 +82,19 @@ class Systemd:
                 Path(f"/sys/fs/cgroup{group}/cgroup.procs").write_text(str(pid))
 
     def journal(self, name: str) -> str:
-        """Return the last 20 lines of a unit's last start, as a message shows them."""
+        """Return the end of a unit's last start as a message shows it: its last lines, and the next step if known."""
         state = self.unit(name)
         invocation = state.get("InvocationID")
         # A main process that was the candidate has left its first lines under the candidate's invocation.
         fields = (f"_SYSTEMD_INVOCATION_ID={invocation}", f"INVOCATION_ID={invocation}", f"_PID={state['MainPID']}")
         match = " + ".join(fields).split()
-        options = ("--boot", "--no-pager", "--quiet", "--output=cat", "--lines=20")
-        lines = run("journalctl", *options, *(match if invocation else ["-u", name])).stdout.splitlines()
+        options = ("--boot", "--no-pager", "--quiet", "--output=cat", "--lines=200")
+        lines = failures.excerpt(run("journalctl", *options, *(match if invocation else ["-u", name])).stdout)
         if not lines:
             return f"{name} left nothing in the journal."
-        return "\n  ".join([f"The journal of {name} ends with:", *lines])
+        text = "\n  ".join([f"The journal of {name} ends with:", *lines])
+        step = failures.next_step(lines).replace("NAME", self.app.name)
+        return f"{text}\n{step}" if step else text
 
     def verify(self, units: dict[str, str]) -> str:
         """Return the faults that `systemd-analyze verify` finds in a set of units, by name and text; "" for none."""

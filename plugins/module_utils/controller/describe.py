@@ -1,0 +1,194 @@
+"""Describe the app of a commit: what it serves, by which lock, and what else a release of it needs.
+
+The inventory's variables override `[tool.booty]` in pyproject.toml or booty.toml, which override what is detected.
+Nothing of the app is run.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import detect, locks
+from .git import LINK, Tree, is_dotenv, normal
+from .process import BuildError
+from .variables import convert
+
+# The keys of `[tool.booty]`, each with an empty value of its type. An inventory has them with the prefix `app_`.
+KEYS: dict[str, Any] = {
+    "serve": "",
+    "lock": "",
+    "lock_extras": [],
+    "lock_groups": [],
+    "state_paths": [],
+    "dotenv": False,
+    "health_path": "",
+    "health_host": "",
+    "release_command": [],
+    "post_deploy_command": [],
+}
+# The inventory overrides these when they run, so that a change of the inventory needs no other build.
+COMMANDS = ("release_command", "post_deploy_command")
+# The variables of the inventory that are the same for all hosts of a run.
+DESCRIBED = [f"app_{name}" for name in KEYS if not name.startswith("health") and name not in COMMANDS]
+HEALTH = {
+    "health_path": (r"/[^\s#]*", "a path that begins with a slash, such as /health"),
+    "health_host": (r"[\w.:\[\]-]+", "a host name, such as shop.example.com"),
+}
+
+
+def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the description of the app in a folder of a commit.
+
+    Args:
+        repository: the git repository.
+        sha: the commit, 40 characters.
+        path: app_path.
+        inventory: the values of app_serve, app_lock, app_lock_extras, app_lock_groups, app_state_paths and app_dotenv,
+            without the prefix; an empty value is not set.
+
+    Returns:
+        `path`, `serve`, `import_paths`, `health` (`path` and `host`), `state_paths`, `lock` (relative to the app's
+        folder; "" without one), `extras`, `groups`, `dotenv`, the lists `release_command` and `post_deploy_command`,
+        and `found`, a sentence for each detection.
+
+    Raises:
+        BuildError: the description can't be made; the message has the line to write.
+    """
+    path = normal(path)
+    tree = Tree(repository, sha)
+    tree.demand(path)
+    of = f"{'The repository' if path == '.' else path} at commit {sha[:12]}"
+    pyproject = table(tree, path, "pyproject.toml", sha)
+    committed, source = own(tree, path, pyproject, sha)
+    values = {name: inventory.get(name) or committed.get(name) or empty for name, empty in KEYS.items()}
+    found = []
+    folder = detect.Folder(tree, path)
+    if values["serve"]:
+        target = values["serve"]
+        place = folder.find(target.partition(":")[0])
+        served = detect.Served(target, [source if not inventory.get("serve") else "app_serve"])
+        served.import_paths = [place[1]] if place and place[1] else []
+    else:
+        served = detect.served(folder, pyproject, of)
+    if served.import_paths == ["src"] and locks.installable(tree, path, pyproject):
+        served.import_paths = []
+    found.append(f"serves {served.target} ({', '.join(served.sources)})")
+    if served.remark:
+        found.append(served.remark)
+    if served.import_paths:
+        found.append(f"import path: {', '.join(served.import_paths)}")
+    lock, sentence = locks.choose(tree, path, pyproject, values["lock"], of)
+    found.append(sentence)
+    states = state_paths(folder, values["state_paths"])
+    found += [f"keeps {each} in the state directory" for each in states]
+    if left_out := [name for name in tree.entries if is_dotenv(name)]:
+        names = ", ".join(left_out[:5]) + (" …" if left_out[5:] else "")
+        found.append(f"{'ships' if values['dotenv'] else 'leaves out'} {names} (app_dotenv)")
+    released = [] if values["release_command"] else detect.release_line(folder)
+    for name, commands in (("release", values["release_command"]), ("post-deploy", values["post_deploy_command"])):
+        found += [f"{name} command: {each} ({source})" for each in commands]
+    found += [f"release command: {each} (Procfile)" for each in released]
+    return {
+        "path": path,
+        "serve": served.target,
+        "import_paths": served.import_paths,
+        "health": {"path": values["health_path"], "host": values["health_host"]},
+        "state_paths": states,
+        "lock": lock,
+        "extras": values["lock_extras"],
+        "groups": values["lock_groups"],
+        "dotenv": values["dotenv"],
+        "release_command": values["release_command"] or released,
+        "post_deploy_command": values["post_deploy_command"],
+        "found": found,
+    }
+
+
+def table(tree: Tree, path: str, name: str, sha: str) -> dict[str, Any]:
+    """Return the content of a TOML file of the app's folder; empty if there is none."""
+    file = posixpath.normpath(f"{path}/{name}")
+    content = tree.read(file)
+    if content is None:
+        return {}
+    try:
+        return tomllib.loads(locks.text(content, f"{file} of commit {sha[:12]}"))
+    except tomllib.TOMLDecodeError as error:
+        raise BuildError(f"{file} of commit {sha[:12]} can't be read: {error}. Fix it, and commit.") from None
+
+
+def own(tree: Tree, path: str, pyproject: Mapping[str, Any], sha: str) -> tuple[dict[str, Any], str]:
+    """Return the app's own settings, `[tool.booty]` or booty.toml, and the name of their place.
+
+    Raises:
+        BuildError: both places have settings, a key is unknown, or a value is wrong.
+    """
+    tool = pyproject.get("tool", {})
+    committed, source = tool.get("booty") if isinstance(tool, dict) else None, "[tool.booty] in pyproject.toml"
+    if tree.read(posixpath.normpath(f"{path}/booty.toml")) is not None:
+        if committed is not None:
+            both = "booty.toml and [tool.booty] in pyproject.toml"
+            raise BuildError(f"Commit {sha[:12]} has both {both}. Keep one of them, and commit.")
+        committed, source = table(tree, path, "booty.toml", sha), "booty.toml"
+    of = f"of commit {sha[:12]}"
+    if not isinstance(committed, dict):
+        if committed is not None:
+            raise BuildError(f"tool.booty in pyproject.toml {of} is no table. Write [tool.booty], and keys below it.")
+        return {}, source
+    for name, value in committed.items():
+        if name not in KEYS:
+            raise BuildError(f"{source} {of} has the unknown key {name}. Booty reads {', '.join(KEYS)}.")
+        if name in COMMANDS and isinstance(value, str):
+            value = committed[name] = [value]  # noqa: PLW2901
+        empty = KEYS[name]
+        kind = {str: "a text", bool: "true or false", list: "a list of texts"}[type(empty)]
+        right = type(value) is type(empty) and (
+            not isinstance(value, list) or all(isinstance(each, str) for each in value)
+        )
+        if not right:
+            raise BuildError(f"{source} {of}: {name} is {value!r}. Write {kind}.")
+        if name in HEALTH:
+            pattern, write = HEALTH[name]
+            if value and not re.fullmatch(pattern, value):
+                raise BuildError(f"{source} {of}: {name} is {value!r}. Write {write}.")
+            continue
+        try:
+            convert(f"app_{name}", value)
+        except ValueError as error:
+            raise BuildError(f"{source} {of}: {name} is {value!r}. Write {error}.") from None
+    return committed, source
+
+
+def state_paths(folder: detect.Folder, paths: list[str]) -> list[str]:
+    """Return the state paths in their normal form: a slash at the end marks a folder.
+
+    Raises:
+        BuildError: a path leads out of the app's folder, through a link, or into another one.
+    """
+    states: list[str] = []
+    for path in paths:
+        plain = posixpath.normpath(path)
+        parts = plain.split("/")
+        if path.startswith("/") or parts[0] in {"..", "."} or not plain.isprintable():
+            raise BuildError(
+                f"app_state_paths: '{path}' is no path below the app's folder. Write one such as media/ or db.sqlite3."
+            )
+        for parent in ("/".join(parts[: index + 1]) for index in range(len(parts))):
+            entry = folder.tree.entries.get(posixpath.normpath(f"{folder.path}/{parent}"))
+            if entry and entry[0] == LINK:
+                raise BuildError(f"app_state_paths: '{path}' leads through the link {parent}. Name its target instead.")
+            if entry and parent != plain:
+                raise BuildError(f"app_state_paths: '{path}' leads through {parent}, which is a file in the commit.")
+        is_folder = any(name.startswith(f"{plain}/") for name in folder.files)
+        if path.endswith("/") and plain in folder.files:
+            raise BuildError(f"app_state_paths: '{path}' is a file in the commit. Write it without the slash: {plain}")
+        states.append(f"{plain}/" if is_folder or path.endswith("/") else plain)
+    for one in states:
+        for other in states:
+            if one is not other and f"{other.rstrip('/')}/".startswith(f"{one.rstrip('/')}/"):
+                raise BuildError(f"app_state_paths has both {one} and {other}, which lies in it. Remove one of them.")
+    return states

@@ -1,0 +1,73 @@
+"""Requests that come through a proxy: the client's address and scheme, from headers that only a known proxy may set."""
+
+import ipaddress
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Proxied:
+    """ASGI middleware that takes the client's address and the scheme from `X-Forwarded-For` and `X-Forwarded-Proto`.
+
+    It does so only if the peer is a known proxy. The client is then the last address in `X-Forwarded-For` that is not a
+    known proxy: a client may have sent those before it.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], networks: Sequence[Network], always: bool = False) -> None:
+        """Wrap an app.
+
+        Args:
+            app: the ASGI app.
+            networks: the addresses of the known proxies.
+            always: whether each peer is one, since the socket is open to nobody else.
+        """
+        self._app = app
+        self._networks = networks
+        self._always = always
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        """Correct the scope of one request, and pass it on."""
+        if self._always or (scope["client"] and self._knows(scope["client"][0])):
+            forwarded: list[str] = []
+            for name, value in scope["headers"]:
+                if name == b"x-forwarded-for":
+                    forwarded += value.decode("latin-1").split(",")
+                elif name == b"x-forwarded-proto":
+                    # The nearest proxy's word is the last one.
+                    proto = value.decode("latin-1").rpartition(",")[2].strip().lower()
+                    if proto in {"http", "https", "ws", "wss"}:
+                        secure = proto in {"https", "wss"}
+                        scope["scheme"] = ("wss" if secure else "ws") if scope["type"] == "websocket" else proto
+            for host in map(_host, reversed(forwarded)):
+                if host is None:  # not an address, so not a proxy's
+                    break
+                scope["client"] = (host, 0)
+                if not self._knows(host):
+                    break
+        await self._app(scope, receive, send)
+
+    def _knows(self, host: str) -> bool:
+        address = _address(host)
+        return address is not None and any(address in network for network in self._networks)
+
+
+def _address(text: str) -> Address | None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    # An IPv4 client of a socket for both kinds.
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _host(entry: str) -> str | None:
+    """Return the address in an entry of X-Forwarded-For, which may have a port, or None."""
+    entry = entry.strip()
+    if entry.startswith("["):
+        entry = entry[1:].partition("]")[0]
+    elif entry.count(":") == 1:
+        entry = entry.partition(":")[0]
+    address = _address(entry)
+    return str(address) if address else None

@@ -82,6 +82,7 @@ class Repository:
         return {
             "app_environment": "staging",
             "app_repository": str(self.path),
+            "app_path": "app",
             "app_cache": str(directory / "artifacts"),
         }
 

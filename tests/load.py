@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -62,8 +63,19 @@ async def request(
     if " 200" not in lines[0]:
         raise Refused(lines[0])
     headers = dict(line.split(": ", 1) for line in lines[1:] if line)
-    body = await reader.readexactly(int(headers["content-length"]))
+    if "content-length" in headers:
+        body = await reader.readexactly(int(headers["content-length"]))
+    else:
+        body = b"".join([chunk async for chunk in chunks(reader)])
     return headers.get("connection") != "close" and not close, body
+
+
+async def chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Yield the chunks of an answer without a Content-Length."""
+    while size := int(await reader.readline(), 16):
+        yield await reader.readexactly(size)
+        await reader.readexactly(2)
+    await reader.readexactly(2)
 
 
 async def client(

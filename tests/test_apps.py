@@ -69,8 +69,8 @@ def apps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apps]:
     (inventory / "group_vars/booty.yml").write_text(yaml.safe_dump(shared))
     for app, port in PORTS.items():
         # Ansible evaluates templates in apps/NAME.yml as in every other file of an inventory.
-        own = {"app_port": port, "app_repository": str(repositories[app].path), "app_log_format": "{{ 'json' }}"}
-        (inventory / f"apps/{app}.yml").write_text(yaml.safe_dump(own))
+        own = {"app_port": port, "app_repository": str(repositories[app].path), "app_path": "app"}
+        (inventory / f"apps/{app}.yml").write_text(yaml.safe_dump({**own, "app_log_format": "{{ 'json' }}"}))
     try:
         (host,) = sandbox.up(name, 1, with_tracker=False, inventory=inventory / "hosts.yml")
         apps = Apps(host, inventory, repositories)

@@ -202,13 +202,14 @@ class TestACommit:
         assert played.status != 0
         assert message in words(played), played.output
 
-    def test_without_a_pyproject(self, site: Site, repository: Repository) -> None:
-        repository.git("rm", "--quiet", "app/pyproject.toml")
+    def test_without_an_app(self, site: Site, repository: Repository) -> None:
+        repository.git("rm", "--quiet", "app/pyproject.toml", "app/src/booty/main.py")
         sha = repository.commit("Lose it")
         self.refused(
             site,
-            f"Commit {sha[:12]} has no app/pyproject.toml: a release needs a pyproject.toml and a requirements.txt",
+            f"app at commit {sha[:12]} has no app that Booty finds",
             app_repository=str(repository.path),
+            app_path="app",
         )
 
     def test_whose_lock_is_out_of_date(self, site: Site, repository: Repository) -> None:
@@ -219,11 +220,13 @@ class TestACommit:
             site,
             f"The lock of commit {sha[:12]} is out of date: app/pyproject.toml wants fastapi>=99, but",
             app_repository=str(repository.path),
+            app_path="app",
         )
         self.refused(
             site,
             "Lock again there, and commit: uv pip compile --universal --generate-hashes pyproject.toml",
             app_repository=str(repository.path),
+            app_path="app",
         )
 
     def test_that_does_not_descend_from_the_running_release(self, site: Site, repository: Repository) -> None:
@@ -233,6 +236,7 @@ class TestACommit:
             f"{site.host.name} serves {serves}, which is no ancestor of {sha} in {repository.path}, so its"
             " changes would be lost. Fetch and merge it first, or deploy without them: -e app_require_ancestor=false",
             app_repository=str(repository.path),
+            app_path="app",
             app_require_ancestor="true",
         )
 
@@ -389,6 +393,7 @@ def inventory(site: Site, directory: Path, **variables: str) -> Path:
         "ansible_ssh_common_args": " ".join(options[2:]),
         "app_environment": "staging",
         "app_repository": str(site.repository.path),
+        "app_path": "app",
         **variables,
     }
     text = " ".join(f"{name}='{value}'" for name, value in known.items())

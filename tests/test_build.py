@@ -6,6 +6,8 @@ If a commit lacks a part of a release, the message names the file, the line, the
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import os
 import re
 import subprocess
@@ -16,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.booty.deploy.plugins.module_utils.controller import build, git, lock, process
+from ansible_collections.booty.deploy.plugins.module_utils.controller import (
+    build,
+    describe,
+    git,
+    lock,
+    process,
+    scripts,
+)
 
 from tests.conftest import MACHINE, PYTHON, ROOT, Repository, artifact
 
@@ -693,3 +702,70 @@ def test_grafts_do_not_change_the_ancestors_of_a_commit(shop: Repository) -> Non
     assert shop.git("merge-base", "--is-ancestor", older, newer) == ""
     with pytest.raises(process.BuildError):
         git.git(shop.path, "merge-base", "--is-ancestor", older, newer)
+
+
+def test_the_tree_of_a_release(shop: Repository, tmp_path: Path) -> None:
+    """It has the whole repository but for `.env` files, ignored files, and what lies in the state directory."""
+    link(shop, "app/shared", "../libs")
+    link(shop, "elsewhere/broken", "/nowhere")
+    for name in ("libs/prices.py", "docs/x/y.md", "docs/kept.md", "app/.env", "app/.env.sample", "app/media/a.txt"):
+        shop.write(name, name)
+    shop.write(".gitattributes", "/docs booty-ignore\n/docs/kept.md -booty-ignore\n*.sample text\n")
+    shop.write("app/RECORD", "")
+    shop.git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},elsewhere/sub")
+    (shop.path / "elsewhere/sub").mkdir()
+    shop.write("elsewhere/large.bin", POINTER.format(oid="0" * 64, size=1))
+    sha = shop.commit("Much")
+    built = artifact(shop.path, sha, tmp_path / "cache", serve="shop:app", state_paths=["media", "db.sqlite3"])
+    with tarfile.open(built["release"]["file"]) as tar:
+        entries = {entry.name: entry for entry in tar}
+        manifest = json.load(tar.extractfile("release.json") or io.BytesIO())
+    tree = {name.removeprefix("tree/") for name in entries if name.startswith("tree/")}
+    assert {"libs/prices.py", "docs/kept.md", "app/.env.sample", "app/RECORD", "app/backend.py", "LICENSE"} <= tree
+    assert {"elsewhere/broken", "elsewhere/large.bin", ".gitattributes"} <= tree
+    assert not {"app/.env", "docs/x/y.md", "elsewhere/sub", "app/media/a.txt"} & tree
+    assert entries["tree/app/shared"].linkname == "../libs"
+    assert entries["tree/app/media"].linkname == "/var/lib/booty/media"
+    assert entries["tree/app/db.sqlite3"].linkname == "/var/lib/booty/db.sqlite3"
+    assert [name for name in entries if name.startswith("seed/")] == ["seed/media/a.txt"]
+    assert manifest["state_paths"] == ["media/", "db.sqlite3"]
+    # Another app's state directory makes another release.
+    other = build.build(
+        shop.path,
+        describe.describe(shop.path, sha, "app", {"serve": "shop:app", "state_paths": ["media"]}),
+        sha,
+        lock.Host(f"{PYTHON}.0", MACHINE),
+        tmp_path / "cache",
+        "shop",
+    )
+    assert other["release"]["file"] != built["release"]["file"]
+    secret = artifact(shop.path, sha, tmp_path / "cache", serve="shop:app", dotenv=True)
+    with tarfile.open(secret["release"]["file"]) as tar:
+        assert "tree/app/.env" in tar.getnames()
+
+
+def test_programs_start_with_the_python_of_their_release(tmp_path: Path) -> None:
+    """A release is moved after its build, and may be reached by a link; a binary lies in the layer."""
+    installed, release = tmp_path / "installed", tmp_path / "moved/release"
+    (installed / "shop-1.dist-info").mkdir(parents=True)
+    (installed / "bin").mkdir()
+    (installed / "shop-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: shop\nVersion: 1\n")
+    points = "[console_scripts]\nshop = os:getpid\nserve = os:getpid\nsub = json:JSONDecoder.decode [extra]\n"
+    (installed / "shop-1.dist-info/entry_points.txt").write_text(points)
+    for name in ("shop", "serve"):  # uv writes these for the controller's Python
+        (installed / "bin" / name).write_text("#!/nowhere/python\n")
+    (installed / "bin/ready").write_text("#!/nowhere/bin/python3 -I\nimport sys\nprint(sys.executable)\n")
+    (installed / "bin/binary").write_bytes(b"\x7fELF")
+    programs = scripts.programs(installed)
+    assert [*programs["scripts"]] == ["ready", "shop", "sub"]
+    assert programs["others"] == ["binary"]
+    assert "from json import JSONDecoder\n" in programs["scripts"]["sub"]
+    assert "sys.exit(JSONDecoder.decode())" in programs["scripts"]["sub"]
+    (release / "bin").mkdir(parents=True)
+    (release / "bin/python").symlink_to(sys.executable)
+    (release / "bin/ready").write_text(programs["scripts"]["ready"])
+    (release / "bin/ready").chmod(0o755)
+    (tmp_path / "link").symlink_to(release / "bin/ready")
+    for command in (release / "bin/ready", tmp_path / "link"):
+        done = subprocess.run([command], capture_output=True, text=True, check=True)
+        assert Path(done.stdout.strip()).parent in {release / "bin", Path(sys.executable).parent}

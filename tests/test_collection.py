@@ -77,7 +77,8 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
 def test_the_installed_collection_bootstraps_and_deploys(elsewhere: Elsewhere, tmp_path: Path) -> None:
     repository = Repository(tmp_path / "shop")
     sha = repository.git("rev-parse", "HEAD")
-    variables = {"app_environment": "staging", "app_repository": str(repository.path), "app_registration": False}
+    shop = {"app_repository": str(repository.path), "app_path": "app"}
+    variables = {"app_environment": "staging", "app_registration": False, **shop}
     (elsewhere.folder / "inventory/group_vars").mkdir()
     (elsewhere.folder / "inventory/group_vars/booty.yml").write_text(yaml.safe_dump(variables))
 

@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import json
 import os
-import shlex
 import shutil
 import socket
 import subprocess
@@ -77,10 +76,16 @@ class Deployed:
         assert "x-booty-release" not in self.ask("/")[2]
         return self.ask("/", **{"X-Booty-Ask": identifier})[2]["x-booty-release"]
 
-    def run(self, command: str) -> str:
-        """Run a shell command on the host as the app's user, in the app's home."""
-        user = f"setpriv --reuid={self.name} --regid={self.name} --clear-groups env HOME=/var/lib/{self.name}"
-        return self.site.run(f"cd /var/lib/{self.name} && {user} sh -c {shlex.quote(command)}")
+    def run(self, release: str, command: str) -> str:
+        """Run a command of a release on the host, as docs/your-app.md says for migrations."""
+        folder, etc = f"/opt/{self.name}/releases/{release}", f"/etc/{self.name}"
+        options = [
+            *(f"User={self.name}", f"StateDirectory={self.name}", f"Environment=HOME=/var/lib/{self.name}"),
+            *(f"EnvironmentFile={etc}/secrets.env", f"EnvironmentFile={etc}/release.env"),
+            f"WorkingDirectory={folder}/tree",
+        ]
+        properties = " ".join(f"-p {option}" for option in options)
+        return self.site.run(f"systemd-run --quiet --pipe --wait {properties} {folder}/bin/{command}")
 
     def fails(self, release: str) -> list[dict[str, Any]]:
         """Request the route that raises, and return the events, which must have the labels of this release."""
@@ -319,7 +324,7 @@ def test_an_app_from_the_package_index(
         app.play("deploy.yml")
         first = app.serves()
         if name == "real-bugsink":
-            app.run(f"SECRET_KEY={'0' * 50} /opt/{name}/releases/{first}/bin/bugsink-manage migrate --verbosity 0")
+            app.run(first, "bugsink-manage migrate --verbosity 0")
         repository.write("README", "Nothing of the app changes.")
         second = repository.commit("Add a README")
         health = app.settings["app_health_path"]

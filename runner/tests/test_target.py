@@ -160,10 +160,15 @@ class Wsgi:
     def __call__(self, environ, start_response, extra=None): ...
 class Asgi2:
     def __init__(self, scope): ...
+class Slot:
+    __slots__ = ("__call__",)
+    def __init__(self, call):
+        self.__call__ = call
 @functools.wraps(wsgi)
 def wrapped(*args, **kwargs): ...
 
 asgi_object, wsgi_object, part = Asgi(), Wsgi(), functools.partial(asgi)
+slot, slot2, wsgi_slot = Slot(asgi), Slot(asgi2), Slot(wsgi)
 aiohttp, tornado, settings = Application(), Tornado(), {}
 """
 
@@ -188,7 +193,7 @@ def kinds(module, tmp_path, monkeypatch):
     ("name", "kind"),
     [
         ("asgi", "function"), ("plain", "function"), ("part", "partial"), ("asgi_object", "Asgi"),
-        ("asgi2", "_Asgi2"), ("Asgi2", "_Asgi2"),
+        ("slot", "Slot"), ("slot2", "_Asgi2"), ("wsgi_slot", "WsgiApp"), ("asgi2", "_Asgi2"), ("Asgi2", "_Asgi2"),
         ("wsgi", "WsgiApp"), ("wrapped", "WsgiApp"), ("many", "WsgiApp"), ("wsgi_object", "WsgiApp"),
         ("make()", "WsgiApp"),
     ],

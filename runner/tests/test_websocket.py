@@ -140,7 +140,7 @@ class Sender(threading.Thread):
                 self.code = closed.rcvd and closed.rcvd.code
 
 
-@pytest.mark.parametrize(("seconds", "pause"), [(0.001, 0), (0.02, 0.01)], ids=["fast app", "slow app"])
+@pytest.mark.parametrize(("seconds", "pause"), [(0.001, 0.0005), (0.02, 0.01)], ids=["fast app", "slow app"])
 @pytest.mark.parametrize("echo", ["", "&echo=1"], ids=["silent", "echo"])
 def test_a_stop_delivers_what_clients_had_sent(serve, tcp, notes, seconds, pause, echo):
     service = serve()

@@ -55,7 +55,7 @@ def path(environ, start_response):
 
 
 @route("/environ")
-def show(environ, start_response):
+def show(environ, start_response, **_):
     shown = {key: value for key, value in environ.items() if isinstance(value, (str, bool))}
     start_response("200 OK", PLAIN)
     return [json.dumps(shown).encode()]

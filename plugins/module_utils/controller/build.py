@@ -114,7 +114,7 @@ def artifact(work: Work, description: Mapping[str, Any], host: Host, app_name: s
         once(runner, lambda archive: build_runner(archive, runner_lock, host))
         facts = facts_of(layer)
         if lock.complete:
-            check("", incomplete(lock.packages, facts["requires"], host))
+            check("its package", incomplete(lock.packages, facts["requires"], host))
 
         def finish(archive: Path) -> None:
             target = install_projects(work, lock, pyproject, host)

@@ -189,16 +189,29 @@ class Protocol(HttpToolsProtocol):
     def _await_head(self) -> None:
         """Start the head timer after the first byte of a head, or else the keep-alive timer.
 
-        No timer runs while a request is in flight, because the server itself may have paused reading then.
+        No head timer runs while a request is in flight, because the server itself may have paused reading then. The
+        keep-alive timer runs on during requests: a new one for each would cost a microsecond twice.
         """
-        self._unset_keepalive_if_required()
         if self._in_body or not self._answered:
             return
         if not self._in_head:
-            seconds, close = self.timeout_keep_alive, self.timeout_keep_alive_handler
-            self.timeout_keep_alive_task = self.loop.call_later(seconds, close)
+            if self.timeout_keep_alive_task is None:
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
         elif self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection if it was idle for so long, else look again later."""
+        self.timeout_keep_alive_task = None
+        if self._in_head or self._in_body or not self._answered:
+            return  # the next response starts the timer again
+        left = self.idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
+        else:
+            self.transport.close()
 
     def _unset_head_timer(self) -> None:
         if self._head_timer is not None:
@@ -260,7 +273,6 @@ class Protocol(HttpToolsProtocol):
         self._in_head, self._in_body = False, True
         self._pending_bytes = 0
         self._unset_head_timer()
-        self._unset_keepalive_if_required()
 
     def on_body(self, body: bytes) -> None:
         """Pass a part of the body to the app; a part that comes alone is not copied, which uvicorn does twice."""
@@ -282,10 +294,12 @@ class Protocol(HttpToolsProtocol):
         if self._in_head:
             return
         self._in_body = False
-        super().on_message_complete()
         if self._answered:  # the app answered before the end of the body
             self.idle_since = self.loop.time()
             self._await_head()
+        else:
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
 
     # --- the app ----------------------------------------------------------------------------------------
 
@@ -296,6 +310,10 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Start the next pipelined request, or wait for one."""
         self.idle_since = self.loop.time()
-        super().on_response_complete()
-        if self._in_head or self._in_body:
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
             self._await_head()

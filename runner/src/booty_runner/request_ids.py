@@ -34,16 +34,20 @@ class RequestIds:
         self, scope: Scope, receive: Any, send: Callable[[MutableMapping[str, Any]], Awaitable[None]]
     ) -> None:
         """Answer one request."""
-        client_id = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        identity = client_id if _PLAIN_ID.fullmatch(client_id) else os.urandom(16).hex().encode()
+        identity = b""
+        for name, value in scope["headers"]:
+            if name == b"x-request-id" and _PLAIN_ID.fullmatch(value):
+                identity = value
+        text = identity.decode() or os.urandom(16).hex()
+        identity = identity or text.encode()
 
         def request() -> events.Request:
             host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
             url = f"{scope.get('scheme', 'http')}://{host}"
-            return events.Request(identity.decode(), self._route(scope), scope.get("method"), url)
+            return events.Request(text, self._route(scope), scope.get("method"), url)
 
         # Not reset afterwards: uvicorn runs each request in its own context, and logs its errors there.
-        request_id.set(identity.decode())
+        request_id.set(text)
         events.current_request.set(request)
 
         headers: Sequence[tuple[bytes, bytes]] | None = None
@@ -53,8 +57,10 @@ class RequestIds:
             nonlocal answered, headers
             if message["type"] == "http.response.start":
                 message["headers"] = headers = [*message.get("headers", ()), (b"x-request-id", identity)]
-            await send(message)
-            answered = message["type"] == "http.response.body" and not message.get("more_body")
+                await send(message)
+            else:
+                await send(message)
+                answered = message["type"] == "http.response.body" and not message.get("more_body")
 
         try:
             await self._app(scope, receive, send_with_id)

@@ -4,6 +4,7 @@ import inspect
 import re
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,7 @@ def adapt(app: Any, target: str, settings: Settings) -> Callable[..., Awaitable[
         app.close()
         raise Refusal(f"{target} calls an async function: write a function that is not async, or name the app itself")
     kind = f"{target} is {_kind(app)}, and no ASGI or WSGI app"
-    # Python looks up __call__ in the type.
-    is_async = any(map(inspect.iscoroutinefunction, (app, getattr(type(app), "__call__", None))))  # noqa: B004
+    is_async = any(map(inspect.iscoroutinefunction, _calls(app)))
     packages = {base.__module__.split(".")[0] for base in type(app).__mro__}
     if not is_async and (others := _OTHERS.keys() & packages):
         raise Refusal(f"{kind}: {_OTHERS[others.pop()]} serves by itself, which Booty does not support")
@@ -102,11 +102,18 @@ def _kind(app: Any) -> str:
     return f"an object of the type {type(app).__name__}"
 
 
+def _calls(app: Any) -> list[Any]:
+    """Return what a call of an object runs; an object may have a `__call__` of its own, as Sentry's middleware does."""
+    return [app] if inspect.isclass(app) else [app, getattr(app, "__call__", None)]  # noqa: B004
+
+
 def _parameters(app: Callable[..., Any]) -> tuple[list[str], bool]:
     """Return the names of the arguments that a call needs, and whether it takes any number of them."""
-    try:
-        parameters = inspect.signature(app).parameters.values()
-    except (TypeError, ValueError):  # a function in C
+    for call in _calls(app):
+        with suppress(TypeError, ValueError):  # a function in C
+            parameters = inspect.signature(call).parameters.values()
+            break
+    else:
         return [], True
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [one.name for one in parameters if one.kind in positional and one.default is one.empty]

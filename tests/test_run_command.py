@@ -109,7 +109,7 @@ def test_a_command_runs_in_the_environment_of_the_release(served: Site) -> None:
     assert played.output.splitlines() == [
         "booty",
         "/var/lib/booty",
-        release,
+        f"{release}/tree/app",
         f"{release}/bin/python",
         "touch: cannot touch '/etc/x': Read-only file system",
     ]

@@ -414,7 +414,7 @@ WHOLE = {
         "fail",
     ),
     "flask": (
-        ["flask", "asgiref"],
+        ["flask"],
         """
         from flask import Flask
         {init}
@@ -431,7 +431,7 @@ WHOLE = {
         "fail",
     ),
     "flask without blinker": (
-        ["flask==1.1.4", "markupsafe==2.0.1", "asgiref"],
+        ["flask==1.1.4", "markupsafe==2.0.1"],
         """
         from flask import Flask
         {init}
@@ -454,7 +454,7 @@ WHOLE = {
         "/shop/fail/{it}",
     ),
     "wsgi": (
-        ["asgiref"],
+        [],
         """
         {init}
 
@@ -483,8 +483,6 @@ def test_an_error_of_a_whole_app_arrives_once_with_its_route(serve, tcp, tracker
     if (kind, init, sdk) == ("quart", "init", "1.45.1"):
         transaction = "(no route)"  # this SDK's own init does not enable its integration of Quart
     code = textwrap.dedent(code).format(init=INITS[init])
-    if kind in {"flask", "flask without blinker", "django wsgi", "wsgi"}:
-        code += "from asgiref.wsgi import WsgiToAsgi\napp = WsgiToAsgi(app)\n"
     packages = [*requirements, *([f"sentry-sdk=={sdk}"] if sdk else [])]
     service = serve(code, *packages, python_with=python_with)
     if kind == "litestar" and sdk in {"1.45.1", "2.0.1"}:

@@ -172,6 +172,10 @@ class Running:
                 start_new_session=True,
             )
 
+    def so_far(self) -> str:
+        """Return the output until now."""
+        return os.pread(self._output.fileno(), 10_000_000, 0).decode()
+
     def end(self) -> Play:
         """Wait until the playbook ends, and return its result."""
         status = self._process.wait(timeout=300)

@@ -83,6 +83,8 @@ def test_dependencies_and_runner_are_in_layers_of_their_own(repository: Reposito
             **{"path": "app", "serve": "booty.main:create_app()", "import_paths": [], "state_paths": []},
             **{"health": {"path": "/health", "host": ""}, "lock": "requirements.txt", "extras": [], "groups": []},
             "dotenv": False,
+            "release_command": [],
+            "post_deploy_command": [],
             "found": [
                 "serves booty.main:create_app() ([tool.booty] in pyproject.toml)",
                 "lock: requirements.txt, with hashes",

@@ -266,6 +266,8 @@ def test_the_inventory_overrides_the_commit_which_overrides_detection(tmp_path: 
         "extras": [],
         "groups": [],
         "dotenv": False,
+        "release_command": [],
+        "post_deploy_command": [],
         "found": [
             "serves a:b (booty.toml)",
             "lock: requirements.txt, with hashes",
@@ -278,6 +280,21 @@ def test_the_inventory_overrides_the_commit_which_overrides_detection(tmp_path: 
     assert (description["serve"], description["lock"], description["extras"]) == ("c:d()", "uv.lock", ["e"])
     assert description["state_paths"] == ["media/"]
     assert description["found"][0] == "serves c:d() (app_serve)"
+
+
+def test_the_commands_of_a_release(tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {
+        "main.py": FASTAPI,
+        "Procfile": "web: uvicorn main:app\nrelease: flask db upgrade\n",
+    }
+    description = described(tmp_path, files)
+    assert description["release_command"] == ["flask db upgrade"]
+    assert "release command: flask db upgrade (Procfile)" in description["found"]
+    # One command or a list, and the Procfile counts no more.
+    files["booty.toml"] = 'release_command = "true"\npost_deploy_command = ["a", "b"]\n'
+    description = described(tmp_path, files)
+    assert (description["release_command"], description["post_deploy_command"]) == (["true"], ["a", "b"])
+    assert "post-deploy command: b (booty.toml)" in description["found"]
 
 
 @pytest.mark.parametrize(

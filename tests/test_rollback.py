@@ -11,7 +11,7 @@ from ansible_collections.booty.deploy.plugins.module_utils.controller import rol
 def answer(serves: str = "x", release: str = "a", *problems: str, has: tuple[str, ...] = ("a", "x")) -> dict[str, Any]:
     pointer = {"SENTRY_RELEASE": serves} if serves else {}
     host = {"running": pointer, "pointer": pointer, "releases": [*has]}
-    return {"host": host, "release": release, "problems": [*problems]}
+    return {"host": host, "release": release, "problems": [*problems], "crosses": ""}
 
 
 AWAY = {"unreachable": True, "msg": "no route"}

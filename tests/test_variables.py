@@ -29,6 +29,8 @@ BAD: dict[str, list[Any]] = {
     "dict": [None, {1: "a"}, "", "a=b", True, 7, [], ["a"], "[1]", "{"],
     "list": [*NEVER, True, [None], [[]], [{}], [""], [True], "[", "[1, {}]", "a: 1", ["\x1b[31m"], 1.5],
 }
+# Lists of commands, which take any text of a line.
+COMMANDS = {"app_release_command", "app_post_deploy_command"}
 # A good value of a variable, which is neither the default nor in another row.
 GOOD: dict[str, Any] = {
     "app_name": "shop", "app_serve": "shop.web:app",
@@ -48,6 +50,8 @@ GOOD: dict[str, Any] = {
     "host_service_user": "web", "host_deploy_user": "operator", "host_first_user": "debian",
     "host_deploy_keys": ['from="10.0.0.1,10.0.0.2" ssh-ed25519 AAAAC3Nz me@here', "ssh-rsa AAAAB3Nz"],
     "host_firewall_ports": [8000, 443], "host_journal_size": "64M", "status_file": "/tmp/status.json",
+    "app_release_command": ["flask db upgrade, then", "true"], "app_post_deploy_command": ["true"],
+    "process": "worker", "command": "echo a\necho b", "since": "10min",
 }  # fmt: skip
 
 
@@ -71,6 +75,8 @@ def problems(values: dict[str, dict[str, Any]]) -> list[str]:
 def test_a_bad_value_is_refused_by_name(name: str) -> None:
     spec = SPECS[name]
     for bad in BAD[spec["type"]]:
+        if name in COMMANDS and bad == "a: 1":
+            continue
         (message,) = problems({"web1": {name: bad}})
         assert message.startswith(f"{name} is "), message
         assert ": write " in message

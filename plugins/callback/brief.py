@@ -7,12 +7,15 @@ ANSIBLE_STDOUT_CALLBACK=default shows nothing but that.
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
+import signal
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import wraps
 from typing import Any
@@ -53,6 +56,10 @@ STATES = {
     "unreachable": C.COLOR_UNREACHABLE,
 }
 INDENT = " " * 11
+# The verbs whose failures a screen of all hosts shows.
+SHOWN_LATER = {"status", "logs"}
+# The actions that write their own lines.
+LIVE = {"booty.deploy.follow", "booty.deploy.command"}
 
 
 def names(hosts: list[str]) -> str:
@@ -141,6 +148,9 @@ class CallbackModule(default.CallbackModule):
         self._screen = self._json = False
         # Whether a line shows the step that is under way: only a terminal can replace it.
         self._live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        # A pipe or a file gets each line at once too: some actions show the output of a host while it comes.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)
 
     # Plays and tasks
 
@@ -166,11 +176,32 @@ class CallbackModule(default.CallbackModule):
         self._starts[task._uuid] = time.monotonic()
         if self._display.verbosity:
             super().v2_playbook_on_task_start(task, is_conditional)
+        elif task.action in LIVE:
+            if self._live:
+                sys.stdout.write("\033[K")
+            if task.action == "booty.deploy.follow":
+                self._end_cleanly()
+            elif task.args.get("kind") != "run":
+                self._head()
         elif self._live:
             text = f"{INDENT}… {task.name or task.get_name()}"[: self._display.columns]
             # \r moves the cursor to the start of the line, so the next line overwrites this one.
             sys.stdout.write(f"\033[K{text}\r")
             sys.stdout.flush()
+
+    def _end_cleanly(self) -> None:
+        """Make Ctrl-C the ordinary end of a run: exit status 0, or 2 if a host could not be reached.
+
+        Ansible's own handler still ends the processes of the tasks.
+        """
+        end_tasks = signal.getsignal(signal.SIGINT)
+
+        def end(number: int, frame: Any) -> None:
+            with suppress(KeyboardInterrupt):
+                end_tasks(number, frame)  # type: ignore[operator, misc]
+            raise SystemExit(2 if self._unreachable else 0)
+
+        signal.signal(signal.SIGINT, end)
 
     @brief
     def v2_playbook_on_handler_task_start(self, task: Task) -> None:
@@ -235,8 +266,8 @@ class CallbackModule(default.CallbackModule):
             return
         if self._display.verbosity:
             super().v2_runner_on_failed(result, ignore_errors)
-        elif result.task.args.get("verb") == "status":
-            pass  # the row of the host in the table shows the problem
+        elif result.task.args.get("verb") in SHOWN_LATER:
+            pass  # the screen of all hosts shows the problem
         elif not (result.task.loop and "results" in result.result):  # the items of a loop were shown
             self._failure("FAILED (ignored)" if ignore_errors else "FAILED", result, problem(result.result))
 
@@ -247,11 +278,11 @@ class CallbackModule(default.CallbackModule):
         self._failure("FAILED", result, f"{item}: {problem(result.result)}")
 
     def v2_runner_on_unreachable(self, result: CallbackTaskResult) -> None:
-        """Show the problem, unless the table of status.yml shows it."""
+        """Show the problem, unless the screen of all hosts shows it."""
         self._unreachable.add(result.host.get_name())
         if self._display.verbosity:
             super().v2_runner_on_unreachable(result)
-        elif result.task.args.get("verb") != "status":
+        elif result.task.args.get("verb") not in SHOWN_LATER:
             self._failure("UNREACHABLE", result, problem(result.result))
 
     @brief

@@ -13,6 +13,7 @@ from ansible_collections.booty.deploy.plugins.module_utils.controller import (
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "app_ports": host_access.app_ports,
+    "end_with": run_check.end_with,
     "problems": variables.all_problems,
     "fleet": fleet.fleet,
     "keep_open": host_access.keep_open,

@@ -10,6 +10,9 @@ options:
     type: str
     required: true
     description: The commit.
+  at_once:
+    type: bool
+    description: Whether the release must be on the host before the cutover.
   description:
     type: dict
     required: true

@@ -29,6 +29,8 @@ def test_the_default_app_keeps_its_names() -> None:
         "settle": "/run/booty/settle",
         "opened": "/run/booty/opened",
         "internal_socket": "/run/booty/internal.sock",
+        "commands": "/run/booty/commands",
+        "shell": "/run/booty/shell",
         "lock": "/run/booty-deploy.lock",
         "last": "/run/booty-deploy.last",
         "unit_files": "/etc/systemd/system",

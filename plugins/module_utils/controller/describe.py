@@ -28,9 +28,13 @@ KEYS: dict[str, Any] = {
     "dotenv": False,
     "health_path": "",
     "health_host": "",
+    "release_command": [],
+    "post_deploy_command": [],
 }
+# The inventory overrides these when they run, so that a change of the inventory needs no other build.
+COMMANDS = ("release_command", "post_deploy_command")
 # The variables of the inventory that are the same for all hosts of a run.
-DESCRIBED = [f"app_{name}" for name in KEYS if not name.startswith("health")]
+DESCRIBED = [f"app_{name}" for name in KEYS if not name.startswith("health") and name not in COMMANDS]
 HEALTH = {
     "health_path": (r"/[^\s#]*", "a path that begins with a slash, such as /health"),
     "health_host": (r"[\w.:\[\]-]+", "a host name, such as shop.example.com"),
@@ -49,7 +53,8 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
 
     Returns:
         `path`, `serve`, `import_paths`, `health` (`path` and `host`), `state_paths`, `lock` (relative to the app's
-        folder; "" without one), `extras`, `groups`, `dotenv`, and `found`, a sentence for each detection.
+        folder; "" without one), `extras`, `groups`, `dotenv`, the lists `release_command` and `post_deploy_command`,
+        and `found`, a sentence for each detection.
 
     Raises:
         BuildError: the description can't be made; the message has the line to write.
@@ -84,6 +89,10 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
     if left_out := [name for name in tree.entries if is_dotenv(name)]:
         names = ", ".join(left_out[:5]) + (" …" if left_out[5:] else "")
         found.append(f"{'ships' if values['dotenv'] else 'leaves out'} {names} (app_dotenv)")
+    released = [] if values["release_command"] else detect.release_line(folder)
+    for name, commands in (("release", values["release_command"]), ("post-deploy", values["post_deploy_command"])):
+        found += [f"{name} command: {each} ({source})" for each in commands]
+    found += [f"release command: {each} (Procfile)" for each in released]
     return {
         "path": path,
         "serve": served.target,
@@ -94,6 +103,8 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         "extras": values["lock_extras"],
         "groups": values["lock_groups"],
         "dotenv": values["dotenv"],
+        "release_command": values["release_command"] or released,
+        "post_deploy_command": values["post_deploy_command"],
         "found": found,
     }
 
@@ -131,6 +142,8 @@ def own(tree: Tree, path: str, pyproject: Mapping[str, Any], sha: str) -> tuple[
     for name, value in committed.items():
         if name not in KEYS:
             raise BuildError(f"{source} {of} has the unknown key {name}. Booty reads {', '.join(KEYS)}.")
+        if name in COMMANDS and isinstance(value, str):
+            value = committed[name] = [value]  # noqa: PLW2901
         empty = KEYS[name]
         kind = {str: "a text", bool: "true or false", list: "a list of texts"}[type(empty)]
         right = type(value) is type(empty) and (

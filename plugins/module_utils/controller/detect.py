@@ -154,6 +154,12 @@ def entrypoint(folder: Folder, pyproject: Mapping[str, Any]) -> Served | None:
     return Served(target, ["[tool.fastapi] in pyproject.toml"], [place[1]] if place and place[1] else [])
 
 
+def release_line(folder: Folder) -> list[str]:
+    """Return the command in the `release:` line of a Procfile; none if there is no such line."""
+    match = re.search(r"^release\s*:\s*(.+)$", folder.read("Procfile") or "", re.MULTILINE)
+    return [match[1].strip()] if match else []
+
+
 def procfile(folder: Folder, of: str) -> Served | None:
     """Return the answer of the `web:` line of a Procfile; None if there is no such line, or no module in it.
 

@@ -16,6 +16,10 @@ class Fleet(TypedDict):
         answers: the results of booty.deploy.preflight, by host.
         cutovers: the results of the verb cutover, by host.
         statuses: the results of the verb status, by host; or that of booty.deploy.resolve, which failed.
+        logs: the results of the verb logs, by host.
+        commands: the records of the commands that ran, as hosts know them and as this run made them, the newest last.
+        first: the host that runs the commands of the release: the first one that answered; "" without one.
+        due: whether a host has a cutover to do.
         unreachable: the hosts that preflight could not reach.
         switched_before: the hosts that this run switched and has not taken back.
         failed: the hosts whose cutover failed.
@@ -27,6 +31,10 @@ class Fleet(TypedDict):
     answers: dict[str, dict[str, Any]]
     cutovers: dict[str, dict[str, Any]]
     statuses: dict[str, dict[str, Any]]
+    logs: dict[str, dict[str, Any]]
+    commands: list[dict[str, Any]]
+    first: str
+    due: bool
     unreachable: list[str]
     switched_before: list[str]
     failed: list[str]
@@ -45,12 +53,17 @@ def fleet(context: Context, hosts: Iterable[str]) -> Fleet:
         return {host: values[name] for host, values in variables.items() if name in values}
 
     answers, cutovers, backs = results("__app_info"), results("__app_cutover"), results("__app_back")
+    commands = [result["commands"] for result in results("__app_command").values() if "commands" in result]
     resolved = context.get("__app_resolved")
     changed = [host for host, result in cutovers.items() if result.get("changed")]
     return {
         "answers": answers,
         "cutovers": cutovers,
         "statuses": {host: values.get("__app_status", resolved) for host, values in variables.items()},
+        "logs": {host: values.get("__app_logs", {}) for host, values in variables.items()},
+        "commands": records([answer.get("host", {}).get("commands", []) for answer in answers.values()], commands),
+        "first": next((host for host, answer in answers.items() if "host" in answer), ""),
+        "due": any(answer.get("due") for answer in answers.values()),
         "unreachable": sorted(host for host, answer in answers.items() if "unreachable" in answer),
         "switched_before": sorted(host for host, result in cutovers.items() if "state" in result and host not in backs),
         "failed": sorted(host for host, result in cutovers.items() if result.get("failed")),
@@ -58,3 +71,16 @@ def fleet(context: Context, hosts: Iterable[str]) -> Fleet:
         "environments": sorted({everything[host]["app_environment"] for host in answers}),
         "changed_environments": sorted({everything[host]["app_environment"] for host in changed}),
     }
+
+
+def records(known: list[list[dict[str, Any]]], made: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the records of commands of several hosts, the newest last.
+
+    Args:
+        known: the records of each host before this run.
+        made: the records of the hosts where this run ran a command.
+    """
+    # Of two records of one run, that of its end counts.
+    entries = sorted((entry for of_host in [*known, *made] for entry in of_host), key=lambda e: e["result"] != "began")
+    by_id = {entry["id"]: entry for entry in entries}
+    return sorted(by_id.values(), key=lambda entry: float(entry["at"]))

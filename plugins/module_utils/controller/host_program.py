@@ -60,8 +60,15 @@ VERBS: dict[str, dict[str, Any]] = {
         "brought": {"type": "dict", "default": {}},
         "seen": {"type": "dict", "required": True},
         "goes_back": {"type": "bool", "default": False},
+        "commands": {"type": "list", "elements": "dict", "default": []},
     },
+    "shell": {},
     "status": {"release": {"type": "str"}, "every": {"type": "bool", "default": False}},
+    "logs": {
+        "lines": {"type": "int", "required": True},
+        "since": {"type": "str", "default": ""},
+        "process": {"type": "str", "default": ""},
+    },
     "remove": {
         "by": {"type": "str", "required": True},
         "wait": {"type": "int", "default": 0},
@@ -77,7 +84,7 @@ VERBS: dict[str, dict[str, Any]] = {
 # These verbs continue when the connection ends, so each runs in a systemd scope of its own. In the scope of the login,
 # logind would kill the process at the end of the login (`KillUserProcesses=yes`). `systemd-run --scope` executes the
 # command in its own process, so standard input, standard output and parent process stay the same.
-DETACHED = ("cutover", "remove", "take_back")
+DETACHED = ("cutover", "remove", "take_back", "run_command", "release_command")
 ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 
 
@@ -149,6 +156,15 @@ def rendered(options: dict[str, Any], release: str) -> dict[str, Any]:
     return {"pointer": render("release.env.j2") if release else "", "units": units}
 
 
+def config_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the `files` of app_config_dir in base64, and the `user` who may read them."""
+    files = config_files(options["app_config_dir"])
+    return {
+        "files": {name: b64encode(content).decode() for name, content in files.items()},
+        "user": options["app_user"],
+    }
+
+
 def who() -> str:
     """Return the user and the name of the controller, for the host's deploy lock and its journal."""
     try:
@@ -218,7 +234,9 @@ class HostProgramAction(ActionBase):
         elif verb == "status":
             release = arguments.pop("release")
             arguments |= NOTHING if release is None else rendered(self.options(task_vars), release)
-        else:
+        elif verb == "logs":
+            arguments |= {"after": "", "wait": 0}
+        elif verb != "shell":
             arguments["by"] = f"{who()} {arguments['by']}"
         if verb in {"cutover", "take_back"}:
             arguments["run"] = RUN
@@ -228,9 +246,7 @@ class HostProgramAction(ActionBase):
             arguments |= {name: brought.get(name, "") for name in ("dest", "sha256")}
             options = self.options(task_vars)
             arguments |= rendered(options, arguments.pop("release"))
-            files = config_files(options["app_config_dir"])
-            arguments["files"] = {name: b64encode(content).decode() for name, content in files.items()}
-            arguments["user"] = options["app_user"]
+            arguments |= config_of(options)
             arguments["over_ssh"] = self._connection.transport == "ssh"
         if step == "begin":
             begin(self._task.delegate_to, lambda: self.ask(verb, arguments))

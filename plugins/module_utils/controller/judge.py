@@ -165,6 +165,19 @@ def no_rollback_target(host: dict[str, Any], options: dict[str, Any], release: s
         )
 
 
+def commands_between(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> str:
+    """Return the reason why a rollback to a release is refused, if a release command ran since that served; else ""."""
+    entries = [entry for entry in host["commands"] if release in entry["before"]]
+    if options["app_rollback_over_commands"] or not entries:
+        return ""
+    ran = ", then ".join(f"{'; '.join(entry['command'])} (of {entry['release']})" for entry in entries)
+    return (
+        f"{name} would go from {serving(host)} back to {release}, and since {release} served, a release command ran:"
+        f" {ran}. Its changes would stay, and {release} may not fit them. If it does:"
+        " -e app_rollback_over_commands=true"
+    )
+
+
 def notices(host: dict[str, Any], options: dict[str, Any], name: str) -> Iterator[str]:
     """Yield a warning if the firewall of a host closes app_port: the release serves, but no client reaches it."""
     if options["app_domains"]:
@@ -187,7 +200,8 @@ class PreflightAction(HostProgramAction):
         """Return the `problems`, and the host's answer as `host`.
 
         With `host` come the `release`; `due`, whether the cutover has anything to do; `by`, the words for the journal;
-        and `success_msg`, the message after a cutover. Without `host` comes `rendered`, the text of the units.
+        `crosses`, why a rollback is refused for all hosts; and `success_msg`, the message after a cutover. Without
+        `host` comes `rendered`, the text of the units.
         """
         result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
         _, arguments = self.validate_argument_spec(
@@ -233,6 +247,7 @@ class PreflightAction(HostProgramAction):
             "host": host,
             "release": release,
             "problems": problems,
+            "crosses": commands_between(host, options, release, name) if goes_back else "",
             "due": options["app_restart"] or bool(host["unsettled"]),
             "by": by,
             "success_msg": "\n".join(message),

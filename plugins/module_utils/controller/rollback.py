@@ -40,6 +40,8 @@ def plan(answers: dict[str, dict[str, Any]]) -> tuple[list[str], str]:
     lines += [f"{host}: stays as it is. {problem(answer)}" for host, answer in answers.items() if host not in going]
     if not going:
         return lines, "No host can go back. Nothing was changed."
+    if crossing := [answer["crosses"] for answer in going.values() if answer["crosses"]]:
+        return lines, "\n".join([*crossing, "Nothing was changed."])
     if len({now for now, _ in moves}) > 1 and len({release for _, release in moves}) > 1:
         return lines, (
             "The hosts serve different releases, and would go back to different ones, so Booty can't tell which one is"

@@ -152,6 +152,25 @@ def drift(variables: Context) -> Iterator[str]:
 
 
 @pass_context
+def end_with(variables: Context, name: str) -> str:
+    """End ansible-playbook with the `status` in a variable that a task registered, if a host has it.
+
+    Args:
+        variables: the variables of the play.
+        name: the variable.
+
+    Returns:
+        a pattern for `hosts:` that matches no host.
+    """
+    if "hostvars" in variables:
+        for host in variables.get("groups", {}).get("booty", []):
+            registered = variables["hostvars"].raw_get(host).get(name, {})
+            if "status" in registered:
+                raise SystemExit(registered["status"])
+    return NO_HOST
+
+
+@pass_context
 def refuse(variables: Context, problems: list[str]) -> str:
     """End ansible-playbook with exit status 4 if the run has a problem, as Ansible does for a wrong playbook.
 

@@ -23,7 +23,7 @@ class StageAction(HostProgramAction):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the archive that the cutover has to bring as `brought`, if any.
 
-        With a single host, a release under 1 MB is sent with the cutover call and not staged here.
+        With a single host, a release under 1 MB is sent with the cutover call and not staged here, unless `at_once`.
         """
         result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
         _, arguments = self.validate_argument_spec(
@@ -31,6 +31,7 @@ class StageAction(HostProgramAction):
                 "release": {"type": "str", "required": True},
                 "description": {"type": "dict", "required": True},
                 "host": {"type": "dict", "required": True},
+                "at_once": {"type": "bool", "default": False},
             }
         )
         host, options = arguments["host"], self.options(task_vars)
@@ -53,7 +54,8 @@ class StageAction(HostProgramAction):
         lacking = [layer for layer in (built["layer"], built["runner"]) if layer["name"] not in host["layers"]]
         for layer in lacking:
             self._stage(layer, store, task_vars)
-        if len((task_vars or {})["ansible_play_hosts_all"]) == 1 and not store and release["size"] <= SMALL:
+        alone = len((task_vars or {})["ansible_play_hosts_all"]) == 1
+        if alone and not arguments["at_once"] and not store and release["size"] <= SMALL:
             return {**result, "changed": bool(lacking), "brought": release}
         self._stage(release, store, task_vars)
         return {**result, "changed": True}

@@ -135,6 +135,7 @@ RULES = {
         ),
     ),
     "app_port": PORT,
+    "app_release_command_seconds": least(1, "seconds"),
     "app_registration_seconds": least(1, "seconds"),
     "app_start_seconds": least(1, "seconds"),
     "app_state_paths": Rule("paths below the app's folder, such as media/ or db.sqlite3", matches(r"[^/:][^:]*")),
@@ -172,6 +173,8 @@ RULES = {
     "host_first_user": Rule("a user's name", matches(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")),
     "host_journal_size": Rule("bytes, also with K, M, G or T, such as 500M", matches("[1-9][0-9]*[KMGT]?")),
     "host_service_user": USER,
+    "lines": Rule("a whole number, 1 to 50000", lambda value: 1 <= value <= 50000),
+    "process": Rule("the name of a process, such as web or deploy", matches("[a-z0-9-]*")),
 }
 NOT_SET = "is not set: write it in the inventory, in group_vars/booty.yml."
 # Variables of earlier versions.
@@ -179,9 +182,9 @@ REPLACED = {"app_module": "is no variable any more: write what the runner serves
 # Messages do not show these values, because users put secrets into them by mistake.
 HIDDEN = {"app_artifact_url", "app_settings", "app_wave_check"}
 # A shell command may have several lines.
-MULTILINE = {"app_wave_check"}
+MULTILINE = {"app_wave_check", "command"}
 # A string for these lists is split at its line ends, because an entry may have commas. Other lists are split at commas.
-BY_LINES = {"host_deploy_keys"}
+BY_LINES = {"host_deploy_keys", "app_release_command", "app_post_deploy_command"}
 # Lists that can't be empty, each with an example.
 NOT_EMPTY = {"app_waves": '["25%", "100%"]'}
 # `run_once` tasks and `serial:` read these variables from one host only, so they must be equal on all hosts of a run.
@@ -201,6 +204,9 @@ RUN_WIDE = (
     "app_failed_run",
     "app_unreachable",
     "app_unreachable_max",
+    "app_release_command",
+    "app_release_command_seconds",
+    "app_post_deploy_command",
     "app_registration",
     "app_registration_required",
     "app_registration_seconds",

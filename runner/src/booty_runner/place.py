@@ -79,13 +79,23 @@ class Place:
         config = [settings.booty_config_dir] if settings.booty_config_dir else []
         # Before the standard library, as with gunicorn, uvicorn and flask.
         sys.path[:0] = map(str, [*config, self.folder, *self.import_paths])
-        if self.release and settings.state_directory:
-            for path in self.state_paths:
-                try:
-                    _prepare(settings.state_directory / path, self.release / "seed" / path, path.endswith("/"))
-                except OSError as error:
-                    place = settings.state_directory / path
-                    raise Refusal(f"the state path {path} can't be made in {place}: {error.strerror}") from None
+        if settings.state_directory:
+            self.prepare(settings.state_directory)
+
+    def prepare(self, directory: Path) -> None:
+        """Make what is missing of the paths that persist.
+
+        Args:
+            directory: the service's StateDirectory.
+
+        Raises:
+            Refusal: a path can't be made.
+        """
+        for path in self.state_paths:
+            try:
+                _prepare(directory / path, (self.release or directory) / "seed" / path, path.endswith("/"))
+            except OSError as error:
+                raise Refusal(f"the state path {path} can't be made in {directory / path}: {error.strerror}") from None
 
 
 def _prepare(place: Path, seed: Path, is_folder: bool) -> None:
@@ -109,3 +119,8 @@ def _prepare(place: Path, seed: Path, is_folder: bool) -> None:
                 path.chmod(path.stat().st_mode | (0o700 if path.is_dir() else 0o600))  # a release is read-only
         with suppress(FileExistsError):  # another process was first
             copy.rename(place)
+
+
+# A release command needs the state as well, and runs before the release is served for the first time.
+if __name__ == "__main__":
+    Place.read().prepare(Path(os.environ["STATE_DIRECTORY"]))

@@ -11,7 +11,11 @@ from booty_host import HostError
 from booty_host.app import App
 
 # The module of each verb that is not named like its module.
-MODULES = {"record": "journal", "take_back": "cutover"}
+MODULES = {
+    "record": "journal",
+    "take_back": "cutover",
+    **dict.fromkeys(("run_command", "release_command", "output", "shell"), "command"),
+}
 
 
 def call(request: dict[str, Any]) -> None:

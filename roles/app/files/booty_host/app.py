@@ -44,6 +44,9 @@ class App:
         self.settle: Final = run / name / "settle"
         # The text of a socket unit that was replaced while its sockets stayed open: see `sockets.opened`.
         self.opened: Final = run / name / "opened"
+        # The output of commands while they run, and a script that starts a shell.
+        self.commands: Final = run / name / "commands"
+        self.shell: Final = run / name / "shell"
         self.internal_socket: Final = run / name / "internal.sock"
         self.lock: Final = run / f"{name}-deploy.lock"
         # Which run last changed the host or found it in order, and when.

@@ -47,6 +47,7 @@ def cutover(
     user: str,
     seen: dict[str, str],
     goes_back: bool,
+    commands: list[dict[str, Any]],
     check: bool,
 ) -> dict[str, Any]:
     """Switch to a release.
@@ -75,6 +76,7 @@ def cutover(
         seen: `seen` in the answer of `info` when the release was judged; if the host has changed since, the cutover is
             refused.
         goes_back: whether this is a rollback, which goes on if the tracker accepts no event.
+        commands: the records of the commands that ran on other hosts, as in `State.commands`.
         check: only return what would change.
 
     Returns:
@@ -93,6 +95,10 @@ def cutover(
     controller, steps = Controller(over_ssh), Cutover(app, Systemd(app))
 
     def work() -> dict[str, Any]:
+        if commands:
+            state = State.load(app)
+            state.note(commands)
+            state.save()
         if refusal := changed_since(app, seen, release.sha, by):
             return refusal
         config.stage(app, release.labels, files, user)
@@ -163,6 +169,12 @@ def without_tracker(sha: str, reason: str) -> str:
     return f"{sha} goes back all the same, although its tracker did not accept an event: {(lines or [reason])[0]}"
 
 
+def ran_before(state: State, serving: str, release: str) -> str:
+    """Return the sentence that the release command of a failed release ran; "" if it has none."""
+    commands = [command for entry in state.between(serving, release) for command in entry["command"]]
+    return f" The release command of {release} has run, and its changes stay: {'; '.join(commands)}" if commands else ""
+
+
 class Cutover:
     """The steps of an app's cutover, and of the way back."""
 
@@ -222,7 +234,7 @@ class Cutover:
             return {
                 "failed": True,
                 "state": end,
-                "msg": f"{release.sha} does not serve: {reason}\n{outcome}",
+                "msg": f"{release.sha} does not serve: {reason}\n{outcome}{ran_before(state, before.sha, release.sha)}",
                 "notices": notices,
             }
         # The release serves. A failure after this point must not fail the run, which would take back other hosts.
@@ -496,7 +508,7 @@ class Cutover:
             return {"notices": [f"{serving or 'Nothing'} serves, and not by this run: it stays."]}
         before = Release(app, state.previous.get("pointer", ""), state.previous.get("units", {}))
         lease.note(app, by)
-        notices = [self.go_back(before)]
+        notices = [self.go_back(before) + ran_before(state, before.sha, release)]
         state.served = state.previous.get("served", [])
         with unsaved(app, notices):
             state.abandon(release, "taken back, since it failed on another host")

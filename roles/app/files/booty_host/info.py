@@ -70,6 +70,7 @@ def info(
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     staged = {path.name: manifest(path) for path in directories(app.releases)}
     layers = [path.name for path in directories(app.layers)]
+    state = State.load(app)
     uid = user_id(user)
     answer = {
         "seen": seen,
@@ -90,7 +91,8 @@ def info(
             name for name, fields in staged.items() if fields.get("python") == python and layers_of(fields) <= {*layers}
         ],
         "layers": layers,
-        "served": State.load(app).served,
+        "served": state.served,
+        "commands": state.commands,
         "running": systemd.labels(app.service),
         "unsettled": unsettled(app, systemd, release) if units else "",
         "secrets": secrets.judge(app),

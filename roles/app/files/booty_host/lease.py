@@ -101,25 +101,9 @@ def detached(app: App, work: Callable[[], dict[str, Any]], by: str, wait: float 
         lock.truncate()
         lock.write(f"{by}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
         lock.flush()
-        reader, writer = os.pipe()
-        if os.fork() == 0:
-            # The lock belongs to the open file, which this process now shares.
-            os.setsid()
-            os.close(reader)
-            null = os.open(os.devnull, os.O_RDWR)
-            for descriptor in range(3):
-                os.dup2(null, descriptor)
-            journal.log(app, f"{by}, in {cgroup()}")
-            try:
-                result = work()
-            except HostError as error:
-                result = {"failed": True, "msg": str(error)}
-            except BaseException as error:
-                result = {"failed": True, "msg": f"{type(error).__name__}: {error}"}
-            with suppress(BrokenPipeError), os.fdopen(writer, "w") as pipe:
-                pipe.write(json.dumps(result))
-            os._exit(0)
-        os.close(writer)
+        journal.log(app, f"{by}, in {cgroup()}")
+        # The lock belongs to the open file, which the process shares.
+        reader = apart(work)
     with os.fdopen(reader) as pipe:
         answer = pipe.read()
     if not answer:
@@ -127,6 +111,28 @@ def detached(app: App, work: Callable[[], dict[str, Any]], by: str, wait: float 
         return {"failed": True, "msg": f"The cutover was killed on the host. Look at: {look}"}
     received: dict[str, Any] = json.loads(answer)
     return received
+
+
+def apart(work: Callable[[], dict[str, Any]]) -> int:
+    """Run `work` in a process of its own, and return the descriptor from which its result can be read."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        os.close(reader)
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in range(3):
+            os.dup2(null, descriptor)
+        try:
+            result = work()
+        except HostError as error:
+            result = {"failed": True, "msg": str(error)}
+        except BaseException as error:
+            result = {"failed": True, "msg": f"{type(error).__name__}: {error}"}
+        with suppress(BrokenPipeError), os.fdopen(writer, "w") as pipe:
+            pipe.write(json.dumps(result))
+        os._exit(0)
+    os.close(writer)
+    return reader
 
 
 def cgroup() -> str:

@@ -52,6 +52,8 @@ def remove(app: App, by: str, wait: int, confirmed: bool, check: bool) -> dict[s
         sockets.leave_proxy(app)
         app.release_env.unlink(missing_ok=True)
         shutil.rmtree(app.opt)
+        shutil.rmtree(app.commands, ignore_errors=True)
+        app.shell.unlink(missing_ok=True)
         journal.log(app, f"removed; {by}", result="removed", release=serves, by=by)
         return {**answer, "changed": True}
 

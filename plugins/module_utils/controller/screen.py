@@ -1,0 +1,22 @@
+"""Write lines to the screen from the process of a task, while the task runs."""
+
+from __future__ import annotations
+
+import signal
+
+from ansible.utils.display import Display
+
+ENDS = {signal.SIGINT, signal.SIGTERM}
+
+
+def write(text: str, color: str | None = None, stderr: bool = False, newline: bool = True) -> None:
+    """Write a text; the arguments are those of Ansible's `display`.
+
+    `display` sends the text through a queue whose lock all processes share. A process that Ctrl-C ended in the middle
+    would keep the lock, and the run would hang. So the signals wait.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+    try:
+        Display().display(text, color=color, stderr=stderr, newline=newline)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,151 @@
+"""Read an app's lines in the host's journal: of its service, candidate, processes and commands, and of its deploys."""
+
+from __future__ import annotations
+
+import json
+import re
+import select
+import subprocess
+import time
+from typing import Any
+
+from booty_host import HostError
+from booty_host.app import App, installed
+from booty_host.processes import run
+
+# All times are in UTC.
+JOURNAL = ("env", "TZ=UTC", "journalctl", "--quiet", "--no-pager", "--all", "--output=json")
+FIELDS = "--output-fields=MESSAGE,SYSLOG_IDENTIFIER,_SYSTEMD_UNIT,UNIT,_PID"
+# An answer has at most so many bytes of messages.
+LIMIT = 4_000_000
+# Identifiers of Booty's own units and of its deploys. They look like processes of an app with the name `booty`.
+RESERVED = {"booty-deploy", "booty-firewall", "booty-undo"}
+
+
+def logs(
+    app: App, lines: int, since: str, process: str, after: str, wait: float, limit: int = LIMIT, *, check: bool
+) -> dict[str, Any]:
+    """Return an app's lines, the oldest first.
+
+    Args:
+        app: the app.
+        lines: how many of the last lines.
+        since: a time for journalctl, in UTC, or an age such as `10min`; "" for any age.
+        process: `web`, `deploy`, or the name of a process; "" for all.
+        after: `after` of an earlier answer: return only newer lines.
+        wait: how long to wait for a newer line, in seconds.
+        limit: the largest number of bytes of messages.
+        check: makes no difference, since the call changes nothing.
+
+    Returns:
+        `records`, each a list: the time in microseconds since 1970, the process, the message; `after`, for the next
+        call; `cut`, whether lines are left out that are newer than `since`, or that would exceed `limit`.
+
+    Raises:
+        HostError: the time or the process is unknown.
+    """
+    sources = sources_of(app)
+    if process and process not in sources:
+        raise HostError(f"There are no lines of a process {process} here. There are: {', '.join(sorted(sources))}.")
+    chosen = [sources[process]] if process else sources.values()
+    matches = [match for source in chosen for alternative in source for match in (*alternative, "+")]
+    command = [*JOURNAL, FIELDS, *matches[:-1]]
+    if after:
+        text, cut = follow([*command, after], wait, limit), False
+    else:
+        # A number and a unit is an age.
+        age = "-" if re.fullmatch(r"(\d+ ?[a-z]+ ?)+", since) else ""
+        # Together with `--since`, `--lines` alone means the first lines.
+        done = run(*command, "--reverse", f"--lines={lines + 1}", *([f"--since={age}{since}"] if since else []))
+        if done.returncode:
+            raise HostError(f"since={since}: {done.stderr.strip()}. Write an age such as 10min, or a time in UTC.")
+        every = done.stdout.split("\n")[-2::-1]
+        text, cut = "\n".join(every[-lines:]), bool(since) and len(every) > lines
+    found = [json.loads(line) for line in text.split("\n") if line]
+    records, size = [], 0
+    for record in reversed(found):
+        message = text_of(record.get("MESSAGE"))
+        size += len(message)
+        if size > limit:
+            cut = True
+            break
+        records.append([int(record["__REALTIME_TIMESTAMP"]), label(app, record), message])
+    if found:
+        after = f"--after-cursor={found[-1]['__CURSOR']}"
+    return {"records": records[::-1], "after": after or f"--since=@{int(time.time())}", "cut": cut}
+
+
+def sources_of(app: App) -> dict[str, list[list[str]]]:
+    """Return the alternatives of journalctl's matches that select each process's lines, by the process."""
+    # The lines of an app `shop-api` are not those of a process `api` of the app `shop`.
+    others = [name for name in installed(app.root) if name.startswith(f"{app.name}-")]
+    units = (app.service, app.candidate, app.socket)
+    sources = {
+        "web": [
+            [f"SYSLOG_IDENTIFIER={app.name}"],
+            *([f"_SYSTEMD_UNIT={unit}"] for unit in units),
+            *([f"UNIT={unit}"] for unit in units),  # what systemd says of the unit
+        ],
+        "deploy": [["SYSLOG_IDENTIFIER=booty-deploy", f"BOOTY_APP={app.name}"]],
+    }
+
+    def processes(field: str, pattern: str) -> list[tuple[str, str]]:
+        values = run("journalctl", f"--field={field}").stdout.splitlines()
+        pairs = [(value, re.fullmatch(rf"{app.name}-([a-z0-9-]+){pattern}", value)) for value in sorted(values)]
+        return [
+            (value, match[1])
+            for value, match in pairs
+            if match
+            and value not in RESERVED
+            and not any(value == other or re.match(rf"{other}[-@.]", value) for other in others)
+        ]
+
+    for identifier, process in processes("SYSLOG_IDENTIFIER", ""):
+        sources[process] = [[f"SYSLOG_IDENTIFIER={identifier}"]]
+    for unit, process in processes("UNIT", r"(@.*)?\.(service|timer)"):
+        if process in sources:
+            sources[process].append([f"UNIT={unit}"])
+    return sources
+
+
+def follow(command: list[str], wait: float, limit: int) -> str:
+    """Return the lines that a journalctl prints within `wait` seconds; the first line ends the wait.
+
+    The wait ends as well when the connection of the call has ended, so that nothing stays on the host.
+    """
+    began, text = time.monotonic(), b""
+    with subprocess.Popen([*command, "--follow", "--lines=all"], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        poll = select.poll()
+        poll.register(process.stdout, select.POLLIN)
+        poll.register(1, 0)  # POLLHUP and POLLERR are reported always
+        deadline = began + wait
+        while (left := deadline - time.monotonic()) > 0 and len(text) < limit:
+            events = dict(poll.poll(left * 1000))
+            if 1 in events or not (events and (piece := process.stdout.read1(65536))):  # type: ignore[attr-defined]
+                break
+            if not text:
+                # More lines may follow at once.
+                deadline = time.monotonic() + 0.1
+            text += piece
+        process.kill()
+    return text[: text.rfind(b"\n") + 1].decode()
+
+
+def text_of(message: Any) -> str:
+    """Return a message as text: journalctl writes one that is not printable as a list of bytes."""
+    if isinstance(message, list):
+        return bytes(byte for byte in message if isinstance(byte, int)).decode(errors="replace")
+    return str(message or "")
+
+
+def label(app: App, record: dict[str, Any]) -> str:
+    """Return the process that a line is of."""
+    identifier = str(record.get("SYSLOG_IDENTIFIER", ""))
+    if record.get("_PID") == "1" and record.get("UNIT"):
+        return "systemd"
+    if identifier == app.name:
+        return "candidate" if record.get("_SYSTEMD_UNIT") == app.candidate else "web"
+    if identifier == "booty-deploy":
+        return "deploy"
+    return identifier.removeprefix(f"{app.name}-") or "web"

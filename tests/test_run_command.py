@@ -1,0 +1,195 @@
+"""run.yml: a command in the environment and the sandbox of the running release."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from booty_host.app import App
+from booty_host.command import Output, Sandbox, secrets_of
+from booty_host.release import Release
+
+from tests.conftest import Play, Running, Site
+
+UNIT = r"""
+[Unit]
+Description=Booty: shop
+
+[Service]
+Type=notify
+# a comment=x
+EnvironmentFile=/etc/shop/release.env
+ExecStart=/usr/bin/env \
+    --unset=BOOTY_CANDIDATE 'A=one two' B=50%% PATH=${BOOTY_RELEASE_DIR}/bin \
+    BOOTY_UNIT=abc ${BOOTY_RELEASE_DIR}/bin/serve
+TimeoutStartSec=30
+Restart=on-failure
+RemoveIPC=true
+User=web
+CapabilityBoundingSet=
+RestrictNamespaces=true
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def sandbox(tmp_path: Path, unit: str = UNIT) -> Sandbox:
+    app = App("shop", tmp_path)
+    (app.releases / "a" / "tree/web").mkdir(parents=True)
+    (app.releases / "a" / "release.json").write_text('{"layer": "", "python": "", "path": "web"}')
+    return Sandbox(app, Release(app, "SENTRY_RELEASE=a\n", {app.service: unit}), app.release_env)
+
+
+def test_a_command_has_the_sandbox_and_the_environment_of_the_unit(tmp_path: Path) -> None:
+    argv = sandbox(tmp_path).command("shop-run.service", "--pipe", ["/bin/sh", "-c", "echo $HOME"])
+    properties = [word.removeprefix("--property=") for word in argv if word.startswith("--property=")]
+    assert properties == [
+        "JoinsNamespaceOf=shop.service",
+        "User=web",
+        "CapabilityBoundingSet=",
+        "RestrictNamespaces=true",
+        f"EnvironmentFile=-{tmp_path}/etc/shop/secrets.env",
+        f"EnvironmentFile={tmp_path}/etc/shop/release.env",
+        f"WorkingDirectory={tmp_path}/opt/shop/releases/a/tree/web",
+        "TimeoutStopSec=10",
+        "OOMScoreAdjust=500",
+    ]
+    *_, unset, a, b, path, unit, shell, option, command = argv
+    assert [unset, a, b, path, unit] == [
+        "--unset=BOOTY_CANDIDATE",
+        "A=one two",
+        "B=50%",
+        "PATH=${BOOTY_RELEASE_DIR}/bin",
+        "BOOTY_UNIT=abc",
+    ]
+    assert [shell, option, command] == ["/bin/sh", "-c", "echo $$HOME"]
+
+
+def test_secrets_are_left_out_of_the_output(tmp_path: Path) -> None:
+    app = App("shop", tmp_path)
+    app.etc.mkdir(parents=True)
+    app.secrets_env.write_text(
+        "DATABASE_URL=postgres://shop:s3cretpass@db/shop\nKEY='line-one-of-it\nline-two-of-it'\nDEBUG=1\n"
+    )
+    hidden = ["postgres://shop:s3cretpass@db/shop", "line-one-of-it", "line-two-of-it", "s3cretpass"]
+    assert sorted(secrets_of(app)) == sorted(hidden)
+    output = Output(app)
+    text = output.text("out", "\n".join([*hidden, "DEBUG=1"]))
+    output.file.close()
+    assert text == "[Filtered]\n[Filtered]\n[Filtered]\n[Filtered]\nDEBUG=1"
+
+
+@pytest.fixture(scope="module")
+def served(site: Site) -> Site:
+    site.deploy()
+    return site
+
+
+def run(site: Site, command: str, *arguments: str) -> Play:
+    return site.play("run.yml", *arguments, command=command)
+
+
+def wait_for(running: Running, text: str) -> None:
+    deadline = time.monotonic() + 30
+    while text not in running.so_far():
+        assert time.monotonic() < deadline, running.so_far()
+        time.sleep(0.05)
+
+
+def test_a_command_runs_in_the_environment_of_the_release(served: Site) -> None:
+    release = served.run("readlink -f /opt/booty/releases/$(sed -n 's/^SENTRY_RELEASE=//p' /etc/booty/release.env)")
+    played = run(served, "id -un; echo $HOME; pwd; command -v python; touch /etc/x; touch $HOME/x && rm $HOME/x")
+    assert played.output.splitlines() == [
+        "booty",
+        "/var/lib/booty",
+        f"{release}/tree/app",
+        f"{release}/bin/python",
+        "touch: cannot touch '/etc/x': Read-only file system",
+    ]
+    assert played.status == 0
+    played = run(served, "python -c 'import booty, os; print(os.environ[\"SENTRY_RELEASE\"])'")
+    assert (played.status, played.output.strip()) == (0, Path(release).name)
+
+
+def test_the_exit_status_is_that_of_the_command(served: Site) -> None:
+    assert [run(served, command).status for command in ("exit 7", "no-such-program")] == [7, 127]
+
+
+def test_secrets_are_there_and_not_shown(served: Site) -> None:
+    dsn = served.run("sed -n 's/^SENTRY_DSN=//p' /etc/booty/secrets.env")
+    played = run(served, 'echo "$SENTRY_DSN"; test -n "$SENTRY_DSN"')
+    assert (played.status, played.output) == (0, "[Filtered]\n")
+    assert dsn not in served.run("journalctl -t booty-run -o cat")
+
+
+def test_output_comes_while_the_command_runs(served: Site) -> None:
+    running = served.start("run.yml", command="echo early; sleep 4; printf late >&2; exit 3")
+    wait_for(running, "early")
+    assert "late" not in running.so_far()
+    played = running.end()
+    assert (played.status, played.output) == (3, "early\nlate")
+    assert "early\nlate" in served.run("journalctl -t booty-run -o cat")
+
+
+def test_much_output_is_fast_and_whole(served: Site) -> None:
+    began = time.monotonic()
+    played = run(served, "seq 200000")
+    assert time.monotonic() - began < 20
+    assert played.output == "".join(f"{number}\n" for number in range(1, 200001))
+
+
+@pytest.mark.parametrize("how", ["interrupted", "killed"])
+def test_the_command_ends_with_its_controller(served: Site, how: str) -> None:
+    running = served.start("run.yml", command="trap 'echo bye; exit' TERM; while sleep 0.05; do echo on; done")
+    wait_for(running, "on")
+    if how == "killed":
+        running.kill()
+    else:
+        os.kill(running.processes()[0], signal.SIGINT)
+        assert running.end().status == 99
+    served.wait_for("! systemctl --quiet is-active 'booty-run-*'", seconds=15)
+    assert "bye" in served.run("journalctl -t booty-run -o cat --lines=2").splitlines()
+    served.wait_for("! ls /run/booty/commands/*")
+
+
+def test_a_command_needs_one_host_and_a_release(served: Site) -> None:
+    several = run(served, "true", "--limit", "all")
+    assert several.status == 2
+    assert "A command runs on one host, and --limit leaves" in several.output
+    bare = served.play("run.yml", on=served.bare, command="true")
+    assert bare.status == 2
+    assert "booty has no release on this host." in bare.output
+
+
+def test_the_printed_command_opens_a_shell_in_the_sandbox(served: Site) -> None:
+    played = served.play("run.yml")
+    (command,) = re.findall(r"ssh -t .*", played.output)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execvp("sh", ["sh", "-c", command])
+    output = b""
+
+    def read_until(text: bytes, seconds: float = 20) -> None:
+        nonlocal output
+        deadline = time.monotonic() + seconds
+        while text not in output:
+            assert time.monotonic() < deadline, output
+            if select.select([terminal], [], [], 0.1)[0]:
+                output += os.read(terminal, 65536)
+
+    try:
+        read_until(b"$ ")
+        os.write(terminal, b"echo $(id -un) $(tty); touch /etc/x; exit 5\n")
+        read_until(b"booty /dev/pts/")
+        read_until(b"Read-only file system")
+    finally:
+        _, status = os.waitpid(pid, 0)
+        os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 5

@@ -317,8 +317,9 @@ def test_the_process_that_was_proven_is_the_one_that_serves(site: Site, releases
     with site.journal() as lines:
         played = site.start("deploy.yml")
         line = next(line for line in lines if line.startswith("handing over to "))
-        assert played.end().status == 0
+        ended = played.end()
     pid = site.pid()
+    assert f"{site.host.name} serves {newer} as staging, process {pid}" in ended.output
     assert line.strip() == f"handing over to {newer}, process {pid}"
     environ = site.run(f"tr '\\0' '\\n' < /proc/{pid}/environ").splitlines()
     pointer = site.run("grep -v '^#' /etc/booty/release.env").splitlines()

@@ -315,7 +315,13 @@ def test_a_proven_release_switches_while_the_candidate_answers(serving: MemorySy
     answer = cut_over(serving, "b")
     after = f"{RETIRE}{ANSWERS.replace('a ', 'b ')}journal: serving b\nstate.json: b a served\n"
     assert serving.observe() == (SWITCH + after).splitlines()
-    assert answer == {"state": "switched", "notices": [], "warnings": [], "pruned": []}
+    assert answer == {
+        "state": "switched",
+        "pid": serving.main["shop.service"],
+        "notices": [],
+        "warnings": [],
+        "pruned": [],
+    }
     assert serving.app.last.read_text().startswith("anna deploys, at ")
     assert not serving.app.candidate_env.exists()
 

@@ -126,6 +126,8 @@ def templates() -> Environment:
 CODE = program()
 # The ID of this run of a playbook. The verb take_back undoes only a cutover with the same ID.
 RUN = uuid.uuid4().hex
+# Stands in `success_msg` for the process that serves.
+PID = "<PID>"
 TEMPLATES = templates()
 
 # The result of `rendered` for a question that is about no release.
@@ -214,8 +216,9 @@ class HostProgramAction(ActionBase):
     """Call a verb of the host program with its arguments.
 
     A `cutover`, and a `status` with a `release`, send the texts that `rendered` returns. A cutover attaches the archive
-    in `brought`: its `file`, its `sha256` and its place (`dest`). `success_msg` is the message after a success. A loop
-    over hosts with the step `begin` of `take_back`, and then with the step `end`, calls all hosts at the same time.
+    in `brought`: its `file`, its `sha256` and its place (`dest`). `success_msg` is the message after a success, with
+    `PID` in the place of the process that serves. A loop over hosts with the step `begin` of `take_back`, and then with
+    the step `end`, calls all hosts at the same time.
     """
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -258,6 +261,7 @@ class HostProgramAction(ActionBase):
             answer["notices"] = [notice, *answer.get("notices", [])]
         result |= answer
         if message and not result.get("failed") and not self._task.check_mode:
+            message = message.replace(PID, str(result.get("pid")))
             result["msg"] = "\n".join([*result.get("notices", []), message])
             result["_ansible_verbose_always"] = True
         return result

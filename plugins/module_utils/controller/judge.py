@@ -17,7 +17,7 @@ from ansible.template import trust_as_template
 from . import host_program
 from .build import MACHINES
 from .git import descends
-from .host_program import HostProgramAction
+from .host_program import PID, HostProgramAction
 from .settings import suspects
 
 # The disk space that a release may need, and the difference between two clocks at which preflight fails.
@@ -241,7 +241,8 @@ class PreflightAction(HostProgramAction):
             problems = [re.sub(r"(ansible-playbook \w+\.yml)", option, problem) for problem in problems]
         if suspicious := [*suspects(options["app_settings"])]:
             result["warnings"] = [SUSPECT.format(", ".join(suspicious))]
-        message = [f"{name} serves {release} as {options['app_environment']}", *notices(host, options, name)]
+        serves = f"{name} serves {release} as {options['app_environment']}, process {PID}"
+        message = [serves, *notices(host, options, name)]
         return {
             **result,
             "host": host,

@@ -80,8 +80,8 @@ def cutover(
         check: only return what would change.
 
     Returns:
-        `notices` for a person to read; `warnings`, which are the same on all hosts; `unpruned`, why old releases can't
-        be removed; or `failed` and `msg`, with `seen` anew if the host has changed.
+        `pid` of the process that serves; `notices` for a person to read; `warnings`, which are the same on all hosts;
+        `unpruned`, why old releases can't be removed; or `failed` and `msg`, with `seen` anew if the host has changed.
 
     Raises:
         HostError: the release that came with the call can't be staged, or another run holds the lock.
@@ -241,7 +241,12 @@ class Cutover:
         with unsaved(app, notices):
             state.serve(release.sha)
         record(f"serving {release.sha}", "switched")
-        result: dict[str, Any] = {"state": "switched", "notices": notices, "warnings": self.warnings()}
+        result: dict[str, Any] = {
+            "state": "switched",
+            "pid": int(self.systemd.unit(app.service)["MainPID"]),
+            "notices": notices,
+            "warnings": self.warnings(),
+        }
         try:
             result["pruned"], failures = prune(app, state, keep)
         except Exception as error:

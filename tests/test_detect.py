@@ -285,11 +285,12 @@ def test_the_inventory_overrides_the_commit_which_overrides_detection(tmp_path: 
 def test_the_commands_of_a_release(tmp_path: Path) -> None:
     files: dict[str, str | bytes] = {
         "main.py": FASTAPI,
-        "Procfile": "web: uvicorn main:app\nrelease: flask db upgrade\n",
+        "Procfile": "web: uvicorn main:app\nrelease: flask db upgrade\nworker: celery -A main worker\nbeat: celery beat\n",
     }
     description = described(tmp_path, files)
     assert description["release_command"] == ["flask db upgrade"]
     assert "release command: flask db upgrade (Procfile)" in description["found"]
+    assert "does not start worker, beat (Procfile)" in description["found"]
     # One command or a list, and the Procfile counts no more.
     files["booty.toml"] = 'release_command = "true"\npost_deploy_command = ["a", "b"]\n'
     description = described(tmp_path, files)

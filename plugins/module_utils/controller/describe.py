@@ -93,6 +93,8 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
     for name, commands in (("release", values["release_command"]), ("post-deploy", values["post_deploy_command"])):
         found += [f"{name} command: {each} ({source})" for each in commands]
     found += [f"release command: {each} (Procfile)" for each in released]
+    if others := detect.other_lines(folder):
+        found.append(f"does not start {', '.join(others)} (Procfile)")
     return {
         "path": path,
         "serve": served.target,

@@ -154,6 +154,12 @@ def entrypoint(folder: Folder, pyproject: Mapping[str, Any]) -> Served | None:
     return Served(target, ["[tool.fastapi] in pyproject.toml"], [place[1]] if place and place[1] else [])
 
 
+def other_lines(folder: Folder) -> list[str]:
+    """Return the names of a Procfile's lines that Booty does not read: workers, schedulers."""
+    names = re.findall(r"^([A-Za-z0-9_-]+)\s*:\s*\S", folder.read("Procfile") or "", re.MULTILINE)
+    return [name for name in names if name not in {"web", "release"}]
+
+
 def release_line(folder: Folder) -> list[str]:
     """Return the command in the `release:` line of a Procfile; none if there is no such line."""
     match = re.search(r"^release\s*:\s*(.+)$", folder.read("Procfile") or "", re.MULTILINE)

@@ -31,7 +31,8 @@ CAUSES = (
     ),
     (
         r"Read-only file system: '([^']+)'",
-        "The app writes {}, and may write only in /var/lib/NAME (its HOME): set another path in app_settings.",
+        "The app writes {}, and may write only in /var/lib/NAME (its HOME): set another path in app_settings, or name a"
+        " path of its own folder in app_state_paths.",
     ),
     (
         r"sqlite3\.OperationalError: (?:attempt to write a readonly database|unable to open database file)",

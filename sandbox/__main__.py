@@ -19,6 +19,7 @@ def main() -> int:
     up.add_argument("--hosts", type=int, default=1, metavar="N", help="number of hosts (1)")
     up.add_argument("--suite", choices=base.SUITES, default=base.SUITE, help="Debian's release (%(default)s)")
     up.add_argument("--no-tracker", action="store_true", help="start no tracker")
+    up.add_argument("--acme", action="store_true", help="start a CA and a name server too, and give each host a domain")
     up.add_argument("--inventory", type=Path, help="where to write Ansible's inventory")
 
     down = commands.add_parser("down", help="remove an instance: hosts, tracker, network and inventory")
@@ -37,7 +38,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         if args.command == "up":
-            hosts.up(args.name, args.hosts, args.suite, not args.no_tracker, args.inventory)
+            hosts.up(args.name, args.hosts, args.suite, not args.no_tracker, args.inventory, args.acme)
             _status([args.name])
         elif args.command == "down":
             for name in hosts.instances() if args.all else [args.name]:

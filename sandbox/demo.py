@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import socket
+import ssl
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
 
-from sandbox import base, hosts, tracker
+from sandbox import acme, base, hosts, tracker
 from sandbox.machine import CHECKOUT, SandboxError
 
 PORT = 8000
@@ -47,9 +49,11 @@ def demo(count: int, suite: str) -> None:
         SandboxError: a step failed, after it printed the reason.
         TimeoutError: the event did not arrive.
     """
-    running = hosts.up(count=count, suite=suite)
+    running = hosts.up(count=count, suite=suite, with_acme=True)
     local = tracker.find(hosts.INSTANCES / "default" / "tracker")
+    ca = acme.find(hosts.INSTANCES / "default" / "acme")
     assert local, "up() starts the tracker"
+    assert ca, "up() starts the CA"
     play("bootstrap.yml")
     for host in running:
         place_secrets(host, f"SENTRY_DSN={local.dsn}\n")
@@ -63,6 +67,12 @@ def demo(count: int, suite: str) -> None:
     print()
     for host in running:
         print(f"url: http://{host.address}:{PORT}/")
+        verify_https(host, ca)
+        print(f"https: https://{hosts.domain(host)}/")
+        print(
+            f"  curl --cacert {ca.root} --resolve {hosts.domain(host)}:443:{host.address} https://{hosts.domain(host)}/"
+        )
+    print(f"ca: {ca.root}")
     print(f"release: {release}")
     print(f"tracker: {local.url} (user {local.user}, password {local.password})")
     print(f"event: {event.url}")
@@ -93,6 +103,26 @@ def health(host: hosts.Host) -> dict[str, str | None]:
     with opener.open(f"http://{host.address}:{PORT}/health", timeout=10) as response:
         answer: dict[str, str | None] = json.load(response)
     return answer
+
+
+def verify_https(host: hosts.Host, ca: acme.Acme) -> None:
+    """Request the host's domain over HTTPS, and trust the local CA alone.
+
+    Raises:
+        SandboxError: the certificate, or the answer, is not as it should be.
+    """
+    context = ssl.create_default_context(cafile=str(ca.root))
+    try:
+        with (
+            socket.create_connection((host.address, 443), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname=hosts.domain(host)) as connection,
+        ):
+            connection.sendall(f"GET /health HTTP/1.0\r\nHost: {hosts.domain(host)}\r\n\r\n".encode())
+            answer = connection.recv(4096).decode()
+    except OSError as error:
+        raise SandboxError(f"https://{hosts.domain(host)}/ does not answer: {error}") from error
+    if " 200 " not in answer.partition("\r\n")[0]:
+        raise SandboxError(f"https://{hosts.domain(host)}/health answers {answer.partition(chr(13))[0]}")
 
 
 if __name__ == "__main__":

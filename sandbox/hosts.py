@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sandbox import base, network, nspawn, tracker
+from sandbox import acme, base, network, nspawn, tracker
 from sandbox.machine import CHECKOUT, SandboxError, as_root, ensure_tools, give, locked, run, say, unmount
 
 INSTANCES = Path("/var/lib/booty-sandbox")
@@ -80,6 +80,7 @@ def up(
     suite: str = base.SUITE,
     with_tracker: bool = True,
     inventory: Path | None = None,
+    with_acme: bool = False,
 ) -> list[Host]:
     """Bring an instance to exactly `count` running hosts of a suite, reachable by SSH, and return the hosts.
 
@@ -91,6 +92,8 @@ def up(
         count: the number of hosts.
         suite: Debian's name for its release.
         with_tracker: start a tracker that the hosts reach.
+        with_acme: start a CA that speaks ACME and a name server, which the hosts trust and ask; the inventory then has
+            a domain for each host.
         inventory: the path for Ansible's inventory; without it, only the instance `default` gets one.
 
     Raises:
@@ -104,11 +107,12 @@ def up(
         inventory = INVENTORY
     if os.geteuid():
         place = ["--inventory", str(inventory.absolute())] if inventory else []
-        as_root("up", "--name", name, "--hosts", str(count), "--suite", suite, "--no-tracker", *place)
+        as_root("up", "--name", name, "--hosts", str(count), "--suite", suite, "--no-tracker", *place,
+                *(["--acme"] if with_acme else []))  # fmt: skip
     else:
         LOCK.parent.mkdir(exist_ok=True)
         with locked(LOCK):
-            _up(name, count, suite, inventory.absolute() if inventory else None)
+            _up(name, count, suite, inventory.absolute() if inventory else None, with_acme)
     if with_tracker:
         tracker.start(INSTANCES / name / "tracker", str(_record(name).network[1]), preferred_port=8800)
     return hosts(name)
@@ -124,6 +128,7 @@ def down(name: str = "default") -> None:
     with locked(LOCK):
         _check_owner(name)
         tracker.stop(INSTANCES / name / "tracker")
+        acme.stop(INSTANCES / name / "acme")
         with suppress(SandboxError):
             _forget_inventory(_record(name))
         with ThreadPoolExecutor(8) as pool:
@@ -204,22 +209,28 @@ def ssh_options(name: str) -> list[str]:
 
 
 def inventory_text(name: str, members: list[Host]) -> str:
-    """Return Ansible's inventory of an instance with these hosts."""
-    options = ssh_options(name)
+    """Return Ansible's inventory of an instance with these hosts; each has a domain if the instance has a CA."""
+    options, ca = ssh_options(name), acme.find(INSTANCES / name / "acme")
     lines = [
         f"# The sandbox instance {name}: `python -m sandbox up` writes this file, `down` removes it.",
         "booty:",
         "  hosts:",
-        *(f"    {host.name}:\n      ansible_host: {host.address}" for host in members),
+        *(
+            f"    {host.name}:\n      ansible_host: {host.address}"
+            + (f"\n      app_domains: [{domain(host)}]" if ca else "")
+            for host in members
+        ),
         "  vars:",
         "    ansible_user: root",
         f"    ansible_ssh_private_key_file: {options[1]}",
         f"    ansible_ssh_common_args: {shlex.join(options[2:])}",
+        # The app is reached on its own port too, as without a domain.
+        *([f"    app_acme_url: {ca.url}", "    host_firewall_ports: [8000]"] if ca else []),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _up(name: str, count: int, suite: str, inventory: Path | None) -> None:
+def _up(name: str, count: int, suite: str, inventory: Path | None, with_acme: bool) -> None:
     _check_owner(name)
     ensure_tools()
     directory = INSTANCES / name
@@ -263,10 +274,32 @@ def _up(name: str, count: int, suite: str, inventory: Path | None) -> None:
     (directory / "known_hosts").write_text("".join(keys))
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(_wait_ready, members))
+    if with_acme:
+        _trust(acme.start(directory / "acme", str(subnet[1])), members)
+    _write_inventory(name, members, inventory)
+
+
+def _write_inventory(name: str, members: list[Host], inventory: Path | None) -> None:
     if inventory:
         inventory.parent.mkdir(parents=True, exist_ok=True)
         inventory.write_text(inventory_text(name, members))
         give(inventory)
+
+
+def domain(host: Host) -> str:
+    """Return the domain that a host has in an instance with a CA."""
+    return f"{host.name}.{acme.DOMAIN}"
+
+
+def _trust(ca: acme.Acme, members: list[Host]) -> None:
+    """Have hosts trust the CA and ask its name server, and give each host its domain."""
+    for host in members:
+        root = host.container.root
+        (root / "etc/resolv.conf").write_text(f"nameserver {ca.address}\n")
+        shutil.copy(ca.trusted, root / "usr/local/share/ca-certificates/sandbox.crt")
+        ca.point(domain(host), [host.address])
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda host: host.ssh("update-ca-certificates"), members))
 
 
 def _boot(host: Host, record: _Record) -> None:

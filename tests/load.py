@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import subprocess
 import sys
 import time
@@ -27,7 +28,8 @@ PAUSE = 0.03
 class Service:
     """What the clients ask: a path that answers at once, a slow one, and the key of the answer whose values count.
 
-    Without a key, the answers need not be JSON.
+    Without a key, the answers need not be JSON. With `ca`, a file, the clients speak TLS and trust that CA alone. For
+    each size in `bodies`, one more client sends bodies of so many bytes to /size.
     """
 
     port: int = 8000
@@ -35,6 +37,8 @@ class Service:
     slow: str = "/slow"
     key: str = "release"
     host: str = "load"
+    ca: str = ""
+    bodies: tuple[int, ...] = ()
 
 
 @dataclass
@@ -43,6 +47,7 @@ class Tally:
 
     latencies: list[float] = field(default_factory=list)
     slow: int = 0
+    closed_idle: int = 0
     failures: list[str] = field(default_factory=list)
     releases: Counter[str] = field(default_factory=Counter)
 
@@ -52,11 +57,15 @@ class Refused(Exception):
 
 
 async def request(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, host: str, close: bool
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, host: str, close: bool, size: int = 0
 ) -> tuple[bool, bytes]:
-    """Send one request and read its whole answer; return whether the connection stays open, and the body."""
-    connection = "close" if close else "keep-alive"
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: {connection}\r\n\r\n".encode())
+    """Send one request and read its whole answer; return whether the connection stays open, and the body.
+
+    With a `size`, the request is a POST with a body of so many bytes.
+    """
+    lines = [f"{'POST' if size else 'GET'} {path} HTTP/1.1", f"Host: {host}"]
+    lines += [f"Connection: {'close' if close else 'keep-alive'}", *([f"Content-Length: {size}"] if size else [])]
+    writer.write("\r\n".join([*lines, "", ""]).encode() + bytes(size))
     await writer.drain()
     head = await reader.readuntil(b"\r\n\r\n")
     lines = head.decode().lower().split("\r\n")
@@ -79,17 +88,29 @@ async def chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
 
 
 async def client(
-    address: str, service: Service, path: str, close: bool, pause: float, tally: Tally, stop: asyncio.Event
+    address: str,
+    service: Service,
+    path: str,
+    close: bool,
+    pause: float,
+    tally: Tally,
+    stop: asyncio.Event,
+    size: int = 0,
 ) -> None:
     """Send requests until `stop` is set: each on a new connection, or all on one as long as the server keeps it."""
+    options: dict[str, Any] = {}
+    if service.ca:
+        options = {"ssl": ssl.create_default_context(cafile=service.ca), "server_hostname": service.host}
     stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
     while not stop.is_set():
         began = time.monotonic()
         try:
             # A server may close an idle connection. If the client notices before its next request, nothing is lost.
             if stream is None or stream[0].at_eof():
-                stream = await asyncio.open_connection(address, service.port)
-            stays, body = await asyncio.wait_for(request(*stream, path, service.host, close), 30)
+                if stream and not close:
+                    tally.closed_idle += 1
+                stream = await asyncio.open_connection(address, service.port, **options)
+            stays, body = await asyncio.wait_for(request(*stream, path, service.host, close, size), 60)
             answer = json.loads(body) if service.key else {}
         except (TimeoutError, OSError, EOFError, Refused, ValueError) as error:
             tally.failures.append(f"{address} {path} {'fresh' if close else 'kept'}: {error!r}")
@@ -119,7 +140,8 @@ async def load(hosts: list[str], service: dict[str, Any], clients: tuple[int, in
     fresh, kept, slow = clients
     kinds = [(asked.quick, True)] * fresh + [(asked.quick, False)] * kept + [(asked.slow, False)] * slow
     await asyncio.gather(
-        *(client(host, asked, path, close, pause, tally, stop) for host in hosts for path, close in kinds)
+        *(client(host, asked, path, close, pause, tally, stop) for host in hosts for path, close in kinds),
+        *(client(host, asked, "/size", False, pause, tally, stop, size) for host in hosts for size in asked.bodies),
     )
     return tally
 
@@ -165,6 +187,7 @@ def main() -> None:
     report = {
         "requests": len(latencies) + tally.slow,
         "failed": len(tally.failures),
+        "closed_idle": tally.closed_idle,
         "failures": Counter(tally.failures).most_common(10),
         "releases": tally.releases,
         "p50": percentile(latencies, 0.5),

@@ -16,6 +16,8 @@ PROGRAMS = {
     },
     # The host program: Python's standard library alone.
     "roles/app/files": {"booty_host"},
+    # Its second package, which the host keeps for the proxy's timers.
+    "roles/proxy/files": {"booty_host", "booty_proxy"},
     # The runner: no app, and no framework.
     # Private names alone: of the packages that an app may have too, none is imported by its own name.
     "runner/src": {"booty_runner"},

@@ -24,7 +24,7 @@ DOCUMENTED = {
     "module": sorted(path.stem for path in (ROOT / "plugins/modules").glob("*.py")),
     "filter": sorted(path.stem for path in (ROOT / "plugins/filter").glob("*.yml")),
     "callback": ["brief"],
-    "role": ["app", "host"],
+    "role": ["app", "host", "proxy"],
 }
 
 

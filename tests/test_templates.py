@@ -215,3 +215,14 @@ def test_a_changed_unit_changes_booty_unit() -> None:
 
     assert name() == name()
     assert name() != name(app_drain_seconds=5)
+
+
+def test_only_an_app_with_domains_has_the_proxys_socket() -> None:
+    without, units = wanted()["units"], wanted(app_domains=["shop.example.com"])["units"]
+    assert "booty-http.socket" not in without
+    assert values(without["booty.service"], "Sockets") == ["booty.socket"]
+    assert values(units["booty.service"], "Sockets") == ["booty.socket booty-http.socket"]
+    assert values(units["booty-candidate.service"], "Sockets") == ["booty.socket booty-http.socket"]
+    assert values(units["booty-http.socket"], "FileDescriptorName") == ["http"]
+    # A change here would open the app's own sockets anew.
+    assert units["booty.socket"] == without["booty.socket"]

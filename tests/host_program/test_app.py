@@ -36,10 +36,12 @@ def test_the_default_app_keeps_its_names() -> None:
         "unit_files": "/etc/systemd/system",
         "service": "booty.service",
         "socket": "booty.socket",
+        "http_socket": "booty-http.socket",
         "candidate": "booty-candidate.service",
         "slice": "system-booty.slice",
     }
-    assert App().units == ("system-booty.slice", "booty.socket", "booty.service", "booty-candidate.service")
+    sockets = ("booty.socket", "booty-http.socket")
+    assert App().units == ("system-booty.slice", *sockets, "booty.service", "booty-candidate.service")
 
 
 def test_two_apps_share_no_name() -> None:

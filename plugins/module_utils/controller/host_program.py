@@ -46,8 +46,8 @@ program = os.memfd_create("booty_host")
 with open(program, "wb", closefd=False) as file:
     file.write(sys.stdin.buffer.read(request["size"]))
 sys.path.insert(0, f"/proc/self/fd/{program}")
-from booty_host.__main__ import call
-call(request)
+request["program"] = program
+__import__(request["package"] + ".__main__", fromlist=["call"]).call(request)
 """
 # The arguments of each verb and their types: a value from the command line is a string.
 VERBS: dict[str, dict[str, Any]] = {
@@ -118,7 +118,7 @@ def templates() -> Environment:
     # Jinja's filters and tests override Ansible's, which expect Ansible's own class of undefined values.
     environment.filters = FilterModule().filters() | environment.filters
     environment.tests = TestModule().tests() | environment.tests
-    for name in ("release.env.j2", *templates_of_units("booty").values()):
+    for name in ("release.env.j2", "app-http.socket.j2", *templates_of_units("booty").values()):
         environment.get_template(name)
     return environment
 
@@ -151,6 +151,8 @@ def rendered(options: dict[str, Any], release: str) -> dict[str, Any]:
         )
 
     units = {name: render(template) for name, template in templates_of_units(options["app_name"]).items()}
+    if options["app_domains"]:
+        units[f"{options['app_name']}-http.socket"] = render("app-http.socket.j2")
     return {"pointer": render("release.env.j2") if release else "", "units": units}
 
 
@@ -288,6 +290,10 @@ class HostProgramAction(ActionBase):
             return ""
         return f"Another run deployed {commits[1]} here meanwhile. {release} descends from it, so this run continued."
 
+    # The package whose verbs `call` knows, and the program that holds it.
+    package = "booty_host"
+    code = CODE
+
     def call(self, verb: str, arguments: dict[str, Any], attached: bytes = b"") -> dict[str, Any]:
         """Return a host's answer to a call; without one, `rc` and the output of the host's shell in `msg`."""
         call = {
@@ -295,7 +301,8 @@ class HostProgramAction(ActionBase):
             "verb": verb,
             "arguments": arguments,
             "check": self._task.check_mode,
-            "size": len(CODE),
+            "package": self.package,
+            "size": len(self.code),
         }
         if self._connection.transport == "ssh":
             self._pin(verb)
@@ -303,7 +310,9 @@ class HostProgramAction(ActionBase):
         if verb in DETACHED and not self._task.check_mode:
             scope = f"{call['app']}-{verb.replace('_', '-')}-{uuid.uuid4().hex[:8]}.scope"
             command = f"systemd-run --scope --quiet --collect --unit={scope} {command}"
-        done = self._low_level_execute_command(command, in_data=json.dumps(call).encode() + b"\n" + CODE + attached)
+        done = self._low_level_execute_command(
+            command, in_data=json.dumps(call).encode() + b"\n" + self.code + attached
+        )
         try:
             answer: dict[str, Any] = json.loads(done["stdout"].splitlines()[-1])
         except (IndexError, ValueError):
@@ -323,8 +332,8 @@ class HostProgramAction(ActionBase):
         if verb in DETACHED:
             self._connection.set_option("reconnection_retries", 0)
 
-    def options(self, task_vars: dict[str, Any] | None) -> dict[str, Any]:
-        """Return the options of the role app for this host, in their types.
+    def options(self, task_vars: dict[str, Any] | None, complete: bool = True) -> dict[str, Any]:
+        """Return the options of the role app for this host, in their types; `complete` demands those without a default.
 
         Raises:
             AnsibleActionFail: an option is missing or has a wrong type.
@@ -333,7 +342,7 @@ class HostProgramAction(ActionBase):
         values = self._templar.template({name: value for name, value in (task_vars or {}).items() if name in known})
         problems = variables.Problems([""])
         options: dict[str, Any] = variables.typed(values, "", problems)
-        for name in (name for name, spec in known.items() if spec.get("required") and name not in values):
+        for name in (name for name, spec in known.items() if complete and spec.get("required") and name not in values):
             problems.add(name, variables.NOT_SET, "")
         if sentences := [*problems]:
             raise AnsibleActionFail("\n".join(sentences))

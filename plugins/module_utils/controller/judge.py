@@ -88,6 +88,8 @@ def problems_of(
             f"{options['app_address']}:{port} is taken on {name}: {host['port_taken']}. Stop that, or choose another"
             " app_port."
         )
+    if options["app_domains"] and not host["proxy"] and not check:
+        yield f"{name} has no proxy yet for app_domains. Install it: ansible-playbook bootstrap.yml"
     # At the start of the candidate, systemd would give StateDirectory= to the new user while the old service needs it.
     if host["running"] and host["state_owner"] not in {"", user}:
         yield (
@@ -178,7 +180,13 @@ def commands_between(host: dict[str, Any], options: dict[str, Any], release: str
 
 def notices(host: dict[str, Any], options: dict[str, Any], name: str) -> Iterator[str]:
     """Yield a warning if the firewall of a host closes app_port: the release serves, but no client reaches it."""
-    if host["lets_in"] and options["app_port"] not in host["lets_in"]:
+    if options["app_domains"]:
+        if options["app_port"] in host["lets_in"]:
+            yield (
+                f"The firewall of {name} also lets in app_port {options['app_port']}, past the proxy. The next"
+                " bootstrap.yml closes it, unless host_firewall_ports names it."
+            )
+    elif host["lets_in"] and options["app_port"] not in host["lets_in"]:
         yield (
             f"But the firewall of {name} lets in TCP {', '.join(map(str, host['lets_in']))} and not app_port"
             f" {options['app_port']}. Open it: ansible-playbook bootstrap.yml"

@@ -23,7 +23,7 @@ from ansible.template import Templar, trust_as_template
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
-from . import apps, settings
+from . import apps, domains, settings
 
 ROLES = Path(__file__).parents[3] / "roles"
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -71,17 +71,38 @@ USER = Rule(
     lambda value: matches("[a-z_][a-z0-9_-]{0,31}")(value) and value != "root",
 )
 SECONDS = least(0, "seconds")
+DOMAINS = Rule(
+    "for each name a domain such as shop.example.com, without https://, port, path or wildcard; an IP address gets no"
+    " certificate",
+    domains.is_domain,
+)
 TEXT = Rule("a text of one line, in quotes where YAML takes it for something else", lambda _: True)
+# The names of other units of Booty.
+RESERVED = {*("booty-acme", "booty-deploy", "booty-firewall", "booty-front", "booty-http", "booty-peers", "booty-undo")}
 NAMES = Rule("names of letters, digits, dashes, dots and underscores", matches(r"[A-Za-z0-9][\w.-]*"))
 # The rule of a list applies to its entries. Numbers without a rule are 0 or more.
 RULES = {
     "app_address": Rule(
         "an IP address of the host, such as 127.0.0.1; 0.0.0.0 is all of IPv4, :: all of IPv6", is_address
     ),
+    "app_acme_email": Rule(
+        "an address such as ops@example.com, or nothing", matches(r"([^\s@\"'$]+@[^\s@\"'$]+\.[^\s@\"'$]+)?")
+    ),
+    "app_acme_url": Rule(
+        "the address of the CA's directory, such as https://acme-v02.api.letsencrypt.org/directory",
+        matches(r"https://[^\s/?#@\"'$]+/[^\s?#\"'$]*"),
+    ),
     "app_artifact_url": Rule(
         "an address that begins with http:// or https://, without user, password or query: hosts fetch without secrets",
         matches(r"(https?://[^\s/?#@]+(/[^\s?#]*)?)?"),
     ),
+    "app_body_max": Rule("a size such as 10m, 512k or 2g, or 0 for no limit", matches("0|[1-9][0-9]*[kmg]")),
+    "app_certificate": Rule(
+        "the path of a folder on the host, such as /etc/shop-tls, or nothing for ACME", matches(r"(/[\w.@-]+)+|")
+    ),
+    "app_client_connections": least(0),
+    "app_domain_redirects": DOMAINS,
+    "app_domains": DOMAINS,
     "app_drain_seconds": SECONDS,
     "app_environment": Rule(
         "1 to 64 characters without blanks or slashes, such as staging",
@@ -91,6 +112,8 @@ RULES = {
         "a whole number, 2 or more: the release that serves, and the one to go back to", lambda value: value >= 2
     ),
     "app_lock_wait": SECONDS,
+    "app_hsts_seconds": SECONDS,
+    "app_maintenance_allow": Rule("addresses or networks, such as 203.0.113.7 or 10.0.0.0/8", is_network),
     "app_memory_max": Rule(
         "bytes, also with K, M, G or T (512M), a share of the host's memory (75%), or infinity",
         matches("[1-9][0-9]*[KMGT]?|([1-9][0-9]?|100)%|infinity"),
@@ -104,11 +127,11 @@ RULES = {
     ),
     "app_name": Rule(
         "a name of at most 31 lower-case letters, digits and dashes that begins with a letter, such as shop; not one"
-        " that ends with -candidate, nor booty-deploy, booty-firewall or booty-undo",
+        " that ends with -candidate or -http, nor one of " + ", ".join(sorted(RESERVED)),
         lambda value: (
             matches("[a-z][a-z0-9-]{0,30}")(value)
-            and not value.endswith("-candidate")
-            and value not in {"booty-deploy", "booty-firewall", "booty-undo"}
+            and not value.endswith(("-candidate", "-http"))
+            and value not in RESERVED
         ),
     ),
     "app_port": PORT,
@@ -431,9 +454,11 @@ def all_problems(context: Context, roles: list[str], complete: bool) -> list[str
         for name, spec in known.items():
             if complete and spec.get("required") and name not in variables:
                 problems.add(name, NOT_SET, host)
+        for name, rest in domains.flaws(values[host]):
+            problems.add(name, rest, host)
         for name in (name for name in REPLACED if name in variables):
             problems.add(name, REPLACED[name], host)
-    return [*problems] or [*differing(values)]
+    return [*problems] or [*differing(values), *domains.crowded(values)]
 
 
 @pass_context

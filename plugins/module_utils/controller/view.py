@@ -130,8 +130,30 @@ def around(app: str, status: dict[str, Any]) -> list[tuple[str, str]]:
     problems += [f"is not as it should be: {each}" for each in status["damaged"]]
     if (last := status["last"]) and not went_well(last):
         problems.append(f"{last['result']} on {last['at']}: {last['message'].splitlines()[0]}")
+    if status.get("outdated"):
+        problems.append("runs a library that an upgrade has replaced on disk: deploy.yml -e app_restart=true")
     problems += [f"drift: {change}" for change in status["drift"] or []]
-    return [("look", problem) for problem in problems]
+    return [*proxy_problems(status.get("proxy")), *(("look", problem) for problem in problems)]
+
+
+def proxy_problems(proxy: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return the problems with the domains of an app, each with its level; none for an app without domains."""
+    if not proxy:
+        return []
+    problems = [] if proxy["running"] else [("broken", "the proxy does not run: systemctl status 'booty-front@*'")]
+    if proxy["maintenance"]:
+        problems.append(("look", "is closed for maintenance"))
+    if proxy["draining"]:
+        problems.append(("look", "a swap of the proxy is under way"))
+    for name, state in proxy["names"].items():
+        if state["until"] is None:
+            problems.append(("broken", state["problem"] if name in state["problem"] else f"{name}: {state['problem']}"))
+            continue
+        end = f"{datetime.fromtimestamp(state['until'], UTC):%Y-%m-%d %H:%M} UTC"
+        if state["short"] or state["problem"]:
+            reason = f": {state['problem']}" if state["problem"] else ""
+            problems.append(("look", f"the certificate of {name} ends on {end}{reason}"))
+    return problems
 
 
 def tracker_problem(tracker: dict[str, Any] | None) -> str | None:

@@ -46,11 +46,27 @@ class Proxied:
                 scope["client"] = (host, 0)
                 if not self._knows(host):
                     break
-        await self._app(scope, receive, send)
+        await self._app(scope, receive, _at_once(send) if self._always else send)
 
     def _knows(self, host: str) -> bool:
         address = _address(host)
         return address is not None and any(address in network for network in self._networks)
+
+
+def _at_once(send: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Return a `send` that has the proxy pass a response without an announced length on as it comes.
+
+    nginx would keep the parts of a stream of events until it ends, if its client speaks TLS.
+    """
+
+    async def pass_on(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            headers = [*message.get("headers", ())]
+            if not {name.lower() for name, _ in headers} & {b"content-length", b"x-accel-buffering"}:
+                message = {**message, "headers": [*headers, (b"x-accel-buffering", b"no")]}
+        await send(message)
+
+    return pass_on
 
 
 def _address(text: str) -> Address | None:

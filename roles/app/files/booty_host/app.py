@@ -54,9 +54,11 @@ class App:
         self.unit_files: Final = root / "etc/systemd/system"
         self.service: Final = f"{name}.service"
         self.socket: Final = f"{name}.socket"
+        # The socket that the proxy of the host connects to, if the app has domains.
+        self.http_socket: Final = f"{name}-http.socket"
         self.candidate: Final = f"{name}-candidate.service"
         # systemd nests slices at dashes, so that an app `a` would limit the memory of `a-b`. As in systemd's own slices
         # of templates, \x2d stands for a dash of the name.
         self.slice: Final = "system-{}.slice".format(name.replace("-", r"\x2d"))
-        self.units: Final = (self.slice, self.socket, self.service, self.candidate)
+        self.units: Final = (self.slice, self.socket, self.http_socket, self.service, self.candidate)
         self.enabled: Final = (self.socket, self.service)

@@ -16,12 +16,14 @@ from booty_host.files import parse_pointer, read, write_atomically
 from booty_host.handover import Handover, RefusedError, obstacles
 from booty_host.processes import labels
 from booty_host.prune import prune
-from booty_host.release import Release, ask_installed, differs, fault, labels_on_disk, question, unsettled
+from booty_host.release import Release, ask_installed, differs, fault, labels_on_disk, manifest, question, unsettled
 from booty_host.state import State
 from booty_host.systemd import Systemd
 
 # A line of the candidate's unit: the candidate is ready once its tracker has accepted an event.
 GATED = "BOOTY_TELEMETRY_GATE=true"
+# A release from this number on tells the proxy's socket apart from the internal one; see `contract` in its manifest.
+SERVES_PROXY = 3
 # How many times in a row the service must answer once nothing else is left that could.
 ANSWERS = 5
 NO_HEALTH_PATH = (
@@ -304,6 +306,12 @@ class Cutover:
         changed = any(read(self.app.unit_files / name) != text for name, text in release.units.items())
         if changed and (faults := self.systemd.verify(release.units)):
             raise HostError(f"systemd finds fault with the units:\n{faults}")
+        contract = int(manifest(self.app.releases / release.sha).get("contract", 1))
+        if self.app.http_socket in release.units and contract < SERVES_PROXY:
+            raise HostError(
+                f"{release.sha} was built by a Booty that had no proxy (contract {contract}), and would answer the"
+                " proxy with its internal app. Deploy a commit that is built anew, or remove app_domains."
+            )
         address, port = release.address
         if takers := sockets.takers(self.app, address, port):
             raise HostError(f"{address}:{port} is taken: {takers}. Stop that, or choose another app_port.")
@@ -378,6 +386,10 @@ class Cutover:
         """
         app, systemctl = self.app, self.systemd.systemctl
         journal.log(app, f"restarting: {why}")
+        if app.http_socket in release.units:
+            # No older release may start with the proxy's socket, so release.env names this one before the units change.
+            self.point(release)
+        self.open_http(release.units)
         self.install(release.units)
         self.point(release)
         socket, service = states = self.systemd.units(*app.enabled)
@@ -400,6 +412,10 @@ class Cutover:
                 journal.log(app, notice)
         if {state["UnitFileState"] for state in states} != {"enabled"}:
             systemctl("enable", *app.enabled)
+        if app.http_socket in release.units:
+            # systemd opens a socket only while its service does not run. The candidate answers meanwhile.
+            systemctl("stop", app.service)
+        self.open_http(release.units)
         systemctl("restart", app.service)
         self.confirm(release)
         self.retire()
@@ -512,6 +528,22 @@ class Cutover:
         if changed:
             self.systemd.systemctl("daemon-reload")
 
+    def open_http(self, units: dict[str, str]) -> None:
+        """Open the proxy's socket if these units have it and it is installed; close it if they have none.
+
+        Args:
+            units: the texts of the release that is to serve.
+        """
+        app, unit = self.app, self.app.http_socket
+        installed = read(app.unit_files / unit)
+        if unit in units and installed == units[unit]:
+            self.systemd.systemctl("enable", "--now", unit)
+        elif installed and unit not in units:
+            self.systemd.systemctl("disable", "--now", unit, check=False)
+            (app.unit_files / unit).unlink()
+            self.systemd.systemctl("daemon-reload")
+            sockets.leave_proxy(app)
+
     def retire(self) -> None:
         """Stop the candidate, which drains its connections first, whatever state it is in.
 
@@ -527,5 +559,8 @@ class Cutover:
 
     def close(self) -> None:
         """Stop the service and its sockets, and clear their failures."""
-        self.systemd.systemctl("stop", self.app.service, self.app.socket, check=False)
-        self.systemd.systemctl("reset-failed", self.app.service, self.app.socket, check=False)
+        units = [self.app.service, self.app.socket]
+        if read(self.app.unit_files / self.app.http_socket):
+            units.append(self.app.http_socket)
+        self.systemd.systemctl("stop", *units, check=False)
+        self.systemd.systemctl("reset-failed", *units, check=False)

@@ -20,7 +20,7 @@ from booty_host import HostError
 from booty_host.app import App
 from booty_host.files import read, write_atomically
 from booty_host.processes import alive, family, labels
-from booty_host.release import Release, fault, manifest
+from booty_host.release import Release, fault, manifest, unfit_for_proxy
 from booty_host.sockets import opened, options
 from booty_host.systemd import Systemd
 
@@ -65,6 +65,8 @@ def obstacles(app: App, systemd: Systemd, release: Release) -> Iterator[str]:
         )
         if installed != new:
             yield f"{name} changes in {', '.join(sorted(installed ^ new))}"
+    if problem := unfit_for_proxy(app, systemd, release):
+        yield problem
     drop_ins = systemd.drop_ins(app.service)
     if drop_ins != systemd.drop_ins(app.candidate) or AT_THE_START.search("\n".join(drop_ins)):
         yield f"{app.service} has a drop-in that {app.candidate} lacks, or that limits it"

@@ -80,6 +80,7 @@ def info(
         "clock": time.time(),
         "free": shutil.disk_usage(app.opt if app.opt.is_dir() else "/").free,
         "lets_in": lets_in(),
+        "proxy": (app.unit_files / "booty-front.socket").exists(),
         "state_owner": owner(app.var),
         "port_taken": sockets.takers(app, *release.address) if units else "",
         "user_id": uid,

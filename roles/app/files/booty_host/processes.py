@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 from booty_host.app import App
+from booty_host.files import read
 
 # The host program reads only these variables of a process, and the settings that BOOTY_SETTINGS names. Any other may be
 # a secret. release.env sets all of them but the last, which is the unit's.
@@ -66,3 +68,14 @@ def in_use(app: App, label: str) -> set[Path]:
     """Return the directories that this label has in any process on the host."""
     pids = (int(path.name) for path in (app.root / "proc").glob("[0-9]*"))
     return {Path(value) for pid in pids if (value := labels(app, pid, (label,)).get(label))}
+
+
+def outdated(root: Path, pid: int) -> bool:
+    """Tell whether a process runs a program or a library that an upgrade has replaced on disk."""
+    try:
+        program = os.readlink(root / f"proc/{pid}/exe")
+    except OSError:  # the process has ended
+        return False
+    return program.endswith(" (deleted)") or bool(
+        re.search(r"\.so[.\d]* \(deleted\)$", read(root / f"proc/{pid}/maps"), re.MULTILINE)
+    )

@@ -59,6 +59,21 @@ class Release:
         return {**self.labels, **({"BOOTY_UNIT": unit_hash[1]} if unit_hash else {})}
 
 
+def unfit_for_proxy(app: App, systemd: Systemd, release: Release) -> str:
+    """Say what is wrong with the proxy's socket of a release; "" if it is open, or neither needed nor there.
+
+    Only a release of contract 3 is ever given the socket: an older one would serve its internal app there.
+    """
+    expected, installed = release.units.get(app.http_socket, ""), read(app.unit_files / app.http_socket)
+    if expected != installed:
+        return f"{app.http_socket} {'differs' if expected and installed else 'is new' if expected else 'is left over'}"
+    if expected:
+        state = systemd.unit(app.http_socket)
+        if (state["ActiveState"], state["UnitFileState"]) != ("active", "enabled"):
+            return f"{app.http_socket} is {state['ActiveState']} and {state['UnitFileState'] or 'not enabled'}"
+    return ""
+
+
 def unsettled(app: App, systemd: Systemd, release: Release, times: int = 1) -> str:
     """Name the first thing that a cutover to a release would still change; "" if the release serves as it should.
 
@@ -77,8 +92,10 @@ def unsettled(app: App, systemd: Systemd, release: Release, times: int = 1) -> s
             return f"{app.unit_files / name} differs"
     if labels_on_disk(app) != release.labels:
         return f"{app.release_env} does not name {release.sha}, or has other settings"
-    if {socket["UnitFileState"], service["UnitFileState"]} != {"enabled"}:
-        return f"{app.socket} and {app.service} are not enabled"
+    enabled = {socket["UnitFileState"], service["UnitFileState"]} == {"enabled"}
+    disabled = "" if enabled else f"{app.socket} and {app.service} are not enabled"
+    if problem := disabled or unfit_for_proxy(app, systemd, release):
+        return problem
     options = sockets.options(sockets.opened(app, socket)) ^ sockets.options(release.units[app.socket])
     if options or "yes" in {socket["NeedDaemonReload"], service["NeedDaemonReload"]}:
         opened = f"{app.socket} was opened before {', '.join(sorted(options))} changed"

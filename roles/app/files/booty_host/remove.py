@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from booty_host import journal, lease
+from booty_host import journal, lease, sockets
 from booty_host.app import App
 from booty_host.files import read
 from booty_host.release import labels_on_disk
@@ -38,7 +38,9 @@ def remove(app: App, by: str, wait: int, confirmed: bool, check: bool) -> dict[s
 
     def work() -> dict[str, Any]:
         # The sockets first, so that no connection starts the service again.
-        units = [unit for unit in (app.socket, app.service, app.candidate) if read(app.unit_files / unit)]
+        units = [
+            unit for unit in (app.socket, app.http_socket, app.service, app.candidate) if read(app.unit_files / unit)
+        ]
         if units:
             systemd.systemctl("disable", "--now", *units)
             systemd.systemctl("reset-failed", *units, check=False)
@@ -47,6 +49,7 @@ def remove(app: App, by: str, wait: int, confirmed: bool, check: bool) -> dict[s
             (app.unit_files / unit).unlink(missing_ok=True)
             shutil.rmtree(app.unit_files / f"{unit}.d", ignore_errors=True)
         systemd.systemctl("daemon-reload")
+        sockets.leave_proxy(app)
         app.release_env.unlink(missing_ok=True)
         shutil.rmtree(app.opt)
         shutil.rmtree(app.commands, ignore_errors=True)

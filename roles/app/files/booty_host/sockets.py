@@ -129,3 +129,10 @@ def keep_opened(app: App, systemd: Systemd) -> None:
     socket_state = systemd.unit(app.socket)
     if socket_state["ActiveState"] == "active":
         write_atomically(app.opened, f"{socket_state['InvocationID']}\n{opened(app, socket_state)}")
+
+
+def leave_proxy(app: App) -> None:
+    """Have the proxy of the host, if there is one, forget the domains of an app."""
+    program = app.root / "usr/local/lib/booty-front.pyz"
+    if program.exists():
+        run("/usr/bin/python3", "-I", str(program), "remove", app.name)

@@ -13,7 +13,7 @@ from typing import Any
 from booty_host import HostError, lease
 from booty_host.app import App, installed
 from booty_host.files import directories, parse_assignments, parse_pointer, read
-from booty_host.processes import labels, run
+from booty_host.processes import labels, outdated, run
 from booty_host.release import Release, ask_installed, labels_on_disk, manifest, unsettled
 from booty_host.state import State
 from booty_host.systemd import Systemd
@@ -43,7 +43,22 @@ def status(app: App, pointer: str, units: dict[str, str], every: bool, check: bo
     names = {*installed(app.root)} if every else set()
     if not names or app.name != "booty":
         names.add(app.name)
-    return {"apps": {name: status_of(App(name, app.root), pointer, units) for name in sorted(names)}}
+    proxies = proxy(app.root)
+    return {
+        "apps": {
+            name: {**status_of(App(name, app.root), pointer, units), "proxy": proxies.get(name)}
+            for name in sorted(names)
+        }
+    }
+
+
+def proxy(root: Path) -> dict[str, Any]:
+    """Return what the host's proxy says of each app with domains; nothing without a proxy."""
+    program = root / "usr/local/lib/booty-front.pyz"
+    if not program.exists():
+        return {}
+    answer: dict[str, Any] = json.loads(run("/usr/bin/python3", "-I", str(program), "status").stdout or "{}")
+    return answer
 
 
 def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
@@ -71,6 +86,7 @@ def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
         # systemd holds the sockets, so a request to a stopped service would start it.
         "health": {"environment": running.get("SENTRY_ENVIRONMENT"), **ask_installed(app, pid)} if running else None,
         "damaged": damaged,
+        "outdated": bool(running) and outdated(app.root, int(service["MainPID"])),
         "tracker": tracker(app) if running else None,
         "previous": next((name for name in served if name != serving and (app.releases / name).is_dir()), None),
         "candidate": None

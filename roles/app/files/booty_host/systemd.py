@@ -86,7 +86,11 @@ class Systemd:
         state = self.unit(name)
         invocation = state.get("InvocationID")
         # A main process that was the candidate has left its first lines under the candidate's invocation.
-        fields = (f"_SYSTEMD_INVOCATION_ID={invocation}", f"INVOCATION_ID={invocation}", f"_PID={state['MainPID']}")
+        fields = (
+            f"_SYSTEMD_INVOCATION_ID={invocation}",
+            f"INVOCATION_ID={invocation}",
+            f"_PID={state.get('MainPID', 0)}",
+        )
         match = " + ".join(fields).split()
         options = ("--boot", "--no-pager", "--quiet", "--output=cat", "--lines=200")
         lines = failures.excerpt(run("journalctl", *options, *(match if invocation else ["-u", name])).stdout)

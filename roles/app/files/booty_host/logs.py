@@ -18,8 +18,8 @@ JOURNAL = ("env", "TZ=UTC", "journalctl", "--quiet", "--no-pager", "--all", "--o
 FIELDS = "--output-fields=MESSAGE,SYSLOG_IDENTIFIER,_SYSTEMD_UNIT,UNIT,_PID"
 # An answer has at most so many bytes of messages.
 LIMIT = 4_000_000
-# Identifiers of Booty's own units and of its deploys. They look like processes of an app with the name `booty`.
-RESERVED = {"booty-deploy", "booty-firewall", "booty-undo"}
+# Booty's own identifiers and units. They look like processes of an app with the name `booty`.
+RESERVED = re.compile(r"booty-(acme|deploy|firewall|front|http|peers|undo)\b")
 
 
 def logs(
@@ -79,7 +79,7 @@ def sources_of(app: App) -> dict[str, list[list[str]]]:
     """Return the alternatives of journalctl's matches that select each process's lines, by the process."""
     # The lines of an app `shop-api` are not those of a process `api` of the app `shop`.
     others = [name for name in installed(app.root) if name.startswith(f"{app.name}-")]
-    units = (app.service, app.candidate, app.socket)
+    units = (app.service, app.candidate, app.socket, app.http_socket)
     sources = {
         "web": [
             [f"SYSLOG_IDENTIFIER={app.name}"],
@@ -96,7 +96,7 @@ def sources_of(app: App) -> dict[str, list[list[str]]]:
             (value, match[1])
             for value, match in pairs
             if match
-            and value not in RESERVED
+            and not RESERVED.match(value)
             and not any(value == other or re.match(rf"{other}[-@.]", value) for other in others)
         ]
 

@@ -285,7 +285,7 @@ def test_the_inventory_overrides_the_commit_which_overrides_detection(tmp_path: 
 def test_the_commands_of_a_release(tmp_path: Path) -> None:
     files: dict[str, str | bytes] = {
         "main.py": FASTAPI,
-        "Procfile": "web: uvicorn main:app\nrelease: flask db upgrade\nworker: celery -A main worker\nbeat: celery beat\n",
+        "Procfile": "web: uvicorn main:app\nrelease: flask db upgrade\nworker: celery worker\nbeat: celery beat\n",
     }
     description = described(tmp_path, files)
     assert description["release_command"] == ["flask db upgrade"]

@@ -237,6 +237,17 @@ REFUSED: dict[str, tuple[dict[str, str | bytes], dict[str, Any], str]] = {
         {"state_paths": ["main.py/"]},
         "app_state_paths: 'main.py/' is a file in the commit. Write it without the slash: main.py",
     ),
+    "code in a state path": (
+        {"main.py": FASTAPI, "lib/v.py": "V = 1\n"},
+        {"state_paths": ["lib/"]},
+        "app_state_paths: 'lib/' has code in the commit, lib/v.py: the code of the first release would stay for all.",
+    ),
+    "a module that can't be parsed": (
+        {"main.py": "def f(:\n"},
+        {},
+        f"{HERE} has no app that Booty finds: it reads entrypoint under [tool.fastapi], a Procfile, manage.py, and the"
+        " modules main, app, asgi and wsgi. main.py can't be parsed: invalid syntax (<unknown>, line 1).",
+    ),
     "a state path in another": (
         {"main.py": FASTAPI},
         {"state_paths": ["media/", "media/x"]},

@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from booty_host import secrets
 from booty_host.app import App
-from booty_host.command import Output, Sandbox, secrets_of
+from booty_host.command import Output, Sandbox
 from booty_host.release import Release
 
 from tests.conftest import Play, Running, Site
@@ -79,7 +80,7 @@ def test_secrets_are_left_out_of_the_output(tmp_path: Path) -> None:
         "DATABASE_URL=postgres://shop:s3cretpass@db/shop\nKEY='line-one-of-it\nline-two-of-it'\nDEBUG=1\n"
     )
     hidden = ["postgres://shop:s3cretpass@db/shop", "line-one-of-it", "line-two-of-it", "s3cretpass"]
-    assert sorted(secrets_of(app)) == sorted(hidden)
+    assert sorted(secrets.hidden(app)) == sorted(hidden)
     output = Output(app)
     text = output.text("out", "\n".join([*hidden, "DEBUG=1"]))
     output.file.close()

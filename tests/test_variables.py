@@ -185,6 +185,7 @@ ADDRESS = {"A": "postgres://me:hunter2@db/shop"}
         ({"A": None}, "a text of one line for A, in quotes"),
         ({"A": ["x"]}, "a text of one line for A, in quotes"),
         ({**ADDRESS, "B": "x\ny"}, "a text of one line for B; keep a longer one in a file of app_config_dir"),
+        ({"A": "x" * 131072}, "a shorter text for A, of less than 128 KB; keep a longer one in app_config_dir"),
         ({**ADDRESS, "PORT": 80}, "no PORT there: app_port sets it"),
         ({"SENTRY_RELEASE": "x"}, "no SENTRY_RELEASE there: app_release sets it"),
         ({"SENTRY_DSN": "x"}, "no SENTRY_DSN there: it belongs in secrets.env"),

@@ -122,6 +122,13 @@ def test_a_state_path_that_can_not_be_made_is_refused(release, state):
         Place.read(release).enter(Settings(state_directory=state))
 
 
+def test_a_file_where_a_state_path_is_a_folder_is_refused(release, state):
+    (release / "release.json").write_text(json.dumps({**MANIFEST, "state_paths": ["c/"]}))
+    (state / "c").write_text("a file")
+    with pytest.raises(Refusal, match=r"the state path c/ can't be made in .*/c: a file is there"):
+        Place.read(release).enter(Settings(state_directory=state))
+
+
 def test_the_runner_serves_the_app_of_its_release(release, state, start, tcp, tmp_path):
     """A Python whose prefix is the release's, as bin/serve runs it."""
     (release / "tree/services/web/src/shop.py").write_text(

@@ -150,6 +150,27 @@ def test_a_service_without_a_worker_ends(pair, tcp, tmp_path, away, status):
     assert service.wait()[0] == status
 
 
+MEDDLES = {
+    "starts a child": "import subprocess\nchild = subprocess.Popen(['/bin/sleep', '0.5'])\n",
+    "ignores its children": "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n",
+}
+
+
+@pytest.mark.parametrize("what", MEDDLES)
+def test_an_app_that_meddles_with_children_at_its_import(start, tcp, tmp_path, what):
+    """Only workers count, and each of them that ends is replaced."""
+    (tmp_path / "meddling.py").write_text(f"{MEDDLES[what]}from service import create_app\napp = create_app()\n")
+    service = start(sockets=[tcp], app="meddling:app", BOOTY_WORKERS="2").ready()
+    time.sleep(1)  # the child has ended
+    workers = service.children()
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    wait_for(lambda: len(new := service.children()) == 2 and workers[0] not in new)
+    assert ask(tcp, "/")[0] == 200
+    service.stop()
+    assert service.wait()[0] == 0
+
+
 def test_workers_that_die_once_they_are_ready_end_the_service(start, tcp):
     began = time.monotonic()
     service = start(sockets=[tcp], BOOTY_WORKERS="2", TEST_BROKEN="after startup").ready()

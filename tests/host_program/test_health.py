@@ -162,3 +162,18 @@ def test_the_inventory_comes_before_the_commit(
     content = fields if fields == "{}" else f'{{"layer": "l", "python": "3.11", {fields}}}'
     (tmp_path / "release.json").write_text(content)
     assert release.question(App("shop", tmp_path), 7) == question
+
+
+def test_the_app_s_own_words_show_no_secret(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = App("shop", tmp_path)
+    app.etc.mkdir(parents=True)
+    app.secrets_env.write_text("API_TOKEN=hunter2-hunter2\n")
+    monkeypatch.setattr(release, "question", lambda *_: ("/ok", "shop.test", INVOCATION))
+    for status, body, headers in (
+        (503, b'{"detail": "no login with hunter2-hunter2"}', {}),
+        (302, b"", {"Location": "/x?t=hunter2-hunter2"}),
+    ):
+        server.answer = (status, body, headers)
+        answer = release.ask(app, ("127.0.0.1", server.server_address[1]), PID)
+        assert "[Filtered]" in answer["reason"]
+        assert "hunter2" not in answer["reason"]

@@ -188,6 +188,12 @@ def state_paths(folder: detect.Folder, paths: list[str]) -> list[str]:
         is_folder = any(name.startswith(f"{plain}/") for name in folder.files)
         if path.endswith("/") and plain in folder.files:
             raise BuildError(f"app_state_paths: '{path}' is a file in the commit. Write it without the slash: {plain}")
+        code = sorted(name for name in folder.files if f"{name}/".startswith(f"{plain}/") and name.endswith(".py"))
+        if code:
+            raise BuildError(
+                f"app_state_paths: '{path}' has code in the commit, {code[0]}: the code of the first release would stay"
+                " for all. Name the files that the app writes."
+            )
         states.append(f"{plain}/" if is_folder or path.endswith("/") else plain)
     for one in states:
         for other in states:

@@ -82,6 +82,8 @@ class Folder:
         self.tree, self.path = tree, path
         self.files = tree.below(path)
         self._parsed: dict[str, ast.Module | None] = {}
+        # Why files could not be parsed.
+        self.flaws: list[str] = []
 
     def read(self, name: str) -> str | None:
         """Return the text of a file; None if there is none, or if it is not UTF-8."""
@@ -96,8 +98,9 @@ class Folder:
         if name not in self._parsed:
             try:
                 self._parsed[name] = ast.parse(self.read(name) or "")
-            except (SyntaxError, ValueError):
+            except (SyntaxError, ValueError) as error:
                 self._parsed[name] = None
+                self.flaws.append(f"{name} can't be parsed: {error}")
         return self._parsed[name]
 
     def find(self, module: str, roots: tuple[str, ...] = ("", "src")) -> tuple[str, str] | None:
@@ -456,5 +459,6 @@ def nothing(folder: Folder, of: str, problems: list[str]) -> str:
             others += [f"{'.'.join(parts)}:{each}" for each in apps_in(folder, name, "", [])]
     known = "entrypoint under [tool.fastapi], a Procfile, manage.py, and the modules main, app, asgi and wsgi"
     hint = f" Other modules of it have {', '.join(others[:5])}." if others else ""
+    hint += f" {folder.flaws[0]}." if folder.flaws else ""
     write = line(others[0] if others else "module:attribute")
     return f"{of} has no app that Booty finds: it reads {known}.{hint} Write it: {write}."

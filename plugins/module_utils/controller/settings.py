@@ -63,6 +63,9 @@ def typed_settings(value: Any) -> dict[str, str]:
             raise ValueError(f"a text of one line for {name}, in quotes")
         if not str(setting).isprintable():
             raise ValueError(f"a text of one line for {name}; keep a longer one in a file of app_config_dir")
+        # The kernel starts no program with a longer variable (MAX_ARG_STRLEN).
+        if len(f"{name}={setting}".encode()) >= 131_072:
+            raise ValueError(f"a shorter text for {name}, of less than 128 KB; keep a longer one in app_config_dir")
     texts = {name: str(each).lower() if isinstance(each, bool) else str(each) for name, each in value.items()}
     return dict(sorted(texts.items()))
 

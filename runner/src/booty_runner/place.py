@@ -1,5 +1,6 @@
 """The place of the app: its release's manifest, its folder, the import path, and the paths that persist."""
 
+import errno
 import json
 import os
 import shutil
@@ -101,6 +102,8 @@ class Place:
 def _prepare(place: Path, seed: Path, is_folder: bool) -> None:
     """Copy the seed to a place where nothing is yet, or make a missing folder."""
     if os.path.lexists(place):
+        if is_folder and place.is_file():
+            raise NotADirectoryError(errno.ENOTDIR, "a file is there")
         return
     place.parent.mkdir(parents=True, exist_ok=True)
     if not seed.exists():

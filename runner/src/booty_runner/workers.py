@@ -76,6 +76,8 @@ class Supervisor:
             status: 0 after a stop, else that of the worker that failed, or 3 if a signal killed it.
         """
         waited_for = {*_STOP, *_ORDERS, *_STATES.values(), signal.SIGCHLD}
+        # An app may have ignored it at its import; the kernel then keeps no worker that ended.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         # Only waited for, never handled: nothing can happen between two lines of this.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
         while True:
@@ -163,6 +165,8 @@ class Supervisor:
         """Take leave of the workers that ended, and settle when others take their place, or that the service ends."""
         while self._ready and (ended := os.waitpid(-1, os.WNOHANG))[0]:
             pid, status = ended[0], os.waitstatus_to_exitcode(ended[1])
+            if pid not in self._ready:  # a process that the app started when it was imported
+                continue
             ready_at = self._ready.pop(pid)
             how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
             if ready_at is None:

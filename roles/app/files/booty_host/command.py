@@ -17,7 +17,6 @@ import selectors
 import shlex
 import subprocess
 import time
-import urllib.parse
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 
 from booty_host import HostError, config, journal, lease, secrets
 from booty_host.app import App
-from booty_host.files import parse_assignments, read, write_atomically
+from booty_host.files import read, write_atomically
 from booty_host.processes import alive
 from booty_host.release import Release, labels_on_disk, manifest
 from booty_host.state import State
@@ -42,9 +41,6 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LIMIT = 16_000_000
 # Seconds without a reader after which a command of run.yml is ended: its controller is gone.
 PATIENCE = 5
-# Shorter values of secrets.env occur in texts by chance.
-SECRET_LENGTH = 8
-FILTERED = "[Filtered]"
 
 
 class Sandbox:
@@ -119,7 +115,7 @@ class Output:
         self.file = (app.commands / self.name).open("a+")
         self.read_at = time.monotonic()
         self.size = 0
-        self.hidden = secrets_of(app)
+        self.hidden = secrets.hidden(app)
 
     def write(self, **fields: Any) -> None:
         """Append an object."""
@@ -128,8 +124,7 @@ class Output:
 
     def text(self, stream: str, text: str) -> str:
         """Append text of `out` or `err`, without secrets, and return it; past the limit, only return it."""
-        for value in self.hidden:
-            text = text.replace(value, FILTERED)
+        text = secrets.filtered(text, self.hidden)
         before, self.size = self.size, self.size + len(text)
         if self.size <= LIMIT:
             self.write(**{stream: text})
@@ -146,20 +141,6 @@ class Output:
         else:
             fcntl.flock(self.file, fcntl.LOCK_UN)
         return time.monotonic() < self.read_at + PATIENCE
-
-
-def secrets_of(app: App) -> list[str]:
-    """Return the values of secrets.env that no output may show, with the passwords in its URLs; the longest first."""
-    text = read(app.secrets_env)
-    try:
-        values = [value for _, value in secrets.parse(text).values()]
-    except ValueError:
-        values = [value.strip("'\"") for value in parse_assignments(text).values()]
-    hidden = {line for value in values for line in value.splitlines()}
-    for value in values:
-        with suppress(ValueError):
-            hidden.add(urllib.parse.urlsplit(value).password or "")
-    return sorted((value for value in hidden if len(value) >= SECRET_LENGTH), key=len, reverse=True)
 
 
 def execute(app: App, sandbox: Sandbox, kind: str, command: str, seconds: float, output: Output) -> int:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from booty_host import health, sockets
+from booty_host import health, secrets, sockets
 from booty_host.app import App
 from booty_host.files import parse_pointer, read
 from booty_host.processes import QUESTION, labels
@@ -132,7 +132,10 @@ def question(app: App, pid: int) -> tuple[str, str, str] | None:
 def ask(app: App, address: tuple[str, int], pid: int) -> dict[str, Any]:
     """Ask a main process on the real socket, as its release wants to be asked; the answer is that of `health`."""
     asked = question(app, pid)
-    return health.ask_process(*address, *asked, pid) if asked else health.ask_json(*address)
+    answer = health.ask_process(*address, *asked, pid) if asked else health.ask_json(*address)
+    if answer["reason"]:  # the app's own words may hold a secret
+        answer["reason"] = secrets.filtered(answer["reason"], secrets.hidden(app))
+    return answer
 
 
 def ask_installed(app: App, pid: int) -> dict[str, Any]:

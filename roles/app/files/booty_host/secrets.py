@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import stat
 import urllib.parse
+from contextlib import suppress
 from typing import Any
 
 from booty_host.app import App
+from booty_host.files import parse_assignments, read
 from booty_host.processes import LABELS
 
 # Keys and hosts of documentation and templates: RFC 2606's names, and those of Sentry's own examples.
@@ -37,6 +39,9 @@ FAULTS_OF_LINE = (
         " is part of the value, put the value in single quotes",
     ),
 )
+# Shorter values occur in texts by chance.
+SECRET_LENGTH = 8
+FILTERED = "[Filtered]"
 # Variables that secrets.env must not set, and what sets them instead. An EnvironmentFile= would override Environment=
 # and the variables that systemd sets.
 RESERVED = (
@@ -201,3 +206,24 @@ def judge(app: App) -> dict[str, Any]:
     data = path.read_bytes()
     readable, usable = (fault and f"{path}: {fault}" for fault in judge_content(data))
     return {"present": True, "names": names_in(data), "closed": None, "readable": readable, "usable": usable}
+
+
+def hidden(app: App) -> list[str]:
+    """Return the values of secrets.env that no output may show, with the passwords in its URLs; the longest first."""
+    text = read(app.secrets_env)
+    try:
+        values = [value for _, value in parse(text).values()]
+    except ValueError:
+        values = [value.strip("'\"") for value in parse_assignments(text).values()]
+    lines = {line for value in values for line in value.splitlines()}
+    for value in values:
+        with suppress(ValueError):
+            lines.add(urllib.parse.urlsplit(value).password or "")
+    return sorted((value for value in lines if len(value) >= SECRET_LENGTH), key=len, reverse=True)
+
+
+def filtered(text: str, values: list[str]) -> str:
+    """Return a text without the values that no output may show."""
+    for value in values:
+        text = text.replace(value, FILTERED)
+    return text

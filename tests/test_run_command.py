@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -128,6 +129,19 @@ def test_secrets_are_there_and_not_shown(served: Site) -> None:
     played = run(served, 'echo "$SENTRY_DSN"; test -n "$SENTRY_DSN"')
     assert (played.status, played.output) == (0, "[Filtered]\n")
     assert dsn not in served.run("journalctl -t booty-run -o cat")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        """command=printf '%s|' a --b=c "d  e"; exit 3""",
+        """command='printf "%s|" a --b=c "d  e"; exit 3'""",
+        json.dumps({"command": """printf '%s|' a --b=c "d  e"; exit 3"""}),
+    ],
+)
+def test_the_command_is_what_was_typed(served: Site, option: str) -> None:
+    played = served.play("run.yml", "-e", option)
+    assert (played.status, played.output) == (3, "a|--b=c|d  e|")
 
 
 def test_output_comes_while_the_command_runs(served: Site) -> None:

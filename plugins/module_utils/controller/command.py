@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from ansible import context
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
@@ -18,6 +19,22 @@ WAIT = 10
 # The number of last lines in the message of a failed command.
 LAST = 10
 INDENT = " " * 11
+
+
+def typed(options: Iterable[str], command: str) -> str:
+    """Return the command as a person typed it.
+
+    Ansible takes only the first word of `-e command='python manage.py check'`, since the shell has removed the quotes.
+
+    Args:
+        options: the values of `-e`.
+        command: what Ansible made of them.
+    """
+    for option in options:
+        name, _, value = option.partition("=")
+        if name == "command" and value[:1] not in {"'", '"'}:
+            command = value
+    return command
 
 
 class CommandAction(HostProgramAction):
@@ -44,6 +61,7 @@ class CommandAction(HostProgramAction):
         kind, commands, release = arguments["kind"], arguments["commands"], arguments["release"]
         host = (task_vars or {})["inventory_hostname"]
         if kind == "run":
+            commands = [typed(context.CLIARGS.get("extra_vars", ()), commands[0])]
             verb, call = "run_command", {"command": commands[0], "by": f"{who()} runs a command"}
         else:
             options = self.options(task_vars)

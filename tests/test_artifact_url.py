@@ -187,7 +187,9 @@ def refuses(store: Store, archive: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "fault", [another, missing, forbidden, stalls, ends_early, refuses], ids=lambda fault: fault.__name__
+    "fault",
+    [another, missing, forbidden, pytest.param(stalls, marks=pytest.mark.long), ends_early, refuses],
+    ids=lambda fault: fault.__name__,
 )
 def test_an_archive_that_the_store_can_not_serve(site: Site, store: Store, fault: Callable[[Store, Path], str]) -> None:
     site.deploy()

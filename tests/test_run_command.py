@@ -162,6 +162,7 @@ def test_much_output_is_fast_and_whole(served: Site) -> None:
 
 @pytest.mark.parametrize("how", ["interrupted", "killed"])
 def test_the_command_ends_with_its_controller(served: Site, how: str) -> None:
+    served.run("rm -f /run/booty/commands/*")
     running = served.start("run.yml", command="trap 'echo bye; exit' TERM; while sleep 0.05; do echo on; done")
     wait_for(running, "on")
     if how == "killed":
@@ -178,7 +179,9 @@ def test_a_command_needs_one_host_and_a_release(served: Site) -> None:
     several = run(served, "true", "--limit", "all")
     assert several.status == 2
     assert "A command runs on one host, and --limit leaves" in several.output
+    served.bare.ssh("mv /etc/booty/release.env /root/")  # other tests may have deployed there
     bare = served.play("run.yml", on=served.bare, command="true")
+    served.bare.ssh("mv /root/release.env /etc/booty/")
     assert bare.status == 2
     assert "booty has no release on this host." in bare.output
 

@@ -139,13 +139,20 @@ def ask(app: App, address: tuple[str, int], pid: int) -> dict[str, Any]:
 
 
 def ask_installed(app: App, pid: int) -> dict[str, Any]:
-    """Ask a main process where the installed socket unit listens; the answer is that of `ask`."""
+    """Ask a main process where the installed socket unit listens; the answer is that of `ask`.
+
+    A candidate that was left over accepts as well, so the question is repeated until the process itself answers.
+    """
     path = app.unit_files / app.socket
     try:
         address = sockets.parse_stream(read(path))
     except ValueError as error:
         return {"status": 0, "reason": f"{path}: {error}"}
-    return ask(app, address, pid)
+    for _ in range(20):
+        answer = ask(app, address, pid)
+        if answer["release"] or not answer["status"]:
+            break
+    return answer
 
 
 def judge(release: Release, running: dict[str, str], answer: dict[str, Any]) -> str:

@@ -160,7 +160,7 @@ def test_much_output_is_fast_and_whole(served: Site) -> None:
     assert played.output == "".join(f"{number}\n" for number in range(1, 200001))
 
 
-@pytest.mark.parametrize("how", ["interrupted", "killed"])
+@pytest.mark.parametrize("how", ["interrupted", pytest.param("killed", marks=pytest.mark.long)])
 def test_the_command_ends_with_its_controller(served: Site, how: str) -> None:
     served.run("rm -f /run/booty/commands/*")
     running = served.start("run.yml", command="trap 'echo bye; exit' TERM; while sleep 0.05; do echo on; done")

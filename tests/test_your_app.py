@@ -227,11 +227,11 @@ class Sample:
 
 
 SHORT = [
-    Sample("flask-pins", "shop.py", slow=True),
     Sample("django-wsgi", "notes/views.py", across=rows_in_sqlite, slow=True),
     Sample("own-sentry", "main.py", sdk="1.45.1"),
 ]
 LONG = [
+    Sample("flask-pins", "shop.py", slow=True),
     Sample("fastapi-ranges", "main.py", across=settings_of_the_inventory, slow=True),
     Sample("django-channels", "chat/urls.py", across=sockets),
     Sample("litestar-factory", "app.py"),

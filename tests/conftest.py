@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import uuid
@@ -89,6 +90,12 @@ class Repository:
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 MACHINE = platform.machine()
+
+
+def names(archive: str) -> list[str]:
+    """Return the names of an archive's members."""
+    with tarfile.open(archive) as tar:
+        return tar.getnames()
 
 
 def artifact(

@@ -17,7 +17,7 @@ from ansible_collections.booty.deploy.plugins.module_utils.controller import bui
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from tests.conftest import MACHINE, PYTHON, ROOT, Repository, artifact
+from tests.conftest import MACHINE, PYTHON, ROOT, Repository, artifact, names
 
 HOST = lock.Host(f"{PYTHON}.0", MACHINE)
 
@@ -25,11 +25,6 @@ HOST = lock.Host(f"{PYTHON}.0", MACHINE)
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
-
-
-def names(archive: str) -> list[str]:
-    with tarfile.open(archive) as tar:
-        return tar.getnames()
 
 
 def test_same_commit_gives_same_bytes(repository: Repository, tmp_path: Path) -> None:

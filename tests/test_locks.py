@@ -22,7 +22,7 @@ from ansible_collections.booty.deploy.plugins.module_utils.controller import (
 )
 from uv import find_uv_bin
 
-from tests.conftest import MACHINE, PYTHON, artifact
+from tests.conftest import MACHINE, PYTHON, artifact, names
 from tests.test_detect import FASTAPI, commit
 
 HASHES = {
@@ -149,11 +149,6 @@ LOCKS: dict[str, dict[str, str]] = {
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a cache for all tests, so that the runner's layer is built once."""
     return tmp_path_factory.mktemp("cache")
-
-
-def names(archive: str) -> list[str]:
-    with tarfile.open(archive) as tar:
-        return tar.getnames()
 
 
 def text(archive: str, name: str) -> str:

@@ -223,7 +223,8 @@ def test_one_app_is_removed_and_the_other_loses_no_request(apps: Apps) -> None:
     output = " ".join(refused.output.split())
     assert "Deletes: /etc/systemd/system/system-my\\x2dblog.slice" in output
     assert "Keeps: /etc/my-blog/secrets.env, /var/lib/my-blog, the user my-blog." in output
-    assert "Nothing was changed. To remove it: ansible-playbook remove.yml -e app=my-blog -e remove=my-blog" in output
+    command = f"ansible-playbook remove.yml -i {apps.inventory} -e app=my-blog -e remove=my-blog"
+    assert f"Nothing was changed. To remove it: {command}" in output
     assert apps.serves("my-blog")
     with Load(apps.host.address, port=PORTS["shop"]) as load:
         apps.ready("remove.yml", "my-blog", remove="my-blog")

@@ -6,7 +6,6 @@ All checks are one task, because each task costs time on every host, even if it 
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from . import host_program
 from .build import MACHINES
 from .git import descends
 from .host_program import PID, HostProgramAction
+from .playbook import completed
 from .settings import suspects
 
 # The disk space that a release may need, and the difference between two clocks at which preflight fails.
@@ -236,9 +236,6 @@ class PreflightAction(HostProgramAction):
         if problems:
             fields = {"result": "refused", "release": release, "from": host["pointer"].get("SENTRY_RELEASE", "")}
             self.call("record", {"message": " ".join(problems), "fields": {**fields, "by": host_program.who()}})
-        if "app" in (task_vars or {}):  # the commands in the texts need the option as well
-            option = rf"\1 -e app={options['app_name']}"
-            problems = [re.sub(r"(ansible-playbook \w+\.yml)", option, problem) for problem in problems]
         if suspicious := [*suspects(options["app_settings"])]:
             result["warnings"] = [SUSPECT.format(", ".join(suspicious))]
         serves = f"{name} serves {release} as {options['app_environment']}, process {PID}"
@@ -247,11 +244,11 @@ class PreflightAction(HostProgramAction):
             **result,
             "host": host,
             "release": release,
-            "problems": problems,
+            "problems": [completed(problem, task_vars or {}) for problem in problems],
             "crosses": commands_between(host, options, release, name) if goes_back else "",
             "due": options["app_restart"] or bool(host["unsettled"]),
             "by": by,
-            "success_msg": "\n".join(message),
+            "success_msg": completed("\n".join(message), task_vars or {}),
         }
 
     def _secrets_command(self) -> str:

@@ -21,6 +21,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from .playbook import completed
+
 # From the best to the worst. A `broken` host does not serve its release, or gave no answer.
 LEVELS = ("ok", "look", "broken")
 WORDS = {"ok": "in order", "look": "to look at", "broken": "broken"}
@@ -347,8 +349,8 @@ def mixed(rows: list[dict[str, Any]]) -> list[str]:
     return sentences
 
 
-def failure(rows: list[dict[str, Any]], mixture: list[str]) -> str | None:
-    """Return the message if a host is broken or drifts, or an environment has several releases; None otherwise."""
+def failure(rows: list[dict[str, Any]], mixture: list[str]) -> str:
+    """Return the message if a host is broken or drifts, or an environment has several releases; "" otherwise."""
     broken = [row["name"] for row in rows if row["level"] == "broken"]
     drifting = [row["name"] for row in rows if row.get("drift")]
     sentences = [*mixture, "Deploy one: ansible-playbook deploy.yml -e app_release=<sha>"] if mixture else []
@@ -356,7 +358,7 @@ def failure(rows: list[dict[str, Any]], mixture: list[str]) -> str | None:
         sentences.append(f"Broken: {', '.join(broken)}.")
     if drifting:
         sentences.append(f"A deploy would change: {', '.join(drifting)}.")
-    return " ".join(sentences) or None
+    return " ".join(sentences)
 
 
 class StatusAction(ActionBase):
@@ -374,10 +376,10 @@ class StatusAction(ActionBase):
         )
         now = datetime.now(UTC)
         rows = rows_of(arguments["answers"])
-        message = failure(rows, mixed(rows))
+        message = completed(failure(rows, mixed(rows)), task_vars or {})
         if arguments["format"] == "json":
             at = now.isoformat(timespec="seconds")
-            document = {"at": at, "summary": summary(rows), "hosts": rows, "message": message}
+            document = {"at": at, "summary": summary(rows), "hosts": rows, "message": message or None}
             screen = json.dumps(document, indent=2, ensure_ascii=False)
         elif arguments["format"] == "html":
             screen = page(Path(self._find_needle("templates", "status.html.j2")).read_text(), rows, now)

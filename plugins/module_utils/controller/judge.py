@@ -51,7 +51,7 @@ def problems_of(
         release: the commit; empty for a rollback, whose release is on the host.
         description: the description of the app in the commit; empty for a rollback.
         name: the name of the host in the inventory.
-        check: whether Ansible is in check mode, which a host that was never bootstrapped passes too.
+        check: whether to accept a host that was never bootstrapped, as check mode does.
         secrets_command: returns the command that places secrets.env on the host.
     """
     app, user, port = options["app_name"], options["app_user"], options["app_port"]
@@ -67,8 +67,11 @@ def problems_of(
             f" which bootstrap.yml makes: app_user: {app}"
         )
     elif not host["ready"] and not check:
+        needed = ", and the secrets that production needs, for which bootstrap.yml prints a command"
+        needed = needed if production and host["secrets"]["usable"] else ""
         yield (
-            f"{name} lacks the user {user} or Booty's directories. Make it ready first: ansible-playbook bootstrap.yml"
+            f"{name} lacks the user {user} or Booty's directories{needed}. Make it ready first: ansible-playbook"
+            " bootstrap.yml"
         )
     seconds = int(abs(host["clock"] - time.time()))
     if seconds >= CLOCK_SECONDS:
@@ -109,7 +112,7 @@ def problems_of(
             f"{secrets['closed']}. On {name}, as root: chown root:root /etc/{app}/secrets.env; chmod 0600"
             f" /etc/{app}/secrets.env"
         )
-    elif secrets["readable"] or (production and secrets["usable"] and (host["ready"] or not check)):
+    elif secrets["readable"] or (production and secrets["usable"] and host["ready"]):
         problem = (
             secrets["readable"] or f"Production does not start without a usable SENTRY_DSN, and {secrets['usable']}"
         )
@@ -232,12 +235,19 @@ class PreflightAction(HostProgramAction):
             problems = [*not_an_ancestor(host, options, release, name)]
         # A rollback target has served before, so its manifest is not compared with a description and with Python.
         copy = "" if goes_back else release
-        problems += problems_of(host, options, copy, arguments["description"], name, check, self._secrets_command)
+        of_deploy, of_check = (
+            [*problems_of(host, options, copy, arguments["description"], name, each, self._secrets_command)]
+            for each in (False, check)
+        )
+        problems += of_check
         if problems:
             fields = {"result": "refused", "release": release, "from": host["pointer"].get("SENTRY_RELEASE", "")}
             self.call("record", {"message": " ".join(problems), "fields": {**fields, "by": host_program.who()}})
         if suspicious := [*suspects(options["app_settings"])]:
             result["warnings"] = [SUSPECT.format(", ".join(suspicious))]
+        if later := [problem for problem in of_deploy if problem not in of_check]:
+            text = completed("\n".join(later), task_vars or {})
+            result["warnings"] = [*result.get("warnings", []), f"A deploy would be refused as things are: {text}"]
         serves = f"{name} serves {release} as {options['app_environment']}, process {PID}"
         message = [serves, *notices(host, options, name)]
         return {

@@ -458,7 +458,9 @@ def all_problems(context: Context, roles: list[str], complete: bool) -> list[str
             problems.add(name, rest, host)
         for name in (name for name in REPLACED if name in variables):
             problems.add(name, REPLACED[name], host)
-    return [*problems] or [*differing(values), *domains.crowded(values)]
+    ports = {options.get("app_port", spec_of("app_port")["default"]) for options in values.values()}
+    clashes = apps.clashing(context, ports) if complete else ()
+    return [*problems] or [*differing(values), *domains.crowded(values), *clashes]
 
 
 @pass_context

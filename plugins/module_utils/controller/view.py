@@ -261,6 +261,13 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def numbers(rows: list[dict[str, Any]]) -> str:
+    """Return in words how many hosts there are, and how many services if a host has several."""
+    count = len({row["host"] for row in rows})
+    hosts = f"{count} host{'s' * (count != 1)}"
+    return hosts if len(rows) == count else f"{len(rows)} services on {hosts}"
+
+
 def table(rows: list[dict[str, Any]], now: datetime, width: int, colored: bool) -> str:
     """Return rows as a table for a terminal of `width` columns, and the notes of all rows below it."""
     file = io.StringIO()
@@ -282,7 +289,7 @@ def table(rows: list[dict[str, Any]], now: datetime, width: int, colored: bool) 
         shown = grid(rows, now, headings)
     counts = summary(rows)
     levels = [f"{count} {WORDS[level]}" for level, count in counts["levels"].items() if count]
-    console.print(Text(f"{counts['hosts']} host{'s' * (counts['hosts'] != 1)}: {', '.join(levels)}", style="bold"))
+    console.print(Text(f"{numbers(rows)}: {', '.join(levels)}", style="bold"))
     console.print()
     console.print(shown)
     if any(row["notes"] for row in rows):
@@ -319,6 +326,7 @@ def page(template: str, rows: list[dict[str, Any]], now: datetime) -> str:
         rows=sorted(with_cells, key=lambda row: -LEVELS.index(row["level"])),
         headings=HEADINGS,
         summary=summary(rows),
+        numbers=numbers(rows),
         words=WORDS,
         nothing=NOTHING,
         at=now,

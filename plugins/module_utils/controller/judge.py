@@ -41,7 +41,7 @@ def problems_of(
     description: dict[str, Any],
     name: str,
     check: bool,
-    secrets_command: Callable[[], str],
+    secrets_step: Callable[[str], str],
 ) -> Iterator[str]:
     """Yield each problem that keeps a host from taking a release.
 
@@ -52,7 +52,7 @@ def problems_of(
         description: the description of the app in the commit; empty for a rollback.
         name: the name of the host in the inventory.
         check: whether to accept a host that was never bootstrapped, as check mode does.
-        secrets_command: returns the command that places secrets.env on the host.
+        secrets_step: returns the next step for a `remedy` of secrets.env.
     """
     app, user, port = options["app_name"], options["app_user"], options["app_port"]
     production = options["app_environment"].lower() in {"production", "prod"}
@@ -116,7 +116,7 @@ def problems_of(
         problem = (
             secrets["readable"] or f"Production does not start without a usable SENTRY_DSN, and {secrets['usable']}"
         )
-        yield f"{problem}.\nType the file's lines (SENTRY_DSN=…), then Ctrl-D:\n  {secrets_command()}"
+        yield f"{problem}.\n{secrets_step(secrets['remedy'])}"
 
 
 def unusable_copy(
@@ -236,7 +236,7 @@ class PreflightAction(HostProgramAction):
         # A rollback target has served before, so its manifest is not compared with a description and with Python.
         copy = "" if goes_back else release
         of_deploy, of_check = (
-            [*problems_of(host, options, copy, arguments["description"], name, each, self._secrets_command)]
+            [*problems_of(host, options, copy, arguments["description"], name, each, self._secrets_step)]
             for each in (False, check)
         )
         problems += of_check
@@ -261,6 +261,6 @@ class PreflightAction(HostProgramAction):
             "success_msg": completed("\n".join(message), task_vars or {}),
         }
 
-    def _secrets_command(self) -> str:
-        command: str = self._templar.template(trust_as_template("{{ __app_secrets_command }}"))
-        return command
+    def _secrets_step(self, remedy: str) -> str:
+        step: str = self._templar.template(trust_as_template(f"{{{{ __app_secrets_steps.{remedy} }}}}"))
+        return step

@@ -402,3 +402,10 @@ def test_a_variable_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     )
     assert done.returncode == 4
     assert "app_module is no variable any more: write what the runner serves" in " ".join(done.stderr.split())
+
+
+def test_a_name_that_booty_does_not_know_is_told() -> None:
+    names = ["app_port", "app_prot", "app_base_of_ours", "host_time_zone", "app", "ansible_host", "app_module"]
+    assert variables.unknown(names) == ["app_prot", "app_base_of_ours", "host_time_zone"]
+    assert variables.similar("app_prot") == " Did you mean app_port?"
+    assert variables.similar("app_base_of_ours") == ""

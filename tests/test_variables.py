@@ -50,6 +50,7 @@ GOOD: dict[str, Any] = {
     "host_service_user": "web", "host_deploy_user": "operator", "host_first_user": "debian",
     "host_deploy_keys": ['from="10.0.0.1,10.0.0.2" ssh-ed25519 AAAAC3Nz me@here', "ssh-rsa AAAAB3Nz"],
     "host_firewall_ports": [8000, 443], "host_journal_size": "64M", "status_file": "/tmp/status.json",
+    "app_packages": ["libpq5", "g++"],
     "app_release_command": ["flask db upgrade, then", "true"], "app_post_deploy_command": ["true"],
     "app_build": ["npm ci", "npm run build, then"], "app_build_settings": {"A": "b, c", "DEBUG": "false"},
     "process": "worker", "command": "echo a\necho b", "since": "10min",

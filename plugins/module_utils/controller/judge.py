@@ -88,8 +88,7 @@ def problems_of(
             f"{options['app_address']}:{port} is taken on {name}: {host['port_taken']}. Stop that, or choose another"
             " app_port."
         )
-    if options["app_domains"] and not host["proxy"] and not check:
-        yield f"{name} has no proxy yet for app_domains. Install it: ansible-playbook bootstrap.yml"
+    yield from not_installed(host, options, description, name, check)
     # At the start of the candidate, systemd would give StateDirectory= to the new user while the old service needs it.
     if host["running"] and host["state_owner"] not in {"", user}:
         yield (
@@ -114,6 +113,25 @@ def problems_of(
             secrets["readable"] or f"Production does not start without a usable SENTRY_DSN, and {secrets['usable']}"
         )
         yield f"{problem}.\nType the file's lines (SENTRY_DSN=…), then Ctrl-D:\n  {secrets_command()}"
+
+
+def not_installed(
+    host: dict[str, Any], options: dict[str, Any], description: dict[str, Any], name: str, check: bool
+) -> Iterator[str]:
+    """Yield a problem for the Debian packages, and for the proxy, that a bootstrap of the host would install."""
+    if host["lacks"] and (host["ready"] or not check):
+        yield (
+            f"{name} lacks {', '.join(host['lacks'])}, which the app needs (app_packages). Install it: ansible-playbook"
+            f" bootstrap.yml -e app_packages={','.join(packages(options, description))}"
+        )
+    if options["app_domains"] and not host["proxy"] and not check:
+        yield f"{name} has no proxy yet for app_domains. Install it: ansible-playbook bootstrap.yml"
+
+
+def packages(options: dict[str, Any], description: dict[str, Any]) -> list[str]:
+    """Return the Debian packages that a release needs: those of the inventory, or else those of the commit."""
+    named: list[str] = options["app_packages"] or description.get("packages", [])
+    return named
 
 
 def unusable_copy(
@@ -219,7 +237,9 @@ class PreflightAction(HostProgramAction):
         rendered = host_program.rendered(options, release)
         by = f"{'goes back to' if goes_back else 'deploys'} {release}"
         lock = {"by": f"{host_program.who()} {by}", "wait": options["app_lock_wait"]}
-        answer = self.call("info", {"user": options["app_user"], **lock, **rendered})
+        # A release that has served is not kept back by a package.
+        needs = [] if goes_back else packages(options, arguments["description"])
+        answer = self.call("info", {"user": options["app_user"], "packages": needs, **lock, **rendered})
         if "host" not in answer:
             return {**result, **answer, "failed": False, "problems": [answer["msg"]], "rendered": rendered}
         host, name = answer["host"], (task_vars or {})["inventory_hostname"]

@@ -134,6 +134,9 @@ RULES = {
             and value not in RESERVED
         ),
     ),
+    "app_packages": Rule(
+        "names of Debian packages, such as libpq5, without versions", matches("[a-z0-9][a-z0-9+.-]*[a-z0-9+.]")
+    ),
     "app_port": PORT,
     "app_release_command_seconds": least(1, "seconds"),
     "app_registration_seconds": least(1, "seconds"),

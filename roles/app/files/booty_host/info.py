@@ -46,12 +46,13 @@ def user_id(name: str) -> int | None:
 
 
 def lacking(packages: list[str]) -> list[str]:
-    """Return those of Debian's packages that are not installed."""
+    """Return those Debian packages that are neither installed nor provided by an installed one."""
     if not packages:
         return []
-    query = ["dpkg-query", "--show", "--showformat=${db:Status-Abbrev} ${Package}\n", *packages]
-    output = subprocess.run(query, capture_output=True, text=True, check=False).stdout
-    return [name for name in packages if f"ii  {name}" not in output.splitlines()]
+    query = ["dpkg-query", "--show", "--showformat=${db:Status-Abbrev} ${Package}, ${Provides}\n"]
+    lines = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
+    installed = {name for line in lines if line.startswith("ii ") for name in re.split("[ ,]+", line)}
+    return [name for name in packages if name not in installed]
 
 
 def info(

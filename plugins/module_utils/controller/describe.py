@@ -34,13 +34,16 @@ KEYS: dict[str, Any] = {
     "post_deploy_command": [],
     "build": [],
     "build_settings": {},
+    "processes": {},
+    "timers": {},
 }
 # The inventory overrides these when they run, so that a change of the inventory needs no other build.
 COMMANDS = ("release_command", "post_deploy_command")
+PROGRAMS = ("processes", "timers")
 # The value of `build` that stands for what the next source says. An empty list is a value of it: no steps.
 AUTO = ["auto"]
 # The variables of the inventory that are the same for all hosts of a run.
-DESCRIBED = [f"app_{name}" for name in KEYS if not name.startswith("health") and name not in COMMANDS]
+DESCRIBED = [f"app_{name}" for name in KEYS if not name.startswith("health") and name not in (*COMMANDS, *PROGRAMS)]
 HEALTH = {
     "health_path": (r"/[^\s#]*", "a path that begins with a slash, such as /health"),
     "health_host": (r"[\w.:\[\]-]+", "a host name, such as shop.example.com"),
@@ -60,7 +63,8 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         `path`, `serve`, `import_paths`, `health` (`path` and `host`), `state_paths`, `lock` (relative to the app's
         folder; "" without one), `extras`, `groups`, `dotenv`, the lists `release_command` and `post_deploy_command`,
         `build`, the commands of the build; `build_settings`, the names of their settings, and `build_values`, a hash of
-        the values, which may be secrets; and `found`, a sentence for each detection.
+        the values, which may be secrets; `processes` and `timers` as `programs.table` returns them; and
+        `found`, a sentence for each detection.
 
     Raises:
         BuildError: the description can't be made; the message has the line to write.
@@ -104,7 +108,9 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
     settings = build_settings(inventory, committed) if commands else {}
     if settings:
         found.append(f"settings of the build: {', '.join(settings)}")
-    if others := detect.other_lines(folder):
+    for kind, noun in zip(PROGRAMS, ("process", "timer"), strict=True):
+        found += [f"{noun} {name}: {each['command']} ({source})" for name, each in values[kind].items()]
+    if others := [name for name in detect.other_lines(folder) if name not in values["processes"]]:
         found.append(f"does not start {', '.join(others)} (Procfile)")
     return {
         "path": path,
@@ -121,6 +127,8 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         "build": commands,
         "build_settings": [*settings],
         "build_values": key(json.dumps(settings)) if settings else "",
+        "processes": values["processes"],
+        "timers": values["timers"],
         "found": found,
     }
 

@@ -65,6 +65,11 @@ VERBS: dict[str, dict[str, Any]] = {
         "places": {"type": "dict", "default": {}},
     },
     "shell": {},
+    "give_up": {
+        "by": {"type": "str", "required": True},
+        "places": {"type": "dict", "required": True},
+        "wait": {"type": "int", "default": 0},
+    },
     "status": {
         "release": {"type": "str"},
         "description": {"type": "dict", "default": {}},
@@ -90,7 +95,7 @@ VERBS: dict[str, dict[str, Any]] = {
 # These verbs continue when the connection ends, so each runs in a systemd scope of its own. In the scope of the login,
 # logind would kill the process at the end of the login (`KillUserProcesses=yes`). `systemd-run --scope` executes the
 # command in its own process, so standard input, standard output and parent process stay the same.
-DETACHED = ("cutover", "remove", "take_back", "run_command", "release_command")
+DETACHED = ("cutover", "give_up", "remove", "take_back", "run_command", "release_command")
 ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 
 
@@ -262,6 +267,8 @@ class HostProgramAction(ActionBase):
             arguments["by"] = f"{who()} {arguments['by']}"
         if verb in {"cutover", "take_back"}:
             arguments["run"] = RUN
+        if verb in {"cutover", "give_up"}:
+            arguments["host"] = (task_vars or {})["inventory_hostname"]
         if verb == "cutover":
             brought = arguments.pop("brought")
             attached = Path(brought["file"]).read_bytes() if brought else b""
@@ -270,7 +277,6 @@ class HostProgramAction(ActionBase):
             arguments |= rendered(options, arguments.pop("release"), arguments.pop("description"))
             arguments |= config_of(options)
             arguments |= {"process_seconds": options["app_process_seconds"], "restart": options["app_restart"]}
-            arguments["host"] = (task_vars or {})["inventory_hostname"]
             arguments["over_ssh"] = self._connection.transport == "ssh"
         if step == "begin":
             begin(self._task.delegate_to, lambda: self.ask(verb, arguments))

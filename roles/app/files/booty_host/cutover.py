@@ -111,7 +111,7 @@ def cutover(
         if refusal := changed_since(app, seen, release.sha, by):
             return refusal
         config.stage(app, release.labels, files, user)
-        by_name = {name: {"host": place, "here": place == host} for name, place in places.items()}
+        by_name = programs.places_of(places, host)
         return steps.cut_over(release, keep, by, run, controller, goes_back, by_name, process_seconds, restart=restart)
 
     return {**result, **lease.detached(app, work, by, wait)}

@@ -13,12 +13,14 @@ import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from booty_host import HostError, journal
+from booty_host import HostError, journal, lease
 from booty_host.app import App, installed
 from booty_host.files import parse_assignments, parse_pointer, read, sync_directory
 from booty_host.processes import run
 from booty_host.release import Release, differs
+from booty_host.state import State
 from booty_host.systemd import Systemd
 
 # The section of a unit for the host program.
@@ -120,6 +122,41 @@ def problems(app: App, release: Release) -> list[str]:
             reason = next(iter(done.stderr.strip().splitlines()), "no reason given")
             sentences.append(f"systemd refuses the schedule of the timer {name_of(app, unit)}: {reason}.")
     return [*dict.fromkeys(sentences)]
+
+
+def places_of(places: dict[str, str], host: str) -> dict[str, dict[str, Any]]:
+    """Return the places of processes and timers as in `State.places`.
+
+    Args:
+        places: the host of each, by name.
+        host: the name of this host.
+    """
+    return {name: {"host": place, "here": place == host} for name, place in places.items()}
+
+
+def give_up(app: App, places: dict[str, str], host: str, by: str, wait: int, check: bool) -> dict[str, Any]:
+    """Stop the processes and timers that another host is to have.
+
+    Args:
+        app: the app.
+        places: the host of each process and timer with one_host, by name.
+        host: the name of this host.
+        by: who asks and for what.
+        wait: how long to wait for another run's lock, in seconds.
+        check: change nothing.
+    """
+    if check:
+        return {"changed": True}
+
+    def work() -> dict[str, Any]:
+        state = State.load(app)
+        state.places = {**state.places, **places_of(places, host)}
+        state.save()
+        serving = Release(app, read(app.release_env), on_disk(app))
+        Programs(app, Systemd(app)).follow(serving, state.here, 0)
+        return {"changed": True}
+
+    return lease.detached(app, work, by, wait)
 
 
 @dataclass

@@ -84,6 +84,8 @@ def test_dependencies_and_runner_are_in_layers_of_their_own(repository: Reposito
             "build": [],
             "build_settings": [],
             "build_values": "",
+            "processes": {},
+            "timers": {},
             "found": [
                 "serves booty.main:create_app() ([tool.booty] in pyproject.toml)",
                 "lock: requirements.txt, with hashes",

@@ -272,6 +272,8 @@ def test_the_inventory_overrides_the_commit_which_overrides_detection(tmp_path: 
         "build": [],
         "build_settings": [],
         "build_values": "",
+        "processes": {},
+        "timers": {},
         "found": [
             "serves a:b (booty.toml)",
             "lock: requirements.txt, with hashes",

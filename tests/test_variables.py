@@ -53,6 +53,10 @@ GOOD: dict[str, Any] = {
     "app_packages": ["libpq5", "g++"],
     "app_release_command": ["flask db upgrade, then", "true"], "app_post_deploy_command": ["true"],
     "app_build": ["npm ci", "npm run build, then"], "app_build_settings": {"A": "b, c", "DEBUG": "false"},
+    "app_processes": {
+        "beat": {"command": "celery beat", "count": 1, "stop_signal": "SIGINT", "stop_seconds": 5, "one_host": True}
+    },
+    "app_timers": {"nightly": {"command": "echo 'it, too'", "schedule": "Mon 03:00", "one_host": True}},
     "process": "worker", "command": "echo a\necho b", "since": "10min",
 }  # fmt: skip
 

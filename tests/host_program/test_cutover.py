@@ -236,6 +236,10 @@ def release(systemd: MemorySystemd, sha: str, more: str = "BOOTY_CONFIG_DIR=\nBO
     return Release(app, env, {app.slice: "", app.socket: sockets, app.service: unit, app.candidate: unit})
 
 
+# What a cutover needs for processes and timers, if the app has none.
+ALONE: dict[str, Any] = {"places": {}, "process_seconds": 0, "restart": False}
+
+
 def cut_over(
     systemd: MemorySystemd, sha: str, controller: Controller | None = None, contract: int = 1
 ) -> dict[str, Any]:
@@ -244,7 +248,7 @@ def cut_over(
     (systemd.app.releases / sha / "release.json").write_text(json.dumps(fields))
     steps = Cutover(systemd.app, systemd)
     return steps.cut_over(
-        release(systemd, sha), 5, "anna deploys", f"run {sha}", controller or Controller(False), False
+        release(systemd, sha), 5, "anna deploys", f"run {sha}", controller or Controller(False), False, **ALONE
     )
 
 
@@ -399,7 +403,8 @@ def test_a_cutover_is_taken_back_by_its_own_run(serving: MemorySystemd) -> None:
     assert steps.undo("b", "bob takes back", run="run b")["state"] == "taken back"
     after = "journal: proving a\nstart shop-candidate.service\n" + RESTART
     after += "journal: Went back to a, which serves.\nstate.json: a served\n"
-    assert serving.observe() == (BACK + after).splitlines()
+    back = BACK.replace("reset-failed", "health: b answers\nreset-failed")
+    assert serving.observe() == (back + after).splitlines()
     assert (serving.release(serving.app.service), installed(serving.app)) == ("a", "BOOTY_UNIT=aa")
 
 
@@ -478,7 +483,7 @@ def test_a_setting_alone_is_a_cutover_and_comes_back(serving: MemorySystemd) -> 
     def switch(env: str) -> dict[str, Any]:
         wanted = release(serving, "a", env)
         assert "has other settings" in unsettled(app, serving, wanted)
-        return steps.cut_over(wanted, 5, "anna deploys", "run", Controller(False), False)
+        return steps.cut_over(wanted, 5, "anna deploys", "run", Controller(False), False, **ALONE)
 
     assert switch(first)["state"] == "switched"
     assert labels(app, serving.main[app.service])["GREETING"] == "it's  5"

@@ -35,10 +35,13 @@ KEYS: dict[str, Any] = {
     "packages": [],
     "build": [],
     "build_settings": {},
+    "processes": {},
+    "timers": {},
 }
 COMMANDS = ("release_command", "post_deploy_command")
+PROGRAMS = ("processes", "timers")
 # The inventory overrides these when they are used, so that a change of the inventory needs no other build.
-LATE = (*COMMANDS, "packages")
+LATE = (*COMMANDS, *PROGRAMS, "packages")
 # The value of `build` that stands for what the next source says. An empty list is a value of it: no steps.
 AUTO = ["auto"]
 # The variables of the inventory that are the same for all hosts of a run.
@@ -62,7 +65,8 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         `path`, `serve`, `import_paths`, `health` (`path` and `host`), `state_paths`, `lock` (relative to the app's
         folder; "" without one), `extras`, `groups`, `dotenv`, the lists `release_command`, `post_deploy_command` and
         `packages`, `build`, the commands of the build; `build_settings`, the names of their settings, and
-        `build_values`, a hash of the values, which may be secrets; and `found`, a sentence for each detection.
+        `build_values`, a hash of the values, which may be secrets; `processes` and `timers` as `programs.table` returns
+        them; and `found`, a sentence for each detection.
 
     Raises:
         BuildError: the description can't be made; the message has the line to write.
@@ -108,7 +112,9 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         found.append(f"settings of the build: {', '.join(sorted(settings))}")
     if values["packages"]:
         found.append(f"needs {', '.join(values['packages'])} of Debian ({source})")
-    if others := detect.other_lines(folder):
+    for kind, noun in zip(PROGRAMS, ("process", "timer"), strict=True):
+        found += [f"{noun} {name}: {each['command']} ({source})" for name, each in values[kind].items()]
+    if others := [name for name in detect.other_lines(folder) if name not in values["processes"]]:
         found.append(f"does not start {', '.join(others)} (Procfile)")
     return {
         "path": path,
@@ -126,6 +132,8 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         "build": commands,
         "build_settings": sorted(settings),
         "build_values": key(json.dumps(settings, sort_keys=True)) if settings else "",
+        "processes": values["processes"],
+        "timers": values["timers"],
         "found": found,
     }
 

@@ -14,10 +14,10 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 
-from . import host_program
+from . import host_program, programs
 from .build import MACHINES
 from .git import descends
-from .host_program import PID, HostProgramAction
+from .host_program import NOTHING, PID, HostProgramAction
 from .settings import suspects
 
 # The disk space that a release may need, and the difference between two clocks at which preflight fails.
@@ -89,6 +89,7 @@ def problems_of(
             " app_port."
         )
     yield from not_installed(host, options, description, name, check)
+    yield from (f"On {name}, {problem}" for problem in host["problems"])
     # At the start of the candidate, systemd would give StateDirectory= to the new user while the old service needs it.
     if host["running"] and host["state_owner"] not in {"", user}:
         yield (
@@ -234,24 +235,31 @@ class PreflightAction(HostProgramAction):
         registers = options["app_registration"] and options["app_registration_required"]
         if registers and not os.environ.get("SENTRY_AUTH_TOKEN"):
             return {**result, "problems": [NO_TOKEN]}
-        rendered = host_program.rendered(options, release)
+        description, answer = arguments["description"], NOTHING
+        if goes_back:
+            # The host knows the release before, and the processes of each release that it has.
+            answer = self.call("info", {"user": options["app_user"], **NOTHING})
+            if host := answer.get("host"):
+                others = (each for each in host["served"] if each in host["releases"] and each != serving(host))
+                release = release or next(others, "")
+                description = host["manifests"].get(release, {})
+        rendered = host_program.rendered(options, release, description)
         by = f"{'goes back to' if goes_back else 'deploys'} {release}"
-        lock = {"by": f"{host_program.who()} {by}", "wait": options["app_lock_wait"]}
-        # A release that has served is not kept back by a package.
-        needs = [] if goes_back else packages(options, arguments["description"])
-        answer = self.call("info", {"user": options["app_user"], "packages": needs, **lock, **rendered})
+        if "host" in answer or not goes_back:
+            lock = {"by": f"{host_program.who()} {by}", "wait": options["app_lock_wait"]}
+            # A release that has served is not kept back by a package.
+            needs = [] if goes_back else packages(options, description)
+            answer = self.call("info", {"user": options["app_user"], "packages": needs, **lock, **rendered})
         if "host" not in answer:
             return {**result, **answer, "failed": False, "problems": [answer["msg"]], "rendered": rendered}
         host, name = answer["host"], (task_vars or {})["inventory_hostname"]
         if goes_back:
-            others = (each for each in host["served"] if each in host["releases"] and each != serving(host))
-            release = release or next(others, "")
-            by = f"goes back to {release}"
             problems = [*no_rollback_target(host, options, release, name)]
         else:
             problems = [*not_an_ancestor(host, options, release, name)]
         # A rollback target has served before, so its manifest is not compared with a description and with Python.
         copy = "" if goes_back else release
+        problems += programs.clashes(options, description)
         problems += problems_of(host, options, copy, arguments["description"], name, check, self._secrets_command)
         if problems:
             fields = {"result": "refused", "release": release, "from": host["pointer"].get("SENTRY_RELEASE", "")}

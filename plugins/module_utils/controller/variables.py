@@ -23,7 +23,7 @@ from ansible.template import Templar, trust_as_template
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
-from . import apps, domains, settings
+from . import apps, domains, programs, settings
 
 ROLES = Path(__file__).parents[3] / "roles"
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -138,6 +138,7 @@ RULES = {
         "names of Debian packages, such as libpq5, without versions", matches("[a-z0-9][a-z0-9+.-]*[a-z0-9+.]")
     ),
     "app_port": PORT,
+    "app_process_seconds": SECONDS,
     "app_release_command_seconds": least(1, "seconds"),
     "app_registration_seconds": least(1, "seconds"),
     "app_start_seconds": least(1, "seconds"),
@@ -189,7 +190,12 @@ MULTILINE = {"app_wave_check", "command"}
 # A string for these lists is split at its line ends, because an entry may have commas. Other lists are split at commas.
 BY_LINES = {"host_deploy_keys", "app_build", "app_release_command", "app_post_deploy_command"}
 # Each table with the function that returns its value in its type; the function raises ValueError as `convert` does.
-TABLES = {"app_settings": settings.typed_settings, "app_build_settings": settings.typed_settings}
+TABLES: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "app_settings": settings.typed_settings,
+    "app_build_settings": settings.typed_settings,
+    "app_processes": programs.processes,
+    "app_timers": programs.timers,
+}
 # Lists that can't be empty, each with an example.
 NOT_EMPTY = {"app_waves": '["25%", "100%"]'}
 # `run_once` tasks and `serial:` read these variables from one host only, so they must be equal on all hosts of a run.
@@ -214,6 +220,9 @@ RUN_WIDE = (
     "app_release_command",
     "app_release_command_seconds",
     "app_post_deploy_command",
+    "app_processes",
+    "app_timers",
+    "app_one_host",
     "app_registration",
     "app_registration_required",
     "app_registration_seconds",

@@ -81,6 +81,7 @@ class Sandbox:
             "/usr/bin/env",
             f"HOME={app.var}",
             f"PATH={path}/bin:{SYSTEM_PATH}",
+            "BOOTY_PROCESS=command",
             "PYTHONUNBUFFERED=1",
             "BOOTY_PROCESS=command",
             *(word.replace("%%", "%") for word in assignments),

@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from booty_host import lease, secrets, sockets
+from booty_host import lease, programs, secrets, sockets
 from booty_host.app import App
 from booty_host.files import directories, read
+from booty_host.programs import Programs
 from booty_host.release import Release, labels_on_disk, layers_of, manifest, unsettled
 from booty_host.state import State
 from booty_host.systemd import Systemd
@@ -114,7 +115,11 @@ def info(
         "served": state.served,
         "commands": state.commands,
         "running": systemd.labels(app.service),
-        "unsettled": unsettled(app, systemd, release) if units else "",
+        "places": state.places,
+        "problems": programs.problems(app, release),
+        "unsettled": unsettled(app, systemd, release) or Programs(app, systemd).unsettled(release, state.here)
+        if units
+        else "",
         "secrets": secrets.judge(app),
     }
     if run_follows and not answer["unsettled"]:

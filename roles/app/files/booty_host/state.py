@@ -24,7 +24,10 @@ class State:
         commands: the release commands and post-deploy commands that ran, here or on another host, the newest last:
             `id`, `kind`, `release`, `command`, `at` in seconds since 1970, `result` (began, failed, done), and
             `before`, the releases that served before the command ran and not since.
-        previous: the texts of release.env and of the units that the last cutover replaced, and that cutover's run.
+        places: the host of each process and timer with one_host, by name: `host`, its name in the inventory, and
+            `here`, whether it is this one.
+        previous: the texts of release.env and of the units that the last cutover replaced, that cutover's run, and
+            the places before.
     """
 
     def __init__(
@@ -34,9 +37,10 @@ class State:
         abandoned: dict[str, str],
         previous: dict[str, Any],
         commands: list[dict[str, Any]],
+        places: dict[str, dict[str, Any]],
     ) -> None:
         self.path, self.served, self.abandoned, self.previous = app.state, served, abandoned, previous
-        self.commands = commands
+        self.commands, self.places = commands, places
 
     @classmethod
     def load(cls, app: App) -> State:
@@ -51,6 +55,7 @@ class State:
                 "abandoned": {},
                 "previous": {},
                 "commands": [],
+                "places": {},
                 **json.loads(read(app.state) or "{}"),
             }
         except (OSError, ValueError, TypeError):
@@ -61,9 +66,10 @@ class State:
                 "abandoned": dict(abandoned),
                 "previous": dict(previous),
                 "commands": list(commands),
+                "places": dict(places),
             }:
                 if all(isinstance(release, str) for release in served):
-                    return cls(app, served, abandoned, previous, commands)
+                    return cls(app, served, abandoned, previous, commands, places)
         raise HostError(
             f"{app.state} is damaged; it says what this host can go back to. Put a copy of it back. Or remove it: the"
             " host then has nothing to go back to until the next deploy."
@@ -76,6 +82,7 @@ class State:
             "abandoned": self.abandoned,
             "previous": self.previous,
             "commands": self.commands[-KEPT:],
+            "places": self.places,
         }
         write_atomically(self.path, json.dumps(fields, indent=1) + "\n")
 
@@ -87,6 +94,11 @@ class State:
             self.served = [release, *(other for other in self.served if other != release)]
             self.abandoned.pop(release, None)
             self.save()
+
+    @property
+    def here(self) -> set[str]:
+        """The names of the processes and timers with one_host that run on this host."""
+        return {name for name, place in self.places.items() if place["here"]}
 
     def abandon(self, release: str, reason: str) -> None:
         """Record why a release was given up; a release that has served stays among `served`."""

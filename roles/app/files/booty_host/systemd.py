@@ -48,6 +48,11 @@ class Systemd:
         """Return the state of one unit."""
         return self.units(name)[0]
 
+    def loaded(self, *patterns: str) -> list[str]:
+        """Return the names of the units that systemd has in memory and that match these patterns."""
+        done = run("systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager", *patterns)
+        return [line.split()[0] for line in done.stdout.splitlines() if line]
+
     def labels(self, name: str) -> dict[str, str]:
         """Return the labels of a service's main process; none if the service does not run."""
         return labels(self.app, int(self.unit(name).get("MainPID") or 0))

@@ -81,7 +81,6 @@ class Sandbox:
             "/usr/bin/env",
             f"HOME={app.var}",
             f"PATH={path}/bin:{SYSTEM_PATH}",
-            "BOOTY_PROCESS=command",
             "PYTHONUNBUFFERED=1",
             "BOOTY_PROCESS=command",
             *(word.replace("%%", "%") for word in assignments),

@@ -239,7 +239,8 @@ class Programs:
             free = (each for each in itertools.count(1) if each not in taken)
             new = [template.replace("@.", f"@{next(free)}.") for _ in range(count - len(good))]
             plan.starts += new
-            plan.failed += [name for name in instances if name not in {*alive, *new}]
+            failed = {name for name in instances if states[name]["ActiveState"] == "failed"}
+            plan.failed += sorted(failed - {*new})
             plan.boot += sorted({*good, *new} - linked(app, template))
             plan.no_boot += sorted(linked(app, template) - {*good, *new})
         timers = [name for name in units if name.endswith(".timer")]

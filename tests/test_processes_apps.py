@@ -68,9 +68,12 @@ class Fleet:
         app = App(self, name, settings, repository)
         played = app.start("bootstrap.yml", app_packages="postgresql-client").end()
         assert played.status == 0, played.output
-        database = f"postgresql://shop:{PASSWORD}@{self.hosts[0].address}/shop"
-        redis = f"redis://:{PASSWORD}@{self.hosts[0].address}/{0 if name == 'django-celery' else 1}"
-        secrets = {"SENTRY_DSN": self.tracker.dsn, "SECRET_KEY": "k" * 50, "DATABASE_URL": database, "REDIS_URL": redis}
+        address = self.hosts[0].address
+        secrets = {
+            **{"SENTRY_DSN": self.tracker.dsn, "SECRET_KEY": "k" * 50},
+            **{"PGHOST": address, "PGUSER": "shop", "PGPASSWORD": PASSWORD, "PGDATABASE": "shop"},
+            **{"REDIS_URL": f"redis://:{PASSWORD}@{address}/0", "RQ_REDIS_URL": f"redis://:{PASSWORD}@{address}/1"},
+        }
         for host in self.hosts:
             demo.place_secrets(host, "".join(f"{key}={value}\n" for key, value in secrets.items()), name)
         return app
@@ -322,15 +325,37 @@ def test_a_killed_controller_leaves_no_cleaning(celery: App, moment: str) -> Non
     assert (celery.active("worker"), sum(celery.active("beat")), celery.applied(migration)) == ([1, 1, 1], 1, 1)
 
 
+def test_the_dump_before_a_migration_is_restored(celery: App) -> None:
+    """As docs/commands.md says it."""
+    count = "SELECT count(*) FROM django_migrations WHERE name = '{}'"
+
+    def applied(migration: str) -> str:
+        query = f'python manage.py dbshell -- -Atc "{count.format(migration)}"'
+        return celery.play("run.yml", command=query).output.strip()
+
+    sha, migration = celery.migrate("dumped")
+    celery.play("deploy.yml")
+    assert applied(migration) == "1"
+    celery.play("rollback.yml", app_rollback_over_commands="true")
+    restore = f'pg_restore --clean --if-exists --single-transaction --dbname=$PGDATABASE "$HOME/before-{sha}.dump"'
+    assert celery.play("run.yml", command=restore).output == ""
+    assert applied(migration) == "0"
+    # The same commit does not run its command again; the next one does.
+    newer = celery.release("second")
+    celery.play("deploy.yml")
+    celery.wait_until_alone(newer)
+    assert applied(migration) == "1"
+
+
 def test_rq_and_a_timer(rq: App) -> None:
     first = rq.release("first")
     runs, moments = change(rq, first, rq.release("second"))
     assert rq.active("worker") == [1, 1, 1]
     # The timer's runs too are those of the release that serves.
     reports = [run for run in rq.runs() if run.task == "report"]
-    assert {run.code for run in reports if moments["deployed"] < run.began < moments["rollback"]} == {"second"}
-    assert {run.code for run in reports if run.began > moments["back"]} == {"first"}
-    assert {run.release for run in reports} <= {run.release for run in runs}
+    assert {run.code for run in reports if moments["deployed"] < run.began < moments["rollback"]} <= {"second"}
+    assert {run.code for run in reports if run.began > moments["back"]} <= {"first"}
+    assert {(run.code, run.release) for run in reports} >= {(run.code, run.release) for run in runs}
 
 
 def test_a_worker_that_does_not_stay_up_takes_the_host_back(rq: App) -> None:
@@ -338,7 +363,7 @@ def test_a_worker_that_does_not_stay_up_takes_the_host_back(rq: App) -> None:
     description = (rq.repository.path / "booty.toml").read_text()
     known = {event["id"] for event in rq.fleet.tracker.events()}
     broken = "python -c 'raise LookupError(\\\"no worker\\\")'"
-    sha = rq.release("broken", **{"booty.toml": description.replace("rq worker --url $REDIS_URL", broken)})
+    sha = rq.release("broken", **{"booty.toml": description.replace("rq worker", broken)})
     with under_load(rq) as load, Jobs(rq) as jobs:
         played = rq.start("deploy.yml").end()
     rq.release("first", **{"booty.toml": description})

@@ -9,7 +9,7 @@ GREETING = "first"
 
 def note(task, number, began):
     release = os.environ["SENTRY_RELEASE"]
-    Redis.from_url(os.environ["REDIS_URL"]).rpush("runs", json.dumps([task, number, GREETING, release, began]))
+    Redis.from_url(os.environ["RQ_REDIS_URL"]).rpush("runs", json.dumps([task, number, GREETING, release, began]))
 
 
 def count(number):

@@ -7,7 +7,7 @@ from redis import Redis
 from rq import Queue
 
 app = Flask(__name__)
-redis = Redis.from_url(os.environ["REDIS_URL"])
+redis = Redis.from_url(os.environ["RQ_REDIS_URL"])
 
 
 @app.get("/")

@@ -51,7 +51,7 @@ def is_schedule(value: Any) -> bool:
 
 # Each key of a process or a timer: its default (None if it must be there), the check, and what to write.
 Key = tuple[Any, Callable[[Any], bool], str]
-COMMAND: Key = (None, is_line, "a command of one line for /bin/sh")
+COMMAND: Key = (None, is_line, "a command of one line for /bin/bash")
 ONE_HOST = (lambda value: isinstance(value, bool), "true or false")
 PROCESS: dict[str, Key] = {
     "command": COMMAND,

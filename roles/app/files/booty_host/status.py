@@ -106,10 +106,7 @@ def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
 
 def show(systemd: Systemd, name: str) -> dict[str, str]:
     """Return the state of a unit, with its times as seconds since 1970."""
-    properties = (
-        "ActiveState,MainPID,ExecMainStartTimestamp,StatusText,NRestarts,InvocationID,Result,LastTriggerUSec,"
-        "NextElapseUSecRealtime,ExecMainExitTimestamp"
-    )
+    properties = "ActiveState,MainPID,ExecMainStartTimestamp,StatusText,NRestarts,InvocationID,Result"
     return parse_assignments(systemd.show(name, "--timestamp=unix", f"--property={properties}"))
 
 
@@ -132,15 +129,17 @@ def programs_of(app: App, systemd: Systemd, places: dict[str, dict[str, Any]]) -
         place = places.get(name, {"host": "", "here": False}) if fields["OneHost"] == "yes" else {"host": None}
         entry = {"name": name, "host": place["host"], "here": place.get("here", True)}
         if unit.endswith(".timer"):
-            timer, service = show(systemd, unit), show(systemd, f"{app.name}-{name}.service")
+            timer, service = systemd.timer(unit), show(systemd, f"{app.name}-{name}.service")
             under_way = service.get("ActiveState") in {"active", "activating", "deactivating"}
             answer.append(
                 {
                     **entry,
                     "kind": "timer",
-                    "active": timer.get("ActiveState") == "active",
-                    "next": since(timer.get("NextElapseUSecRealtime", "")),
-                    "last": since(timer.get("LastTriggerUSec", "")),
+                    "active": bool(timer.get("next")),
+                    "next": moment(timer["next"] / 1_000_000) if timer.get("next") else None,
+                    # systemd forgets a run at a restart of the host, but not when the timer elapsed last.
+                    "last": since(service.get("ExecMainStartTimestamp", ""))
+                    or (moment(timer["last"] / 1_000_000) if timer.get("last") else None),
                     "result": service.get("Result", ""),
                     "release": programs.labels(app, f"{app.name}-{name}.service", service).get("SENTRY_RELEASE")
                     if under_way

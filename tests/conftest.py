@@ -138,6 +138,9 @@ router.lifespan_context = lifespan
 @router.get("/hang")
 async def hang() -> None:
     time.sleep(60)
+@router.get("/exit")
+async def leave() -> None:
+    os._exit(1)
 """
 )
 

@@ -27,6 +27,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from . import programs, variables
 from .git import descends
+from .playbook import completed, playbook
 from .settings import config_files, config_place
 
 ROLE = Path(__file__).parents[3] / "roles" / "app"
@@ -263,7 +264,9 @@ class HostProgramAction(ActionBase):
             arguments |= NOTHING if release is None else rendered(self.options(task_vars), release, description)
         elif verb == "logs":
             arguments |= {"after": "", "wait": 0}
-        elif verb != "shell":
+        elif verb == "shell":
+            arguments["again"] = f"{playbook(task_vars or {}, 'run')} -e shell=true"
+        else:
             arguments["by"] = f"{who()} {arguments['by']}"
         if verb in {"cutover", "take_back"}:
             arguments["run"] = RUN
@@ -349,6 +352,11 @@ class HostProgramAction(ActionBase):
         except (IndexError, ValueError):
             output = (done["stderr"] or done["stdout"]).strip() or "no reason given"
             return {"failed": True, "rc": done["rc"], "msg": f"The host's Python said: {output}"}
+        variables = self._templar.available_variables
+        if "msg" in answer:
+            answer["msg"] = completed(answer["msg"], variables)
+        for name in {"notices", "warnings"} & answer.keys():
+            answer[name] = [completed(text, variables) for text in answer[name]]
         return answer
 
     def _pin(self, verb: str) -> None:

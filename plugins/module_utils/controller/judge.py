@@ -6,7 +6,6 @@ All checks are one task, because each task costs time on every host, even if it 
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from . import host_program, programs
 from .build import MACHINES
 from .git import descends
 from .host_program import NOTHING, PID, HostProgramAction
+from .playbook import completed
 from .settings import suspects
 
 # The disk space that a release may need, and the difference between two clocks at which preflight fails.
@@ -41,7 +41,7 @@ def problems_of(
     description: dict[str, Any],
     name: str,
     check: bool,
-    secrets_command: Callable[[], str],
+    secrets_step: Callable[[str], str],
 ) -> Iterator[str]:
     """Yield each problem that keeps a host from taking a release.
 
@@ -51,8 +51,8 @@ def problems_of(
         release: the commit; empty for a rollback, whose release is on the host.
         description: the description of the app in the commit; empty for a rollback.
         name: the name of the host in the inventory.
-        check: whether Ansible is in check mode, which a host that was never bootstrapped passes too.
-        secrets_command: returns the command that places secrets.env on the host.
+        check: whether to accept a host that was never bootstrapped, as check mode does.
+        secrets_step: returns the next step for a `remedy` of secrets.env.
     """
     app, user, port = options["app_name"], options["app_user"], options["app_port"]
     production = options["app_environment"].lower() in {"production", "prod"}
@@ -67,8 +67,11 @@ def problems_of(
             f" which bootstrap.yml makes: app_user: {app}"
         )
     elif not host["ready"] and not check:
+        needed = ", and the secrets that production needs, for which bootstrap.yml prints a command"
+        needed = needed if production and host["secrets"]["usable"] else ""
         yield (
-            f"{name} lacks the user {user} or Booty's directories. Make it ready first: ansible-playbook bootstrap.yml"
+            f"{name} lacks the user {user} or Booty's directories{needed}. Make it ready first: ansible-playbook"
+            " bootstrap.yml"
         )
     seconds = int(abs(host["clock"] - time.time()))
     if seconds >= CLOCK_SECONDS:
@@ -109,11 +112,11 @@ def problems_of(
             f"{secrets['closed']}. On {name}, as root: chown root:root /etc/{app}/secrets.env; chmod 0600"
             f" /etc/{app}/secrets.env"
         )
-    elif secrets["readable"] or (production and secrets["usable"] and (host["ready"] or not check)):
+    elif secrets["readable"] or (production and secrets["usable"] and host["ready"]):
         problem = (
             secrets["readable"] or f"Production does not start without a usable SENTRY_DSN, and {secrets['usable']}"
         )
-        yield f"{problem}.\nType the file's lines (SENTRY_DSN=…), then Ctrl-D:\n  {secrets_command()}"
+        yield f"{problem}.\n{secrets_step(secrets['remedy'])}"
 
 
 def not_installed(
@@ -260,28 +263,32 @@ class PreflightAction(HostProgramAction):
         # A rollback target has served before, so its manifest is not compared with a description and with Python.
         copy = "" if goes_back else release
         problems += programs.clashes(options, description)
-        problems += problems_of(host, options, copy, arguments["description"], name, check, self._secrets_command)
+        of_deploy, of_check = (
+            [*problems_of(host, options, copy, arguments["description"], name, each, self._secrets_step)]
+            for each in (False, check)
+        )
+        problems += of_check
         if problems:
             fields = {"result": "refused", "release": release, "from": host["pointer"].get("SENTRY_RELEASE", "")}
             self.call("record", {"message": " ".join(problems), "fields": {**fields, "by": host_program.who()}})
-        if "app" in (task_vars or {}):  # the commands in the texts need the option as well
-            option = rf"\1 -e app={options['app_name']}"
-            problems = [re.sub(r"(ansible-playbook \w+\.yml)", option, problem) for problem in problems]
         if suspicious := [*suspects(options["app_settings"])]:
             result["warnings"] = [SUSPECT.format(", ".join(suspicious))]
+        if later := [problem for problem in of_deploy if problem not in of_check]:
+            text = completed("\n".join(later), task_vars or {})
+            result["warnings"] = [*result.get("warnings", []), f"A deploy would be refused as things are: {text}"]
         serves = f"{name} serves {release} as {options['app_environment']}, process {PID}"
         message = [serves, *notices(host, options, name)]
         return {
             **result,
             "host": host,
             "release": release,
-            "problems": problems,
+            "problems": [completed(problem, task_vars or {}) for problem in problems],
             "crosses": commands_between(host, options, release, name) if goes_back else "",
             "due": options["app_restart"] or bool(host["unsettled"]),
             "by": by,
-            "success_msg": "\n".join(message),
+            "success_msg": completed("\n".join(message), task_vars or {}),
         }
 
-    def _secrets_command(self) -> str:
-        command: str = self._templar.template(trust_as_template("{{ __app_secrets_command }}"))
-        return command
+    def _secrets_step(self, remedy: str) -> str:
+        step: str = self._templar.template(trust_as_template(f"{{{{ __app_secrets_steps.{remedy} }}}}"))
+        return step

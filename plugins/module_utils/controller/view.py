@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import view_programs
+from .playbook import completed
 
 # From the best to the worst. A `broken` host does not serve its release, or gave no answer.
 LEVELS = ("ok", "look", "broken")
@@ -272,6 +273,13 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def numbers(rows: list[dict[str, Any]]) -> str:
+    """Return in words how many hosts there are, and how many services if a host has several."""
+    count = len({row["host"] for row in rows})
+    hosts = f"{count} host{'s' * (count != 1)}"
+    return hosts if len(rows) == count else f"{len(rows)} services on {hosts}"
+
+
 def table(rows: list[dict[str, Any]], now: datetime, width: int, colored: bool) -> str:
     """Return rows as a table for a terminal of `width` columns, and the notes of all rows below it."""
     file = io.StringIO()
@@ -293,7 +301,7 @@ def table(rows: list[dict[str, Any]], now: datetime, width: int, colored: bool) 
         shown = grid(rows, now, headings)
     counts = summary(rows)
     levels = [f"{count} {WORDS[level]}" for level, count in counts["levels"].items() if count]
-    console.print(Text(f"{counts['hosts']} host{'s' * (counts['hosts'] != 1)}: {', '.join(levels)}", style="bold"))
+    console.print(Text(f"{numbers(rows)}: {', '.join(levels)}", style="bold"))
     console.print()
     console.print(shown)
     if any(programs := [lines(row, now) for row in rows]):
@@ -355,6 +363,7 @@ def page(template: str, rows: list[dict[str, Any]], now: datetime) -> str:
         headings=HEADINGS,
         program_headings=view_programs.HEADINGS,
         summary=summary(rows),
+        numbers=numbers(rows),
         words=WORDS,
         nothing=NOTHING,
         at=now,
@@ -384,8 +393,8 @@ def mixed(rows: list[dict[str, Any]]) -> list[str]:
     return sentences
 
 
-def failure(rows: list[dict[str, Any]], mixture: list[str]) -> str | None:
-    """Return the message if a host is broken or drifts, or an environment has several releases; None otherwise."""
+def failure(rows: list[dict[str, Any]], mixture: list[str]) -> str:
+    """Return the message if a host is broken or drifts, or an environment has several releases; "" otherwise."""
     broken = [row["name"] for row in rows if row["level"] == "broken"]
     drifting = [row["name"] for row in rows if row.get("drift")]
     sentences = [*mixture, "Deploy one: ansible-playbook deploy.yml -e app_release=<sha>"] if mixture else []
@@ -393,7 +402,7 @@ def failure(rows: list[dict[str, Any]], mixture: list[str]) -> str | None:
         sentences.append(f"Broken: {', '.join(broken)}.")
     if drifting:
         sentences.append(f"A deploy would change: {', '.join(drifting)}.")
-    return " ".join(sentences) or None
+    return " ".join(sentences)
 
 
 class StatusAction(ActionBase):
@@ -411,10 +420,10 @@ class StatusAction(ActionBase):
         )
         now = datetime.now(UTC)
         rows = rows_of(arguments["answers"])
-        message = failure(rows, mixed(rows))
+        message = completed(failure(rows, mixed(rows)), task_vars or {})
         if arguments["format"] == "json":
             at = now.isoformat(timespec="seconds")
-            document = {"at": at, "summary": summary(rows), "hosts": rows, "message": message}
+            document = {"at": at, "summary": summary(rows), "hosts": rows, "message": message or None}
             screen = json.dumps(document, indent=2, ensure_ascii=False)
         elif arguments["format"] == "html":
             screen = page(Path(self._find_needle("templates", "status.html.j2")).read_text(), rows, now)

@@ -11,6 +11,7 @@ import json
 import os
 import pwd
 import shlex
+import time
 import uuid
 import zipfile
 from base64 import b64encode
@@ -78,7 +79,17 @@ VERBS: dict[str, dict[str, Any]] = {
         "release": {"type": "str", "required": True},
         "by": {"type": "str", "required": True},
         "wait": {"type": "int", "default": 0},
+        "refuse": {"type": "str", "default": ""},
         "step": {"type": "str", "choices": ["begin", "end"]},
+    },
+    "observe": {
+        "prove": {"type": "bool", "default": False},
+        "seconds": {"type": "int", "default": 0},
+        "by": {"type": "str", "default": "watches"},
+    },
+    "record": {
+        "message": {"type": "str", "required": True},
+        "fields": {"type": "dict", "required": True},
     },
 }
 # These verbs continue when the connection ends, so each runs in a systemd scope of its own. In the scope of the login,
@@ -126,6 +137,8 @@ def templates() -> Environment:
 CODE = program()
 # The ID of this run of a playbook. The verb take_back undoes only a cutover with the same ID.
 RUN = uuid.uuid4().hex
+# When this run began, in seconds since 1970. Errors from before are not those of its release.
+BEGAN = time.time()
 # Stands in `success_msg` for the process that serves.
 PID = "<PID>"
 TEMPLATES = templates()
@@ -239,7 +252,7 @@ class HostProgramAction(ActionBase):
             arguments |= NOTHING if release is None else rendered(self.options(task_vars), release)
         elif verb == "logs":
             arguments |= {"after": "", "wait": 0}
-        elif verb != "shell":
+        elif "by" in arguments:
             arguments["by"] = f"{who()} {arguments['by']}"
         if verb in {"cutover", "take_back"}:
             arguments["run"] = RUN

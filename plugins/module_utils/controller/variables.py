@@ -148,6 +148,7 @@ RULES = {
     "app_threads": least(1),
     "app_user": USER,
     "app_wave_pause": SECONDS,
+    "app_watch_seconds": least(0),
     "app_waves": Rule(
         "for each wave a number of hosts, 1 or more, or a share of all, 1% to 100%",
         matches("[1-9][0-9]*|[1-9][0-9]?%|100%"),
@@ -204,6 +205,9 @@ RUN_WIDE = (
     "app_failed_run",
     "app_unreachable",
     "app_unreachable_max",
+    "app_watch",
+    "app_watch_seconds",
+    "app_watch_force",
     "app_release_command",
     "app_release_command_seconds",
     "app_post_deploy_command",

@@ -93,6 +93,7 @@ def info(
         "layers": layers,
         "served": state.served,
         "commands": state.commands,
+        "refused": state.refused,
         "running": systemd.labels(app.service),
         "unsettled": unsettled(app, systemd, release) if units else "",
         "secrets": secrets.judge(app),

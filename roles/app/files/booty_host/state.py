@@ -11,7 +11,7 @@ from booty_host import HostError
 from booty_host.app import App
 from booty_host.files import read, write_atomically
 
-# The number of commands that a host remembers.
+# The number of commands, and of releases that a watch took back, that a host remembers.
 KEPT = 20
 
 
@@ -25,6 +25,7 @@ class State:
             `id`, `kind`, `release`, `command`, `at` in seconds since 1970, `result` (began, failed, done), and
             `before`, the releases that served before the command ran and not since.
         previous: the texts of release.env and of the units that the last cutover replaced, and that cutover's run.
+        refused: the releases that a watch took back, each with its result; a deploy refuses them until it is forced.
     """
 
     def __init__(
@@ -34,9 +35,10 @@ class State:
         abandoned: dict[str, str],
         previous: dict[str, Any],
         commands: list[dict[str, Any]],
+        refused: dict[str, str] | None = None,
     ) -> None:
         self.path, self.served, self.abandoned, self.previous = app.state, served, abandoned, previous
-        self.commands = commands
+        self.commands, self.refused = commands, refused or {}
 
     @classmethod
     def load(cls, app: App) -> State:
@@ -51,6 +53,7 @@ class State:
                 "abandoned": {},
                 "previous": {},
                 "commands": [],
+                "refused": {},
                 **json.loads(read(app.state) or "{}"),
             }
         except (OSError, ValueError, TypeError):
@@ -61,9 +64,10 @@ class State:
                 "abandoned": dict(abandoned),
                 "previous": dict(previous),
                 "commands": list(commands),
+                "refused": dict(refused),
             }:
                 if all(isinstance(release, str) for release in served):
-                    return cls(app, served, abandoned, previous, commands)
+                    return cls(app, served, abandoned, previous, commands, refused)
         raise HostError(
             f"{app.state} is damaged; it says what this host can go back to. Put a copy of it back. Or remove it: the"
             " host then has nothing to go back to until the next deploy."
@@ -76,16 +80,18 @@ class State:
             "abandoned": self.abandoned,
             "previous": self.previous,
             "commands": self.commands[-KEPT:],
+            "refused": dict([*self.refused.items()][-KEPT:]),
         }
         write_atomically(self.path, json.dumps(fields, indent=1) + "\n")
 
     def serve(self, release: str) -> None:
         """Record that a release serves now."""
-        if self.served[:1] != [release] or release in self.abandoned:
+        if self.served[:1] != [release] or release in {*self.abandoned, *self.refused}:
             for entry in self.commands:
                 entry["before"] = [other for other in entry["before"] if other != release]
             self.served = [release, *(other for other in self.served if other != release)]
             self.abandoned.pop(release, None)
+            self.refused.pop(release, None)
             self.save()
 
     def abandon(self, release: str, reason: str) -> None:

@@ -289,6 +289,8 @@ def _scalar(name: str, spec: dict[str, Any], kind: str, value: Any) -> Any:
             raise ValueError(rule.write)
         value = int(value)
     elif choices := spec.get("choices"):
+        if value is False and "off" in choices:
+            value = "off"  # YAML's word for false
         rule = Rule(f"{', '.join(choices[:-1])} or {choices[-1]}", lambda value: value in choices)
     else:
         # YAML reads `yes` as true and 1.10 as 1.1, so the original text is lost.

@@ -415,11 +415,18 @@ class WatchAction(ActionBase):
             "issues": issues,
             "follows": follows,
             "line": lines[0],
+            "refusal": refusal(issues) if follows == "back" else "",
             "asked": found.asked,
             "seconds": round(found.seconds, 1),
             "msg": message,
             "_ansible_verbose_always": True,
         }
+
+
+def refusal(issues: list[dict[str, Any]]) -> str:
+    """Return why hosts refuse a release from now on, for a message."""
+    errors = "; ".join(f"{each['title']} {each['url']}" for each in issues)
+    return f"a watch on {time.strftime('%Y-%m-%d')} found {errors}"
 
 
 def found_of(fields: dict[str, Any]) -> Found:

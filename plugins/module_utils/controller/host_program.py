@@ -252,6 +252,8 @@ class HostProgramAction(ActionBase):
             arguments |= NOTHING if release is None else rendered(self.options(task_vars), release)
         elif verb == "logs":
             arguments |= {"after": "", "wait": 0}
+        elif verb == "record":
+            arguments["fields"] |= {"run": RUN}
         elif "by" in arguments:
             arguments["by"] = f"{who()} {arguments['by']}"
         if verb in {"cutover", "take_back"}:

@@ -23,6 +23,8 @@ from .trackers import Frame, Issue, Tracker, TrackerError
 
 # The seconds between two looks at the tracker.
 EVERY = 10
+# How often a tracker is asked for its kind.
+TRIES = 3
 # An error of one event may be chance, so the watch goes on, up to so many times its length.
 LONGEST = 2
 # So many requests, or jobs, that met new errors make a release bad.
@@ -367,7 +369,7 @@ class WatchAction(ActionBase):
         try:
             if blind:
                 raise TrackerError(blind)
-            tracker = trackers.of_environment(os.environ)
+            tracker = found_tracker(time.sleep)
         except TrackerError as error:
             return {"found": asdict(Found(blind=str(error))), "issues": [], "reported": []}
         found = watch(
@@ -421,6 +423,18 @@ class WatchAction(ActionBase):
             "msg": message,
             "_ansible_verbose_always": True,
         }
+
+
+def found_tracker(sleep: Callable[[float], None]) -> Tracker:
+    """Return the tracker that the environment names, after a few tries if it does not answer at once."""
+    for left in reversed(range(TRIES)):
+        try:
+            return trackers.of_environment(os.environ)
+        except TrackerError as error:
+            if error.final or not left:
+                raise
+            sleep(EVERY)
+    raise AssertionError("the last try returns or raises")
 
 
 def refusal(issues: list[dict[str, Any]]) -> str:

@@ -91,7 +91,7 @@ def test_a_wave_with_new_errors_goes_back(site: Site, tracker: None) -> None:
         bad = pay(site, 0)
         played = deploy(site, "back")
     assert played.status == 2
-    assert f"watch: bad, {bad} brought a new error, seen" in words(played.output)
+    assert f"watch: bad, {bad} brought a new error, seen" in words(played)
     assert "ZeroDivisionError: integer division or modulo by zero (/pay)" in played.output
     assert f"{site.tracker.url}/issues/issue/" in played.output
     assert re.search(r"booty/routes\.py:\d+ in total", played.output)
@@ -104,8 +104,8 @@ def test_a_wave_with_new_errors_goes_back(site: Site, tracker: None) -> None:
     # It is refused from now on, before anything is touched.
     played = deploy(site, "back")
     assert played.status == 2
-    assert f"{bad} was taken back from {site.host.name}: a watch on" in words(played.output)
-    assert "found ZeroDivisionError" in words(played.output)
+    assert f"{bad} was taken back from {site.host.name}: a watch on" in words(played)
+    assert "found ZeroDivisionError" in words(played)
     assert "Nothing was changed." in played.output
     assert site.health()["release"] == good
 
@@ -163,7 +163,7 @@ def test_never_across_a_release_command(site: Site, tracker: None) -> None:
     with traffic(site, "/buy"):
         played = deploy(site, "back", 10, "-e", '{"app_release_command": ["true"]}')
     assert played.status == 2
-    assert "The wave stays on it, since its release command has run" in words(played.output)
+    assert "The wave stays on it, since its release command has run" in words(played)
     assert site.health()["release"] == bad
 
 
@@ -194,7 +194,7 @@ def test_a_tracker_that_can_not_be_asked_is_blind(
     played = deploy(site, "back", 2)
     assert played.status == 0
     assert "watch: blind, errors of" in played.output
-    assert reason in words(played.output)
+    assert reason in words(played)
     assert recorded(site)["BOOTY_WATCH"] == "blind"
     assert site.play("watch.yml").status == 12
     held = pay(site, 1)
@@ -207,7 +207,7 @@ def test_a_tracker_that_can_not_be_asked_is_blind(
 def test_a_host_that_reports_only_some_errors_is_blind(site: Site, tracker: None) -> None:
     pay(site, 1)
     played = deploy(site, "back", 2, "-e", '{"app_settings": {"SENTRY_SAMPLE_RATE": "0.5"}}')
-    assert "reports only 50% of its errors (sample rate)" in words(played.output)
+    assert "reports only 50% of its errors (sample rate)" in words(played)
     assert recorded(site)["BOOTY_WATCH"] == "blind"
 
 
@@ -216,13 +216,13 @@ def test_a_host_without_a_dsn_and_one_with_a_wrong_key_are_blind(site: Site, tra
     try:
         site.place_secrets("A=b\n")
         pay(site, 1)
-        assert "it reports no errors, since it has no SENTRY_DSN" in words(deploy(site, "back", 2).output)
+        assert "it reports no errors, since it has no SENTRY_DSN" in words(deploy(site, "back", 2))
         key = site.tracker.dsn.partition("//")[2].partition("@")[0]
         site.place_secrets(f"SENTRY_DSN={site.tracker.dsn.replace(key, '0' * 32)}\n")
         pay(site, 1)
         played = deploy(site, "back", 2)
         assert "watch: blind" in played.output
-        assert "refuses the key in SENTRY_DSN" in words(played.output)
+        assert "refuses the key in SENTRY_DSN" in words(played)
     finally:
         site.place_secrets(f"SENTRY_DSN={site.tracker.dsn}\n")
 
@@ -236,11 +236,11 @@ def test_without_a_token_report_is_off_and_back_is_refused(
     played = deploy(site, "report")
     assert played.status == 0
     assert "watch:" not in played.output
-    assert "New errors are not watched: there is no SENTRY_WATCH_TOKEN" in words(played.output)
+    assert "New errors are not watched: there is no SENTRY_WATCH_TOKEN" in words(played)
     sha = pay(site, 1)
     played = deploy(site, "back")
     assert played.status == 2
-    assert "app_watch is back, and the tracker can't be asked" in words(played.output)
+    assert "app_watch is back, and the tracker can't be asked" in words(played)
     assert site.health()["release"] != sha
 
 

@@ -66,7 +66,7 @@ def pay(site: Site, count: int) -> str:
 
 def deploy(site: Site, mode: str, seconds: int = 10, *arguments: str, **variables: str) -> Play:
     """Deploy with a watch."""
-    return site.play("deploy.yml", *arguments, app_watch=mode, app_watch_seconds=str(seconds), **variables)
+    return site.play("deploy.yml", *arguments, on=None, app_watch=mode, app_watch_seconds=str(seconds), **variables)
 
 
 def recorded(site: Site) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import threading
@@ -16,10 +17,12 @@ import pytest
 from tests.conftest import ROUTES, Play, Site, words
 
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+# The tests share a tracker, so each route that fails has a name of its own: its error must be a new one.
+NUMBERS = itertools.count(1)
 PAY = (
     ROUTES
     + """
-@router.get("/pay")
+@router.get("%s")
 async def pay() -> dict[str, int]:
     return {"total": total(%s)}
 def total(count: int) -> int:
@@ -59,9 +62,15 @@ def traffic(site: Site, path: str, pause: float = 0.2) -> Iterator[None]:
         thread.join()
 
 
-def pay(site: Site, count: int) -> str:
+def pay(site: Site, count: int, route: str = "/pay") -> str:
     """Commit a route that fails if the count is 0; return the commit."""
-    return site.release(text=PAY % count + f"# {time.monotonic()}\n")
+    return site.release(text=PAY % (route, count) + f"# {time.monotonic()}\n")
+
+
+@pytest.fixture
+def route() -> str:
+    """Return a route that no other test has."""
+    return f"/pay{next(NUMBERS)}"
 
 
 def deploy(site: Site, mode: str, seconds: int = 10, *arguments: str, **variables: str) -> Play:
@@ -76,9 +85,9 @@ def recorded(site: Site) -> dict[str, str]:
     return record
 
 
-def test_a_wave_with_new_errors_goes_back(site: Site, tracker: None) -> None:
-    good = pay(site, 1)
-    with traffic(site, "/pay", 0.05):
+def test_a_wave_with_new_errors_goes_back(site: Site, tracker: None, route: str) -> None:
+    good = pay(site, 1, route)
+    with traffic(site, route, 0.05):
         played = deploy(site, "back", 3)
         assert played.status == 0, played.output
         assert re.search(
@@ -88,11 +97,11 @@ def test_a_wave_with_new_errors_goes_back(site: Site, tracker: None) -> None:
         assert (record["BOOTY_WATCH"], record["BOOTY_RELEASE"]) == ("clean", good)
         assert record["MESSAGE"].startswith("watch: clean, ")
 
-        bad = pay(site, 0)
+        bad = pay(site, 0, route)
         played = deploy(site, "back")
     assert played.status == 2
     assert f"watch: bad, {bad} brought a new error, seen" in words(played)
-    assert "ZeroDivisionError: integer division or modulo by zero (/pay)" in played.output
+    assert f"ZeroDivisionError: integer division or modulo by zero ({route})" in played.output
     assert f"{site.tracker.url}/issues/issue/" in played.output
     assert re.search(r"booty/routes\.py:\d+ in total", played.output)
     assert f"commit {bad[:7]}" in played.output
@@ -111,11 +120,11 @@ def test_a_wave_with_new_errors_goes_back(site: Site, tracker: None) -> None:
 
 
 @pytest.mark.long
-def test_a_forced_release_stays_and_can_be_rolled_back(site: Site, tracker: None) -> None:
-    good = pay(site, 1)
+def test_a_forced_release_stays_and_can_be_rolled_back(site: Site, tracker: None, route: str) -> None:
+    good = pay(site, 1, route)
     assert deploy(site, "off").status == 0
-    bad = pay(site, 0)
-    with traffic(site, "/pay"):
+    bad = pay(site, 0, route)
+    with traffic(site, route):
         assert deploy(site, "back").status == 2
         forced = deploy(site, "back", 10, "-e", "app_watch_force=true")
         assert forced.status == 2
@@ -139,16 +148,16 @@ def test_a_forced_release_stays_and_can_be_rolled_back(site: Site, tracker: None
 
 
 @pytest.mark.long
-def test_report_and_hold_keep_the_release(site: Site, tracker: None) -> None:
-    pay(site, 1)
+def test_report_and_hold_keep_the_release(site: Site, tracker: None, route: str) -> None:
+    pay(site, 1, route)
     assert deploy(site, "off").status == 0
-    with traffic(site, "/pay"):
-        bad = pay(site, 0)
+    with traffic(site, route):
+        bad = pay(site, 0, route)
         played = deploy(site, "report")
         assert played.status == 0
         assert "back would have taken this wave back" in played.output
         assert site.health()["release"] == bad
-        again = pay(site, 0)
+        again = pay(site, 0, route)
         played = deploy(site, "hold")
         # The same error as before: it did not come with this release.
         assert played.status == 0, played.output
@@ -156,11 +165,11 @@ def test_report_and_hold_keep_the_release(site: Site, tracker: None) -> None:
 
 
 @pytest.mark.long
-def test_never_across_a_release_command(site: Site, tracker: None) -> None:
-    pay(site, 1)
+def test_never_across_a_release_command(site: Site, tracker: None, route: str) -> None:
+    pay(site, 1, route)
     assert deploy(site, "off").status == 0
-    bad = site.release(text=PAY.replace("/pay", "/buy") % 0)
-    with traffic(site, "/buy"):
+    bad = pay(site, 0, route)
+    with traffic(site, route):
         played = deploy(site, "back", 10, "-e", '{"app_release_command": ["true"]}')
     assert played.status == 2
     assert "The wave stays on it, since its release command has run" in words(played)
@@ -249,7 +258,7 @@ def test_a_controller_that_dies_in_a_watch_leaves_the_release(site: Site, tracke
     sha = pay(site, 1)
     run = site.start("deploy.yml", app_watch="back", app_watch_seconds="600")
     deadline = time.monotonic() + 60
-    while "watch" not in site.run("journalctl -t booty-deploy -n 1 -o cat"):
+    while recorded(site).get("BOOTY_RELEASE") != sha:
         assert time.monotonic() < deadline
         time.sleep(0.5)
     run.kill()

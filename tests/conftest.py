@@ -85,6 +85,7 @@ class Repository:
             "app_repository": str(self.path),
             "app_path": "app",
             "app_cache": str(directory / "artifacts"),
+            "app_watch": "off",
         }
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import pwd
 import shlex
+import time
 import uuid
 import zipfile
 from base64 import b64encode
@@ -90,7 +91,17 @@ VERBS: dict[str, dict[str, Any]] = {
         "release": {"type": "str", "required": True},
         "by": {"type": "str", "required": True},
         "wait": {"type": "int", "default": 0},
+        "refuse": {"type": "str", "default": ""},
         "step": {"type": "str", "choices": ["begin", "end"]},
+    },
+    "observe": {
+        "prove": {"type": "bool", "default": False},
+        "seconds": {"type": "int", "default": 0},
+        "by": {"type": "str", "default": "watches"},
+    },
+    "record": {
+        "message": {"type": "str", "required": True},
+        "fields": {"type": "dict", "required": True},
     },
 }
 # These verbs continue when the connection ends, so each runs in a systemd scope of its own. In the scope of the login,
@@ -140,6 +151,8 @@ def templates() -> Environment:
 CODE = program()
 # The ID of this run of a playbook. The verb take_back undoes only a cutover with the same ID.
 RUN = uuid.uuid4().hex
+# When this run began, in seconds since 1970. Errors from before are not those of its release.
+BEGAN = time.time()
 # Stands in `success_msg` for the process that serves.
 PID = "<PID>"
 TEMPLATES = templates()
@@ -264,9 +277,11 @@ class HostProgramAction(ActionBase):
             arguments |= NOTHING if release is None else rendered(self.options(task_vars), release, description)
         elif verb == "logs":
             arguments |= {"after": "", "wait": 0}
+        elif verb == "record":
+            arguments["fields"] |= {"run": RUN}
         elif verb == "shell":
             arguments["again"] = f"{playbook(task_vars or {}, 'run')} -e shell=true"
-        else:
+        elif "by" in arguments:
             arguments["by"] = f"{who()} {arguments['by']}"
         if verb in {"cutover", "take_back"}:
             arguments["run"] = RUN

@@ -13,7 +13,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 
-from . import host_program, programs
+from . import host_program, programs, trackers, watch
 from .build import MACHINES
 from .git import descends
 from .host_program import NOTHING, PID, HostProgramAction
@@ -177,6 +177,21 @@ def not_an_ancestor(host: dict[str, Any], options: dict[str, Any], release: str,
         )
 
 
+def taken_back(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
+    """Yield a problem if a watch took the release back from this host, unless the deploy is forced."""
+    if release in host["refused"] and not options["app_watch_force"]:
+        yield (
+            f"{release} was taken back from {name}: {host['refused'][release]}. Deploy a commit that mends it. Or"
+            " deploy it all the same, and keep it whatever a watch finds: -e app_watch_force=true"
+        )
+
+
+def unwatchable(options: dict[str, Any]) -> Iterator[str]:
+    """Yield a problem if a watch should act, and the tracker can't be asked."""
+    if options["app_watch"] in {"hold", "back"} and (reason := trackers.why_not(os.environ)):
+        yield f"app_watch is {options['app_watch']}, and the tracker can't be asked: {reason}"
+
+
 def no_rollback_target(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
     """Yield a problem if a host does not have the release that it should go back to."""
     if release not in host["releases"]:
@@ -222,8 +237,8 @@ class PreflightAction(HostProgramAction):
         """Return the `problems`, and the host's answer as `host`.
 
         With `host` come the `release`; `due`, whether the cutover has anything to do; `by`, the words for the journal;
-        `crosses`, why a rollback is refused for all hosts; and `success_msg`, the message after a cutover. Without
-        `host` comes `rendered`, the text of the units.
+        `crosses`, why a rollback is refused for all hosts; `watch`, app_watch as it is in force; and `success_msg`, the
+        message after a cutover. Without `host` comes `rendered`, the text of the units.
         """
         result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
         _, arguments = self.validate_argument_spec(
@@ -259,7 +274,11 @@ class PreflightAction(HostProgramAction):
         if goes_back:
             problems = [*no_rollback_target(host, options, release, name)]
         else:
-            problems = [*not_an_ancestor(host, options, release, name)]
+            problems = [
+                *not_an_ancestor(host, options, release, name),
+                *taken_back(host, options, release, name),
+                *unwatchable(options),
+            ]
         # A rollback target has served before, so its manifest is not compared with a description and with Python.
         copy = "" if goes_back else release
         problems += programs.clashes(options, description)
@@ -284,6 +303,7 @@ class PreflightAction(HostProgramAction):
             "release": release,
             "problems": [completed(problem, task_vars or {}) for problem in problems],
             "crosses": commands_between(host, options, release, name) if goes_back else "",
+            "watch": watch.mode_of(options["app_watch"]),
             "due": options["app_restart"] or bool(host["unsettled"]),
             "by": by,
             "success_msg": completed("\n".join(message), task_vars or {}),

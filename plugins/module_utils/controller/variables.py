@@ -154,6 +154,7 @@ RULES = {
     "app_threads": least(1),
     "app_user": USER,
     "app_wave_pause": SECONDS,
+    "app_watch_seconds": least(0),
     "app_waves": Rule(
         "for each wave a number of hosts, 1 or more, or a share of all, 1% to 100%",
         matches("[1-9][0-9]*|[1-9][0-9]?%|100%"),
@@ -221,6 +222,9 @@ RUN_WIDE = (
     "app_failed_run",
     "app_unreachable",
     "app_unreachable_max",
+    "app_watch",
+    "app_watch_seconds",
+    "app_watch_force",
     "app_release_command",
     "app_release_command_seconds",
     "app_post_deploy_command",
@@ -305,6 +309,8 @@ def _scalar(name: str, spec: dict[str, Any], kind: str, value: Any) -> Any:
             raise ValueError(rule.write)
         value = int(value)
     elif choices := spec.get("choices"):
+        if value is False and "off" in choices:
+            value = "off"  # YAML's word for false
         rule = Rule(f"{', '.join(choices[:-1])} or {choices[-1]}", lambda value: value in choices)
     else:
         # YAML reads `yes` as true and 1.10 as 1.1, so the original text is lost.

@@ -143,6 +143,8 @@ def around(app: str, status: dict[str, Any]) -> list[tuple[str, str]]:
     problems += [f"is not as it should be: {each}" for each in status["damaged"]]
     if (last := status["last"]) and not went_well(last):
         problems.append(f"{last['result']} on {last['at']}: {last['message'].splitlines()[0]}")
+    if (watch := status.get("watch")) and (problem := WATCHED.get(watch["result"])):
+        problems.append(problem.format(**watch))
     if status.get("outdated"):
         problems.append("runs a library that an upgrade has replaced on disk: deploy.yml -e app_restart=true")
     problems += view_programs.problems(status)
@@ -230,6 +232,7 @@ def cells(row: dict[str, Any], now: datetime) -> dict[str, tuple[str, bool]]:
         ),
         "previous": (short(row["previous"]) if row["previous"] else NOTHING, False),
         "tracker": tracker_cell(row["tracker"]) if memory else (NOTHING, False),
+        "watch": watch_cell(row.get("watch")),
         "free": (size(row["free"]["bytes"]), row["free"]["share"] < LOW),
         "last result": (f"{last.get('result', 'unknown')}, {ago(last['at'], now)} ago", not went_well(last))
         if last
@@ -245,14 +248,40 @@ def tracker_cell(tracker: dict[str, Any] | None) -> tuple[str, bool]:
     return word, word == "fails"
 
 
+# The notes on a watch, by its result.
+WATCHED = {
+    "bad": "{message}",
+    "blind": "{message}",
+    "cut off": "its watch, begun on {at}, was cut off. To look again: ansible-playbook watch.yml",
+}
+
+
+def watch_cell(watch: dict[str, Any] | None) -> tuple[str, bool]:
+    """Return the cell of the last watch of the release that serves."""
+    if watch is None:
+        return NOTHING, False
+    return "goes on" if watch["result"] == "began" else watch["result"], watch["result"] in WATCHED
+
+
 def went_well(last: dict[str, Any]) -> bool:
     """Return whether the last deploy or rollback succeeded, or is under way and has no result yet."""
     return bool(last.get("result", "switched") == "switched")
 
 
-HEADINGS = ("serves", "for", "on disk", "in memory", "environment", "previous", "tracker", "free", "last result")
+HEADINGS = (
+    "serves",
+    "for",
+    "on disk",
+    "in memory",
+    "environment",
+    "previous",
+    "tracker",
+    "watch",
+    "free",
+    "last result",
+)
 # Columns to drop on a narrow terminal, in this order. The notes have the problems of all columns.
-EXPENDABLE = ("previous", "free", "last result", "tracker", "in memory", "environment")
+EXPENDABLE = ("previous", "free", "last result", "watch", "tracker", "in memory", "environment")
 
 
 def served(row: dict[str, Any]) -> str | None:

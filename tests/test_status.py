@@ -155,7 +155,9 @@ def test_rows_of_several_apps_have_both_names() -> None:
     assert fleet.mixed(rows) == []  # each app has a release of its own
     assert fleet.failure(rows, []) == "Broken: web2. A deploy would change: web1 shop."
     assert fleet.summary(rows)["hosts"] == 2
-    assert fleet.table(rows, NOW, 150, colored=False).startswith("3 services on 2 hosts: 1 in order, 1 to look at, 1 broken\n")
+    assert fleet.table(rows, NOW, 150, colored=False).startswith(
+        "3 services on 2 hosts: 1 in order, 1 to look at, 1 broken\n"
+    )
 
 
 def test_a_broken_or_drifting_host_fails_the_run() -> None:

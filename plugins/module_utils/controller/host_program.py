@@ -267,35 +267,10 @@ class HostProgramAction(ActionBase):
             raise AnsibleActionFail(f"booty.deploy.host_program knows no verb '{verb}', but {', '.join(VERBS)}.")
         common = {"verb": {"type": "str"}, "success_msg": {"type": "str"}}
         _, arguments = self.validate_argument_spec({**common, **VERBS[verb]})
-        message, attached = arguments.pop("success_msg"), b""
+        message = arguments.pop("success_msg")
         del arguments["verb"]
         step, release = arguments.pop("step", None), arguments.get("release")
-        if verb == "info":
-            arguments |= NOTHING
-        elif verb == "status":
-            release, description = arguments.pop("release"), arguments.pop("description")
-            arguments |= NOTHING if release is None else rendered(self.options(task_vars), release, description)
-        elif verb == "logs":
-            arguments |= {"after": "", "wait": 0}
-        elif verb == "record":
-            arguments["fields"] |= {"run": RUN}
-        elif verb == "shell":
-            arguments["again"] = f"{playbook(task_vars or {}, 'run')} -e shell=true"
-        elif "by" in arguments:
-            arguments["by"] = f"{who()} {arguments['by']}"
-        if verb in {"cutover", "take_back"}:
-            arguments["run"] = RUN
-        if verb in {"cutover", "give_up"}:
-            arguments["host"] = (task_vars or {})["inventory_hostname"]
-        if verb == "cutover":
-            brought = arguments.pop("brought")
-            attached = Path(brought["file"]).read_bytes() if brought else b""
-            arguments |= {name: brought.get(name, "") for name in ("dest", "sha256")}
-            options = self.options(task_vars)
-            arguments |= rendered(options, arguments.pop("release"), arguments.pop("description"))
-            arguments |= config_of(options)
-            arguments |= {"process_seconds": options["app_process_seconds"], "restart": options["app_restart"]}
-            arguments["over_ssh"] = self._connection.transport == "ssh"
+        attached = self.complete(verb, arguments, task_vars or {})
         if step == "begin":
             begin(self._task.delegate_to, lambda: self.ask(verb, arguments))
             return result
@@ -310,6 +285,37 @@ class HostProgramAction(ActionBase):
             result["msg"] = "\n".join([*result.get("notices", []), message])
             result["_ansible_verbose_always"] = True
         return result
+
+    def complete(self, verb: str, arguments: dict[str, Any], task_vars: dict[str, Any]) -> bytes:
+        """Add what the host program needs beside a task's arguments; return what is attached to the call."""
+        if verb == "info":
+            arguments |= NOTHING
+        elif verb == "status":
+            release, description = arguments.pop("release"), arguments.pop("description")
+            arguments |= NOTHING if release is None else rendered(self.options(task_vars), release, description)
+        elif verb == "logs":
+            arguments |= {"after": "", "wait": 0}
+        elif verb == "record":
+            arguments["fields"] |= {"run": RUN}
+        elif verb == "shell":
+            arguments["again"] = f"{playbook(task_vars, 'run')} -e shell=true"
+        elif "by" in arguments:
+            arguments["by"] = f"{who()} {arguments['by']}"
+        if verb in {"cutover", "take_back"}:
+            arguments["run"] = RUN
+        if verb in {"cutover", "give_up"}:
+            arguments["host"] = task_vars["inventory_hostname"]
+        if verb == "cutover":
+            brought = arguments.pop("brought")
+            arguments |= {name: brought.get(name, "") for name in ("dest", "sha256")}
+            options = self.options(task_vars)
+            arguments |= rendered(options, arguments.pop("release"), arguments.pop("description"))
+            arguments |= config_of(options)
+            arguments |= {"process_seconds": options["app_process_seconds"], "restart": options["app_restart"]}
+            arguments["over_ssh"] = self._connection.transport == "ssh"
+            if brought:
+                return Path(brought["file"]).read_bytes()
+        return b""
 
     def ask(self, verb: str, arguments: dict[str, Any], attached: bytes = b"") -> dict[str, Any]:
         """Return a host's answer to a call.

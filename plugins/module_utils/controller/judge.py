@@ -310,5 +310,5 @@ class PreflightAction(HostProgramAction):
         }
 
     def _secrets_step(self, remedy: str) -> str:
-        step: str = self._templar.template(trust_as_template(f"{{{{ __app_secrets_steps.{remedy} }}}}"))
-        return step
+        lines: list[str] = self._templar.template(trust_as_template(f"{{{{ __app_secrets_steps.{remedy} }}}}"))
+        return "\n".join(lines)

@@ -16,8 +16,9 @@ import yaml
 
 from sandbox import hosts, machine, network, tracker
 from sandbox.machine import SandboxError
+from tests.conftest import INSTANCE
 
-NAME = "sandbox-test"
+NAME = f"{INSTANCE}-sandbox"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def wanted(release: str = SHA, **variables: Any) -> dict[str, Any]:
     """Return release.env and the units, rendered with the role's defaults and these variables."""
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
     defaults |= {"ansible_managed": "Ansible managed", "app_environment": "staging", "app_telemetry_gate": False}
-    files: dict[str, Any] = host_program.rendered({**defaults, **variables}, release)
+    files: dict[str, Any] = host_program.rendered({**defaults, **variables}, release, {})
     return files
 
 
@@ -181,7 +181,12 @@ def test_the_slice_holds_service_and_candidate_to_one_limit() -> None:
 
 
 # The files and programs that the unit's pause uses, each replaced by one of the test.
-PLACES = {"/run/booty/starts": "starts", "/proc/uptime": "uptime", "/bin/systemctl": "systemctl", "/bin/sleep": "sleep"}
+PLACES = {
+    "/run/booty/%n.starts": "starts",
+    "/proc/uptime": "uptime",
+    "/bin/systemctl": "systemctl",
+    "/bin/sleep": "sleep",
+}
 
 
 def test_the_pauses_between_restarts(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_a_release_on_trial_accepts_jobs_and_runs_none(place):
     candidate = place.service(BOOTY_CANDIDATE="true")
     place.post(candidate, "work", {"name": "a"})
     service = place.service()
-    wait_for(lambda: "end a" in place.lines())
+    wait_for(lambda: "end a" in place.lines() and not place.jobs(service))
     kill(service)
     place.post(candidate, "work", {"name": "b"})
     time.sleep(1)

@@ -25,7 +25,7 @@ from ansible.utils.display import Display
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
-from . import apps, domains, settings
+from . import apps, domains, programs, settings
 
 ROLES = Path(__file__).parents[3] / "roles"
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -136,7 +136,11 @@ RULES = {
             and value not in RESERVED
         ),
     ),
+    "app_packages": Rule(
+        "names of Debian packages, such as libpq5, without versions", matches("[a-z0-9][a-z0-9+.-]*[a-z0-9+.]")
+    ),
     "app_port": PORT,
+    "app_process_seconds": SECONDS,
     "app_release_command_seconds": least(1, "seconds"),
     "app_registration_seconds": least(1, "seconds"),
     "app_start_seconds": least(1, "seconds"),
@@ -150,6 +154,7 @@ RULES = {
     "app_threads": least(1),
     "app_user": USER,
     "app_wave_pause": SECONDS,
+    "app_watch_seconds": least(0),
     "app_waves": Rule(
         "for each wave a number of hosts, 1 or more, or a share of all, 1% to 100%",
         matches("[1-9][0-9]*|[1-9][0-9]?%|100%"),
@@ -182,11 +187,18 @@ NOT_SET = "is not set: write it in the inventory, in group_vars/booty.yml."
 # Variables of earlier versions.
 REPLACED = {"app_module": "is no variable any more: write what the runner serves, such as app_serve: shop.web:app"}
 # Messages do not show these values, because users put secrets into them by mistake.
-HIDDEN = {"app_artifact_url", "app_settings", "app_wave_check"}
+HIDDEN = {"app_artifact_url", "app_build_settings", "app_settings", "app_wave_check"}
 # A shell command may have several lines.
 MULTILINE = {"app_wave_check", "command"}
 # A string for these lists is split at its line ends, because an entry may have commas. Other lists are split at commas.
-BY_LINES = {"host_deploy_keys", "app_release_command", "app_post_deploy_command"}
+BY_LINES = {"host_deploy_keys", "app_build", "app_release_command", "app_post_deploy_command"}
+# Each table with the function that returns its value in its type; the function raises ValueError as `convert` does.
+TABLES: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "app_settings": settings.typed_settings,
+    "app_build_settings": settings.typed_settings,
+    "app_processes": programs.processes,
+    "app_timers": programs.timers,
+}
 # Lists that can't be empty, each with an example.
 NOT_EMPTY = {"app_waves": '["25%", "100%"]'}
 # `run_once` tasks and `serial:` read these variables from one host only, so they must be equal on all hosts of a run.
@@ -201,6 +213,8 @@ RUN_WIDE = (
     "app_lock_groups",
     "app_state_paths",
     "app_dotenv",
+    "app_build",
+    "app_build_settings",
     "app_canary",
     "app_waves",
     "app_wave_pause",
@@ -208,9 +222,15 @@ RUN_WIDE = (
     "app_failed_run",
     "app_unreachable",
     "app_unreachable_max",
+    "app_watch",
+    "app_watch_seconds",
+    "app_watch_force",
     "app_release_command",
     "app_release_command_seconds",
     "app_post_deploy_command",
+    "app_processes",
+    "app_timers",
+    "app_one_host",
     "app_registration",
     "app_registration_required",
     "app_registration_seconds",
@@ -247,7 +267,7 @@ def convert(name: str, value: Any) -> Any:
     """
     spec = spec_of(name)
     if spec["type"] == "dict":
-        return settings.typed_settings(_json(value) if isinstance(value, str) else value)
+        return TABLES[name](_json(value) if isinstance(value, str) else value)
     if spec["type"] != "list":
         return _scalar(name, spec, spec["type"], value)
     if isinstance(value, str):
@@ -289,6 +309,8 @@ def _scalar(name: str, spec: dict[str, Any], kind: str, value: Any) -> Any:
             raise ValueError(rule.write)
         value = int(value)
     elif choices := spec.get("choices"):
+        if value is False and "off" in choices:
+            value = "off"  # YAML's word for false
         rule = Rule(f"{', '.join(choices[:-1])} or {choices[-1]}", lambda value: value in choices)
     else:
         # YAML reads `yes` as true and 1.10 as 1.1, so the original text is lost.

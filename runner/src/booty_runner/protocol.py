@@ -6,6 +6,7 @@ import logging
 import termios
 from typing import Any, cast
 
+from booty_runner import tally
 from booty_runner._vendor import httptools
 from booty_runner._vendor.uvicorn.protocols.http import httptools_impl
 from booty_runner._vendor.uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
@@ -205,6 +206,8 @@ class Protocol(HttpToolsProtocol):
             self.headers[:] = [header for header in self.headers if header[0] != HEADER]
             if self._answer and self._identity.behind_proxy:
                 self.scope["scheme"] = "https"
+        if self.config.counted and not self._answer:
+            tally.requests.add()
 
     def _await_head(self) -> None:
         """Start the head timer after the first byte of a head, or else the keep-alive timer.

@@ -82,6 +82,7 @@ class Sandbox:
             f"HOME={app.var}",
             f"PATH={path}/bin:{SYSTEM_PATH}",
             "PYTHONUNBUFFERED=1",
+            "BOOTY_PROCESS=command",
             *(word.replace("%%", "%") for word in assignments),
         ]
 

@@ -1,4 +1,4 @@
-"""Sentry for any app: whatever SDK an app has and however it starts it, its errors arrive once, as they should."""
+"""Sentry for any app: with each SDK and each way to start it, the tracker gets each error once and complete."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from runner.tests.conftest import ROOT
 from runner.tests.test_telemetry import internal, place
 
 SECRET = "hunter2-planted-secret"
-# The oldest and newest of each interface: errors go to /store/, and to /envelope/; with hubs, and with scopes.
+# The oldest and newest SDK of each interface: /store/ and /envelope/, hubs and scopes.
 SDKS = ["1.5.12", "1.45.1", "2.0.1", "2.75.0"]
 EVERY = ["0.20.0", "0.20.3", "1.0.0", "1.20.0", "2.20.0", *SDKS]
 OLD = pytest.mark.long
@@ -276,7 +276,7 @@ def test_the_gate_refuses_an_app_without_a_client(refused, sdk):
     assert "SENTRY_DSN is not set" in refused(plain(imports=""), SENTRY_DSN="")
 
 
-# --- what else an app sends -----------------------------------------------------------------------------
+# --- messages, transactions and sessions ----------------------------------------------------------------
 
 
 def test_transactions_sessions_and_logs_have_the_label_and_no_secret(serve, tcp, tracker, python_with):
@@ -299,7 +299,7 @@ def test_transactions_sessions_and_logs_have_the_label_and_no_secret(serve, tcp,
     assert not [kind for kind, text in kinds.items() if "9.9" in text or "theirs" in text]
     assert json.loads(kinds["transaction"])["release"] == json.loads(kinds["event"])["release"] == "abc"
     assert json.loads(kinds["sessions"])["attrs"]["release"] == "abc"
-    # What the app itself asks for.
+    # The app itself asks for local variables.
     frame = json.loads(kinds["event"])["exception"]["values"][-1]["stacktrace"]["frames"][-1]
     assert frame["vars"]["mine"] == "'[Filtered]!'"
 
@@ -355,7 +355,7 @@ WHOLE = {
 
         app = Starlette(routes=[Route("/health", health), Mount("/shop", routes=[Route("/fail/{{it}}", fail)])])
         """,
-        "/fail/{it}",  # the SDK leaves out what a Mount adds
+        "/fail/{it}",  # the SDK leaves out the prefix of a Mount
     ),
     "fastapi": (
         ["fastapi"],
@@ -481,7 +481,7 @@ def test_an_error_of_a_whole_app_arrives_once_with_its_route(serve, tcp, tracker
     if sdk is None and init == "init":
         pytest.skip("an app without an SDK can't start it")
     if (kind, init, sdk) == ("quart", "init", "1.45.1"):
-        transaction = "(no route)"  # this SDK's own init does not enable its integration of Quart
+        transaction = "(no route)"  # the init of this SDK does not enable its Quart integration
     code = textwrap.dedent(code).format(init=INITS[init])
     packages = [*requirements, *([f"sentry-sdk=={sdk}"] if sdk else [])]
     service = serve(code, *packages, python_with=python_with)
@@ -501,7 +501,7 @@ def test_an_error_of_a_whole_app_arrives_once_with_its_route(serve, tcp, tracker
     assert [error["exception"]["values"][-1]["value"] for error in errors] == ["no [Filtered]"] * 2
     assert {error["release"] for error in errors} == {"abc"}
     assert {error["transaction"] for error in errors} == {transaction}
-    shown = transaction if transaction[0] in "/(" else ""  # the name of a function is no part of a URL
+    shown = transaction if transaction[0] in "/(" else ""  # a function's name is not part of a URL
     assert {error["request"]["url"] for error in errors} == {f"http://test{shown}"}
     assert SECRET not in json.dumps(tracker.events)
 
@@ -557,7 +557,7 @@ def test_a_script_without_labels_in_its_environment_keeps_its_own(pth, environme
 
 
 def test_the_hook_costs_next_to_nothing_without_an_sdk(python_with):
-    """What the hook imports is what it costs; 5 ms on a slow machine."""
+    """The cost is that of its imports, at most 5 ms on a slow machine."""
     program = (
         "import sys, time; before = set(sys.modules); began = time.process_time(); import booty_runner.hook;"
         "print(time.process_time() - began, *sorted(set(sys.modules) - before))"

@@ -55,7 +55,7 @@ GOOD: dict[str, Any] = {
     "app_processes": {
         "beat": {"command": "celery beat", "count": 1, "stop_signal": "SIGINT", "stop_seconds": 5, "one_host": True}
     },
-    "app_timers": {"nightly": {"command": "echo 'it, too'", "schedule": "Mon 03:00", "one_host": True}},
+    "app_timers": {"nightly": {"command": "echo it, too", "schedule": "Mon 03:00", "one_host": True}},
     "process": "worker", "command": "echo a\necho b", "since": "10min",
 }  # fmt: skip
 
@@ -104,7 +104,9 @@ def test_a_good_value_means_the_same_in_every_form(name: str) -> None:
         separator = "\n" if name in variables.BY_LINES else ","
         forms = [value, tuple(value), separator.join(map(str, value)), json.dumps(value), [*map(str, value)]]
     elif kind == "dict":
-        forms = [value, json.dumps(value), {**value, "DEBUG": False}]
+        forms = [value, json.dumps(value)]
+        if "DEBUG" in value:
+            forms.append({**value, "DEBUG": False})
     for form in forms:
         assert variables.convert(name, form) == value, form
         assert type(variables.convert(name, form)) is type(value)

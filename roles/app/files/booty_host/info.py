@@ -6,6 +6,7 @@ import platform
 import pwd
 import re
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -45,8 +46,25 @@ def user_id(name: str) -> int | None:
         return None
 
 
+def lacking(packages: list[str]) -> list[str]:
+    """Return those Debian packages that are neither installed nor provided by an installed one."""
+    if not packages:
+        return []
+    query = ["dpkg-query", "--show", "--showformat=${db:Status-Abbrev} ${Package}, ${Provides}\n"]
+    lines = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
+    installed = {name for line in lines if line.startswith("ii ") for name in re.split("[ ,]+", line)}
+    return [name for name in packages if name not in installed]
+
+
 def info(
-    app: App, user: str, pointer: str, units: dict[str, str], check: bool, by: str = "", wait: int = 0
+    app: App,
+    user: str,
+    pointer: str,
+    units: dict[str, str],
+    check: bool,
+    by: str = "",
+    wait: int = 0,
+    packages: list[str] | None = None,
 ) -> dict[str, Any]:
     """Return everything as `host`, each part under the name that the tasks use.
 
@@ -58,6 +76,7 @@ def info(
         check: whether no run follows; then the call waits for no other run, and leaves no note.
         by: who asks and for what; the note for other runs if the host is in order.
         wait: how long to wait while another run holds the app's deploy lock, in seconds.
+        packages: Debian packages that the release needs.
 
     Raises:
         HostError: another run still holds the lock.
@@ -81,6 +100,7 @@ def info(
         "clock": time.time(),
         "free": shutil.disk_usage(app.opt if app.opt.is_dir() else "/").free,
         "lets_in": lets_in(),
+        "lacks": lacking(packages or []),
         "proxy": (app.unit_files / "booty-front.socket").exists(),
         "state_owner": owner(app.var),
         "port_taken": sockets.takers(app, *release.address) if units else "",
@@ -94,6 +114,7 @@ def info(
         "layers": layers,
         "served": state.served,
         "commands": state.commands,
+        "refused": state.refused,
         "running": systemd.labels(app.service),
         "places": state.places,
         "problems": programs.problems(app, release),

@@ -82,7 +82,7 @@ def test_dependencies_and_runner_are_in_layers_of_their_own(repository: Reposito
             "post_deploy_command": [],
             "build": [],
             "build_settings": [],
-            "build_values": "",
+            "build_settings_hash": "",
             "found": [
                 "serves booty.main:create_app() ([tool.booty] in pyproject.toml)",
                 "lock: requirements.txt, with hashes",

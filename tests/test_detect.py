@@ -270,7 +270,7 @@ def test_the_inventory_overrides_the_commit_which_overrides_detection(tmp_path: 
         "post_deploy_command": [],
         "build": [],
         "build_settings": [],
-        "build_values": "",
+        "build_settings_hash": "",
         "found": [
             "serves a:b (booty.toml)",
             "lock: requirements.txt, with hashes",

@@ -59,8 +59,8 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
     Returns:
         `path`, `serve`, `import_paths`, `health` (`path` and `host`), `state_paths`, `lock` (relative to the app's
         folder; "" without one), `extras`, `groups`, `dotenv`, the lists `release_command` and `post_deploy_command`,
-        `build`, the commands of the build; `build_settings`, the names of their settings, and `build_values`, a hash of
-        the values, which may be secrets; and `found`, a sentence for each detection.
+        `build`, the commands of the build; `build_settings`, the names of their settings; `build_settings_hash`, a hash
+        of the values, which may be secrets; and `found`, a sentence for each detection.
 
     Raises:
         BuildError: the description can't be made; the message has the line to write.
@@ -120,7 +120,7 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         "post_deploy_command": values["post_deploy_command"],
         "build": commands,
         "build_settings": sorted(settings),
-        "build_values": key(json.dumps(settings, sort_keys=True)) if settings else "",
+        "build_settings_hash": key(json.dumps(settings, sort_keys=True)) if settings else "",
         "found": found,
     }
 

@@ -294,7 +294,6 @@ def test_a_proof_in_another_project_is_blind(server: Sentry) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        ({"faults": ["tracker: the tracker at t:1 refuses the key in SENTRY_DSN (403)"]}, {}, "refuses the key"),
         ({"faults": ["clock: it is 900 s behind the tracker's"]}, {}, "900 s behind"),
         ({"sampled": 0.25}, {}, "reports only 25% of its errors"),
         ({"proof": None}, {}, "sent no event as a proof"),
@@ -307,6 +306,14 @@ def test_a_host_whose_errors_may_not_arrive_is_blind(before: dict[str, Any], aft
     result, sentence = verdict(Found(), {"web1": answer(**before)}, **after)
     assert result == "blind"
     assert words in sentence
+
+
+def test_a_tracker_that_refuses_the_proof_is_blind_and_one_that_is_late_is_not() -> None:
+    hosts = {"web1": answer(faults=["tracker: the tracker at t:1 is not reached: no answer within 5 s"])}
+    assert "no answer within 5 s" in verdict(Found(unseen={"web1": "0" * 32}), hosts)[1]
+    assert verdict(Found(), hosts)[0] == "clean"
+    # Without the tracker's word nothing is known.
+    assert verdict(Found(blind="it is down"), hosts)[0] == "blind"
 
 
 def test_a_host_that_is_gone_is_blind() -> None:

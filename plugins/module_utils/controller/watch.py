@@ -194,7 +194,9 @@ def blindness(found: Found, before: Mapping[str, Any], after: Mapping[str, Any])
         own = answer["observed"]
         if not own["proof"] and not own["faults"]:
             reasons.append(f"{host} sent no event as a proof")
-        reasons += [f"{host}: {fault}" for fault in own["faults"]]
+        # A tracker that answered late has the proof all the same.
+        arrived = own["proof"] and not found.blind and host not in found.unseen
+        reasons += [f"{host}: {fault}" for fault in own["faults"] if not (arrived and fault.startswith("tracker: "))]
         if own["sampled"] is not None and own["sampled"] < 1:
             reasons.append(f"{host} reports only {own['sampled']:.0%} of its errors (sample rate)")
         end = after.get(host, {}).get("observed")
@@ -357,7 +359,7 @@ class WatchAction(ActionBase):
     def look(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Ask the tracker until the time is over, and return everything that the message needs."""
         answers = {host: answer["observed"] for host, answer in arguments["hosts"].items() if "observed" in answer}
-        proofs = {host: own["proof"] for host, own in answers.items() if own["proof"] and not own["faults"]}
+        proofs = {host: own["proof"] for host, own in answers.items() if own["proof"]}
         environments = sorted({own["environment"] for own in answers.values() if own["environment"]})
         release, before, since, at_once = arguments["release"], arguments["before"], BEGAN, False
         blind = trackers.why_not(os.environ)

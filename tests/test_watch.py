@@ -5,16 +5,22 @@ tests/test_watch_host.py has the tests with a real Bugsink and real hosts.
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.booty.deploy.plugins.module_utils.controller import trackers
+from ansible_collections.booty.deploy.plugins.module_utils.controller import judge, trackers
 from ansible_collections.booty.deploy.plugins.module_utils.controller import watch as watching
 from ansible_collections.booty.deploy.plugins.module_utils.controller.trackers import Event, Issue, TrackerError
 from ansible_collections.booty.deploy.plugins.module_utils.controller.watch import Found
+
+from booty_host import status
+from booty_host.app import App
+from booty_host.state import State
 
 from tests.conftest import Repository
 from tests.sentry import TOKEN, Sentry, sentry
@@ -340,6 +346,51 @@ def test_a_tracker_that_is_slow_to_show_events_is_waited_for(server: Sentry) -> 
     )
     # The proof took 60 s, so the watch goes on for as long, to see what was raised at its end.
     assert (found.state, found.seconds) == ("bad", 350)
+
+
+# The host
+
+
+def test_the_last_watch_of_the_release_that_serves() -> None:
+    def record(**fields: str) -> str:
+        named = {f"BOOTY_{name.upper()}": value for name, value in fields.items()}
+        return json.dumps({"__REALTIME_TIMESTAMP": "1764000000000000", "MESSAGE": "m", **named})
+
+    began, ended = record(watch="began", release=NEW, until="100"), record(watch="bad", release=NEW)
+    at = "2025-11-24T16:00:00+00:00"
+    assert status.watch("", NEW, 0) is None
+    assert status.watch(record(watch="bad", release=OLD), NEW, 0) is None
+    assert status.watch(f"{record(result='switched')}\n{began}", NEW, 99) == {
+        "result": "began",
+        "message": "m",
+        "at": at,
+    }
+    assert status.watch(began, NEW, 101) == {"result": "cut off", "message": "m", "at": at}
+    assert status.watch(f"{ended}\n{began}", NEW, 101) == {"result": "bad", "message": "m", "at": at}
+
+
+def test_a_release_that_was_taken_back_is_refused_until_it_serves(tmp_path: Path) -> None:
+    app = App("shop", tmp_path)
+    app.opt.mkdir(parents=True)
+    state = State(app, [OLD], {}, {}, [])
+    state.refused[NEW] = "a watch found ValueError"
+    state.save()
+    host = {"refused": State.load(app).refused}
+    (problem,) = judge.taken_back(host, {"app_watch_force": False}, NEW, "web1")
+    assert "was taken back from web1: a watch found ValueError." in problem
+    assert [*judge.taken_back(host, {"app_watch_force": True}, NEW, "web1")] == []
+    State.load(app).serve(NEW)
+    assert State.load(app).refused == {}
+
+
+def test_a_watch_that_should_act_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [*judge.unwatchable({"app_watch": "report"})] == []
+    (problem,) = judge.unwatchable({"app_watch": "back"})
+    assert problem.startswith("app_watch is back, and the tracker can't be asked: there is no SENTRY_WATCH_TOKEN")
+    assert watching.mode_of("report") == "off"
+    monkeypatch.setenv("SENTRY_WATCH_TOKEN", "x")
+    assert [*judge.unwatchable({"app_watch": "back"})] == []
+    assert watching.mode_of("report") == "report"
 
 
 # The tokens

@@ -17,7 +17,6 @@ from ansible_collections.booty.deploy.plugins.module_utils.controller import jud
 from ansible_collections.booty.deploy.plugins.module_utils.controller import watch as watching
 from ansible_collections.booty.deploy.plugins.module_utils.controller.trackers import Event, Issue, TrackerError
 from ansible_collections.booty.deploy.plugins.module_utils.controller.watch import Found
-
 from booty_host import status
 from booty_host.app import App
 from booty_host.state import State

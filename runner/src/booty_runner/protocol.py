@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from booty_runner import tally
 from booty_runner._vendor import httptools
+from booty_runner._vendor.uvicorn.protocols.http import httptools_impl
 from booty_runner._vendor.uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from booty_runner._vendor.uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
@@ -31,6 +32,24 @@ LINGER_SECONDS = 2
 
 class _HeadTooLarge(httptools.HttpParserError):
     pass
+
+
+class Cycle(RequestResponseCycle):
+    """uvicorn's request and response; a head that can't be sent is answered with 500, as nothing of it was sent."""
+
+    async def send(self, message: Any) -> None:
+        """Send a part of the response."""
+        begins = not self.response_started
+        try:
+            await super().send(message)
+        except Exception:
+            if begins:
+                self.response_started, self.chunked_encoding, self.expected_content_length = False, None, 0
+            raise
+
+
+# uvicorn's protocol makes each request by this name.
+httptools_impl.RequestResponseCycle = Cycle  # type: ignore[misc]
 
 
 class Protocol(HttpToolsProtocol):

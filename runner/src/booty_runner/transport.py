@@ -155,7 +155,7 @@ class Watch:
     def _clean(self, event: Event) -> Event:
         event, hold, request = {**event, **labels()}, holding.get(), current_request.get()
         own = event.get("transaction") or (hold.moment if hold else "")
-        if name := transaction.get() or own:
+        if name := transaction.get() or own or os.environ.get("BOOTY_PROCESS"):
             event |= {"transaction": name}
         headers = frozenset(name.strip().lower() for name in current().booty_telemetry_headers.split(","))
         return clean(event, self._redactor_of_now(), headers, request and request(), self._bodies)

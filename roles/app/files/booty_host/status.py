@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from booty_host import HostError, lease
+from booty_host import HostError, lease, programs
 from booty_host.app import App, installed
 from booty_host.files import directories, parse_assignments, parse_pointer, read
 from booty_host.observe import ask_internal
 from booty_host.processes import labels, outdated, run
+from booty_host.programs import Programs
 from booty_host.release import Release, ask_installed, labels_on_disk, manifest, unsettled
 from booty_host.state import State
 from booty_host.systemd import Systemd
@@ -75,9 +76,11 @@ def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
     ]
     journal = run(*JOURNAL, f"BOOTY_APP={app.name}").stdout
     try:
-        served = State.load(app).served
+        state = State.load(app)
+        served, places = state.served, state.places
     except HostError as error:
-        served, damaged = [], [str(error), *damaged]
+        served, places, damaged = [], {}, [str(error), *damaged]
+    here = {name for name, place in places.items() if place["here"]}
     return {
         "ready": app.releases.is_dir() and app.etc.is_dir(),
         "service": service.get("ActiveState", "unknown"),
@@ -92,6 +95,7 @@ def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
         "damaged": damaged,
         "outdated": bool(running) and outdated(app.root, int(service["MainPID"])),
         "tracker": tracker(app) if running else None,
+        "programs": programs_of(app, systemd, places),
         "previous": next((name for name in served if name != serving and (app.releases / name).is_dir()), None),
         "candidate": None
         if candidate.get("ActiveState") in {"inactive", "failed"}
@@ -101,14 +105,68 @@ def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
         "free": free(app.opt if app.opt.is_dir() else Path("/")),
         "last": last(journal),
         "watch": watch(journal, serving, time.time()),
-        "drift": drift(app, systemd, Release(app, pointer, units)) if units else None,
+        "drift": drift(app, systemd, Release(app, pointer, units), here) if units else None,
     }
 
 
 def show(systemd: Systemd, name: str) -> dict[str, str]:
     """Return the state of a unit, with its times as seconds since 1970."""
-    properties = "ActiveState,MainPID,ExecMainStartTimestamp,StatusText,NRestarts"
+    properties = "ActiveState,MainPID,ExecMainStartTimestamp,StatusText,NRestarts,InvocationID"
     return parse_assignments(systemd.show(name, "--timestamp=unix", f"--property={properties}"))
+
+
+def programs_of(app: App, systemd: Systemd, places: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the processes and timers of the installed units.
+
+    Args:
+        app: the app.
+        systemd: the host's.
+        places: as in `State.places`.
+
+    Returns:
+        for each its `name`, `kind` (process or timer), `host` (the one that has it alone, or None), and `here`, whether
+        it runs on this host; for a process `count`, and `instances`, each with `unit`, `state`, `release`, `since` and
+        `restarts`; for a timer `active`, `next`, `last`, `result`, and `release`, that of a run that is under way.
+    """
+    units, answer = programs.on_disk(app), []
+    for unit, text in units.items():
+        name, fields = programs.name_of(app, unit), programs.fields(text)
+        place = places.get(name, {"host": "", "here": False}) if fields["OneHost"] == "yes" else {"host": None}
+        entry = {"name": name, "host": place["host"], "here": place.get("here", True)}
+        if unit.endswith(".timer"):
+            timer, service = systemd.timer(unit), show(systemd, f"{app.name}-{name}.service")
+            under_way = service.get("ActiveState") in {"active", "activating", "deactivating"}
+            answer.append(
+                {
+                    **entry,
+                    "kind": "timer",
+                    "active": bool(timer.get("next")),
+                    "next": moment(timer["next"] / 1_000_000) if timer.get("next") else None,
+                    **last_run(f"{app.name}-{name}.service"),
+                    "release": programs.labels(app, f"{app.name}-{name}.service", service).get("SENTRY_RELEASE")
+                    if under_way
+                    else None,
+                }
+            )
+        elif unit.endswith("@.service"):
+            at_boot = programs.linked(app, unit)
+            names = sorted({*systemd.loaded(unit.replace("@.", "@*.")), *at_boot}, key=programs.number)
+            states = {name: show(systemd, name) for name in names}
+            instances = [
+                {
+                    "unit": name,
+                    "state": "ending" if state["ActiveState"] == "deactivating" else state["ActiveState"],
+                    "release": programs.labels(app, name, state).get("SENTRY_RELEASE"),
+                    "since": since(state["ExecMainStartTimestamp"]),
+                    "restarts": int(state["NRestarts"] or 0),
+                }
+                for name, state in states.items()
+                # One that has ended and does not start at boot is of an earlier release.
+                if state["ActiveState"] not in programs.STOPPED or name in at_boot
+            ]
+            count = int(fields["Count"]) if entry["here"] else 0
+            answer.append({**entry, "kind": "process", "count": count, "instances": instances})
+    return answer
 
 
 def since(timestamp: str) -> str | None:
@@ -186,6 +244,15 @@ def named(record: dict[str, Any]) -> dict[str, Any]:
     return {**fields, "at": moment(int(record["__REALTIME_TIMESTAMP"]) / 1_000_000)}
 
 
+def last_run(unit: str) -> dict[str, Any]:
+    """Return the end of a timer's `last` run and its `result`, by the journal: systemd forgets it at a reboot."""
+    options = ("--lines=1", "--quiet", "--no-pager", "--output=json", "--output-fields=JOB_RESULT")
+    text = run("journalctl", *options, f"UNIT={unit}", "JOB_TYPE=start").stdout
+    record = json.loads(text or "{}")
+    at = moment(int(record["__REALTIME_TIMESTAMP"]) / 1_000_000) if record else None
+    return {"last": at, "result": record.get("JOB_RESULT", "")}
+
+
 def watch(journal: str, release: str | None, now: float) -> dict[str, Any] | None:
     """Return how the last watch of a release ended, as `result`, `message` and `at`; None if it was not watched.
 
@@ -205,7 +272,7 @@ def watch(journal: str, release: str | None, now: float) -> dict[str, Any] | Non
     return None
 
 
-def drift(app: App, systemd: Systemd, release: Release) -> list[str]:
+def drift(app: App, systemd: Systemd, release: Release, here: set[str]) -> list[str]:
     """Name everything that a deploy of a release would change on the host."""
     on_disk = labels_on_disk(app)
     words = {"SENTRY_RELEASE": "release", "SENTRY_ENVIRONMENT": "environment", "BOOTY_CONFIG_DIR": "app_config_dir"}
@@ -218,4 +285,6 @@ def drift(app: App, systemd: Systemd, release: Release) -> list[str]:
     for name, text in release.units.items():
         if (installed := read(app.unit_files / name)) != text and name != app.candidate:
             changes.append(f"{name} {'differs' if installed else 'is not there'}")
-    return changes or [change for change in [unsettled(app, systemd, release)] if change]
+    changes += [f"{name} is left over" for name in programs.on_disk(app) if name not in release.units]
+    problem = unsettled(app, systemd, release) or Programs(app, systemd).unsettled(release, here)
+    return changes or [change for change in [problem] if change]

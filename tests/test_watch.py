@@ -371,8 +371,7 @@ def test_the_last_watch_of_the_release_that_serves() -> None:
 def test_a_release_that_was_taken_back_is_refused_until_it_serves(tmp_path: Path) -> None:
     app = App("shop", tmp_path)
     app.opt.mkdir(parents=True)
-    state = State(app, [OLD], {}, {}, [])
-    state.refused[NEW] = "a watch found ValueError"
+    state = State(app, [OLD], {}, {}, [], {}, {NEW: "a watch found ValueError"})
     state.save()
     host = {"refused": State.load(app).refused}
     (problem,) = judge.taken_back(host, {"app_watch_force": False}, NEW, "web1")

@@ -316,7 +316,8 @@ def test_a_host_whose_errors_may_not_arrive_is_blind(before: dict[str, Any], aft
 def test_a_tracker_that_refuses_the_proof_is_blind_and_one_that_is_late_is_not() -> None:
     hosts = {"web1": answer(faults=["tracker: the tracker at t:1 is not reached: no answer within 5 s"])}
     assert "no answer within 5 s" in verdict(Found(unseen={"web1": "0" * 32}), hosts)[1]
-    assert verdict(Found(), hosts)[0] == "clean"
+    assert verdict(Found(), hosts, lost=1)[0] == "clean"
+    assert "lost 1 event" in verdict(Found(), hosts, lost=2)[1]
     # Without the tracker's word nothing is known.
     assert verdict(Found(blind="it is down"), hosts)[0] == "blind"
 

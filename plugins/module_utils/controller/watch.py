@@ -194,9 +194,12 @@ def blindness(found: Found, before: Mapping[str, Any], after: Mapping[str, Any])
         own = answer["observed"]
         if not own["proof"] and not own["faults"]:
             reasons.append(f"{host} sent no event as a proof")
-        # A tracker that answered late has the proof all the same.
-        arrived = own["proof"] and not found.blind and host not in found.unseen
-        reasons += [f"{host}: {fault}" for fault in own["faults"] if not (arrived and fault.startswith("tracker: "))]
+        faults = own["faults"]
+        if own["proof"] and not found.blind and host not in found.unseen:
+            # A tracker that did not answer in time has the proof all the same.
+            faults = [fault for fault in faults if not fault.startswith("tracker: ")]
+        late = len(own["faults"]) - len(faults)
+        reasons += [f"{host}: {fault}" for fault in faults]
         if own["sampled"] is not None and own["sampled"] < 1:
             reasons.append(f"{host} reports only {own['sampled']:.0%} of its errors (sample rate)")
         end = after.get(host, {}).get("observed")
@@ -205,7 +208,9 @@ def blindness(found: Found, before: Mapping[str, Any], after: Mapping[str, Any])
             continue
         # The answer at the end has no proof, so only new faults are added.
         reasons += [f"{host}: {fault}" for fault in end["faults"] if fault not in own["faults"]]
-        if lost := end["lost"] - (own["lost"] if end["pid"] == own["pid"] else 0):
+        # The client has counted a proof that was late as lost.
+        lost = end["lost"] - (own["lost"] if end["pid"] == own["pid"] else 0) - late
+        if lost > 0:
             reasons.append(f"{host} lost {lost} event{'s' * (lost > 1)} on the way to the tracker")
     if not found.blind:
         reasons += [

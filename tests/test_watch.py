@@ -179,6 +179,18 @@ def test_one_request_that_fails_is_not(server: Sentry) -> None:
     assert verdict(found)[1].startswith("one new error, not repeated, in 412 requests: fewer than 1.1 % fail")
 
 
+def test_a_flood_of_one_request_hides_no_other(server: Sentry) -> None:
+    clock = Clock()
+
+    def flood(request: str) -> None:
+        for _ in range(20):
+            server.add(NEW, request=request)
+
+    clock.events = [(10 * n, lambda n=n: flood(f"r{n}")) for n in range(1, 5)]
+    found = look(server, clock, share=0.25)
+    assert (found.state, found.seconds) == ("bad", 40)
+
+
 def test_warnings_and_deliberate_errors_are_left_out(server: Sentry) -> None:
     for _ in range(2):
         server.add(NEW, level="warning")

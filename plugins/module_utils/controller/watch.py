@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from . import trackers
 from .git import git
 from .host_program import BEGAN
 from .process import BuildError
-from .trackers import Frame, Issue, Tracker, TrackerError
+from .trackers import Event, Frame, Issue, Tracker, TrackerError
 
 # The seconds between two looks at the tracker.
 EVERY = 10
@@ -154,9 +154,16 @@ def watch(
     """
     found = Found(unseen={**proofs})
     began, late = clock(), 0.0
+    # The events of each issue that any look has shown: one request of a flood may fill the newest ones.
+    events: dict[str, dict[str, Event]] = {}
     while True:
         try:
-            issues = [(each, name) for name in environments for each in tracker.issues(release, name, since)]
+            issues = []
+            for name in environments:
+                for each in tracker.issues(release, name, since):
+                    newest = {event.id: event for event in each.events}
+                    events[each.id] = newest | events.get(each.id, {})
+                    issues.append((replace(each, events=(*events[each.id].values(),)), name))
             sorted_out = [sort_out(tracker, [each], release, name) for each, name in issues]
             found.new = [issue for new, _ in sorted_out for issue in new]
             found.reported = [pair for _, reported in sorted_out for pair in reported]

@@ -89,7 +89,7 @@ def recorded(site: Site) -> dict[str, str]:
 
 def test_a_wave_with_new_errors_goes_back(site: Site, tracker: None, route: str) -> None:
     good = pay(site, 1, route)
-    with traffic(site, route, 0):
+    with traffic(site, route, 0.02):
         played = deploy(site, "back", 5)
         assert played.status == 0, played.output
         line = r"watch: clean, no new errors in \d+ requests: fewer than \S+ % fail, 95 % sure"

@@ -199,9 +199,9 @@ class PreflightAction(HostProgramAction):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the `problems`, and the host's answer as `host`.
 
-        With `host` come the `release`; `due`, whether the cutover has anything to do; `by`, the words for the journal;
-        `crosses`, why a rollback is refused for all hosts; and `success_msg`, the message after a cutover. Without
-        `host` comes `rendered`, the text of the units.
+        With `host` come the `release`; the host's `environment`; `due`, whether the cutover has anything to do; `by`,
+        the words for the journal; `crosses`, why a rollback is refused for all hosts; and `success_msg`, the message
+        after a cutover. Without `host` comes `rendered`, the text of the units.
         """
         result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
         _, arguments = self.validate_argument_spec(
@@ -247,6 +247,7 @@ class PreflightAction(HostProgramAction):
             **result,
             "host": host,
             "release": release,
+            "environment": options["app_environment"],
             "problems": problems,
             "crosses": commands_between(host, options, release, name) if goes_back else "",
             "due": options["app_restart"] or bool(host["unsettled"]),

@@ -57,7 +57,7 @@ STATES = {
 }
 INDENT = " " * 11
 # The verbs whose failures a screen of all hosts shows.
-SHOWN_LATER = {"status", "logs"}
+SHOWN_LATER = {"status", "logs", "history"}
 # The actions that write their own lines.
 LIVE = {"booty.deploy.follow", "booty.deploy.command"}
 

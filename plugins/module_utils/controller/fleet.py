@@ -17,6 +17,7 @@ class Fleet(TypedDict):
         cutovers: the results of the verb cutover, by host.
         statuses: the results of the verb status, by host; or that of booty.deploy.resolve, which failed.
         logs: the results of the verb logs, by host.
+        histories: the results of the verb history, by host.
         commands: the records of the commands that ran, as hosts know them and as this run made them, the newest last.
         first: the host that runs the commands of the release: the first one that answered; "" without one.
         due: whether a host has a cutover to do.
@@ -32,6 +33,7 @@ class Fleet(TypedDict):
     cutovers: dict[str, dict[str, Any]]
     statuses: dict[str, dict[str, Any]]
     logs: dict[str, dict[str, Any]]
+    histories: dict[str, dict[str, Any]]
     commands: list[dict[str, Any]]
     first: str
     due: bool
@@ -61,6 +63,7 @@ def fleet(context: Context, hosts: Iterable[str]) -> Fleet:
         "cutovers": cutovers,
         "statuses": {host: values.get("__app_status", resolved) for host, values in variables.items()},
         "logs": {host: values.get("__app_logs", {}) for host, values in variables.items()},
+        "histories": {host: values.get("__app_history", {}) for host, values in variables.items()},
         "commands": records([answer.get("host", {}).get("commands", []) for answer in answers.values()], commands),
         "first": next((host for host, answer in answers.items() if "host" in answer), ""),
         "due": any(answer.get("due") for answer in answers.values()),

@@ -69,6 +69,11 @@ VERBS: dict[str, dict[str, Any]] = {
         "since": {"type": "str", "default": ""},
         "process": {"type": "str", "default": ""},
     },
+    "history": {
+        "lines": {"type": "int", "required": True},
+        "since": {"type": "str", "default": ""},
+        "every": {"type": "bool", "default": False},
+    },
     "remove": {
         "by": {"type": "str", "required": True},
         "wait": {"type": "int", "default": 0},
@@ -239,7 +244,7 @@ class HostProgramAction(ActionBase):
             arguments |= NOTHING if release is None else rendered(self.options(task_vars), release)
         elif verb == "logs":
             arguments |= {"after": "", "wait": 0}
-        elif verb != "shell":
+        elif verb not in {"shell", "history"}:
             arguments["by"] = f"{who()} {arguments['by']}"
         if verb in {"cutover", "take_back"}:
             arguments["run"] = RUN

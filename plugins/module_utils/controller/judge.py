@@ -235,7 +235,8 @@ class PreflightAction(HostProgramAction):
         problems += problems_of(host, options, copy, arguments["description"], name, check, self._secrets_command)
         if problems:
             fields = {"result": "refused", "release": release, "from": host["pointer"].get("SENTRY_RELEASE", "")}
-            self.call("record", {"message": " ".join(problems), "fields": {**fields, "by": host_program.who()}})
+            fields |= {"by": f"{host_program.who()} {by}", "run": host_program.RUN}
+            self.call("record", {"message": " ".join(problems), "fields": fields})
         if "app" in (task_vars or {}):  # the commands in the texts need the option as well
             option = rf"\1 -e app={options['app_name']}"
             problems = [re.sub(r"(ansible-playbook \w+\.yml)", option, problem) for problem in problems]

@@ -95,14 +95,18 @@ class Run:
 
     def result(self) -> str:
         """Return in one or two words what the hosts serve when the run has ended."""
-        states = {self.states.get(host, "untouched") for host in self.due()}
-        if states & {"under way", "unreachable"}:
-            return "unknown"
-        if states == {"switched"}:
-            return "switched"
-        if "switched" in states:
-            return "mixed"
-        return "went back" if states & {"went back", "taken back"} else "not switched"
+        return outcome({self.states.get(host, "untouched") for host in self.due()})
+
+
+def outcome(states: set[str]) -> str:
+    """Return in one or two words what hosts with these states serve."""
+    if states & {"under way", "unreachable"}:
+        return "unknown"
+    if states == {"switched"}:
+        return "switched"
+    if "switched" in states:
+        return "mixed"
+    return "went back" if states & {"went back", "taken back"} else "not switched"
 
 
 def document(run: Run, event: str) -> dict[str, Any]:

@@ -102,6 +102,9 @@ def cutover(
         if refusal := changed_since(app, seen, release.sha, by):
             return refusal
         config.stage(app, release.labels, files, user)
+        # history.yml takes a cutover without a result for one that was cut off.
+        fields = {"release": release.sha, "from": seen["release"], "by": by, "run": run}
+        journal.log(app, f"the cutover to {release.sha} begins", **fields)
         return steps.cut_over(release, keep, by, run, controller, goes_back)
 
     return {**result, **lease.detached(app, work, by, wait)}
@@ -198,10 +201,8 @@ class Cutover:
         before = self.serving(release, running)
 
         def record(message: str, result: str) -> None:
-            seconds = f"{time.monotonic() - began:.2f}"
-            journal.log(
-                app, message, result=result, release=release.sha, **{"from": before.sha}, by=by, seconds=seconds
-            )
+            fields = {"release": release.sha, "from": before.sha, "by": by, "run": run}
+            journal.log(app, message, result=result, seconds=f"{time.monotonic() - began:.2f}", **fields)
 
         touched = False
         try:
@@ -518,8 +519,8 @@ class Cutover:
         with unsaved(app, notices):
             state.abandon(release, "taken back, since it failed on another host")
         seconds = f"{time.monotonic() - began:.2f}"
-        fields = {"result": "taken back", "release": before.sha, "from": release, "by": by, "seconds": seconds}
-        journal.log(app, notices[0], **fields)
+        fields = {"result": "taken back", "release": before.sha, "from": release, "by": by, "run": run}
+        journal.log(app, notices[0], seconds=seconds, **fields)
         return {"state": "taken back", "notices": notices}
 
     def install(self, units: dict[str, str]) -> None:

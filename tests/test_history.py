@@ -174,27 +174,19 @@ def test_the_runs_of_a_fleet(site: Site, tmp_path: Path) -> None:
     assert shown(site, *both, since="1s")["runs"] == []
     # A record of an older version, and one that is not printable.
     for fields in (f"BOOTY_RESULT=switched\\nBOOTY_RELEASE={B}\\nBOOTY_BY={DEPLOYS}", "BOOTY_RESULT=\\001\\377"):
-        site.run(
-            f"printf 'MESSAGE=x\\nSYSLOG_IDENTIFIER=booty-deploy\\nBOOTY_APP=booty\\n{fields}\\n' | logger --journald"
-        )
+        text = f"MESSAGE=x\\nSYSLOG_IDENTIFIER=booty-deploy\\nBOOTY_APP=booty\\n{fields}\\n"
+        site.run(f"printf '{text}' | logger --journald")
     newest = shown(site, lines="1")["runs"][0]
     assert (newest["who"], newest["release"], newest["from"], newest["result"]) == ("anna@ops", B, None, "switched")
     wrong = site.play("history.yml", since="gestern")
     assert wrong.status == 2
     assert f"{site.host.name} since=gestern: " in wrong.output
     page = tmp_path / "history.html"
-    site.bare.ssh(
-        "systemd-run --quiet sh -c 'systemctl stop ssh.socket ssh.service; sleep 25; systemctl start ssh.service'"
-    )
+    cut = "systemctl stop ssh.socket ssh.service; sleep 25; systemctl start ssh.service"
+    site.bare.ssh(f"systemd-run --quiet sh -c '{cut}'")
     site.run(f"! ssh-keyscan -T 2 {site.bare.address} 2>/dev/null | grep .")
-    away = site.play(
-        "history.yml",
-        *both,
-        on=None,
-        status_format="html",
-        status_file=str(page),
-        ansible_ssh_args="-o ControlMaster=no -o ConnectTimeout=3",
-    )
+    variables = {"status_file": str(page), "ansible_ssh_args": "-o ControlMaster=no -o ConnectTimeout=3"}
+    away = site.play("history.yml", *both, on=None, status_format="html", **variables)
     assert away.status == 2
     assert f"{site.bare.name} can't be reached: " in away.output
     assert f"{site.bare.name} can&#39;t be reached: " in page.read_text()

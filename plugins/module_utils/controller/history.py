@@ -172,7 +172,12 @@ class HistoryAction(ScreenAction):
         message = "\n".join(f"{host} {reason}" for host, answer in answers.items() if (reason := problem(answer)))
         remarks = [*limits(answers, len(rows) == arguments["lines"]), *message.splitlines()]
         if arguments["format"] == "json":
-            document = {"at": now.isoformat(timespec="seconds"), "runs": rows, "remarks": remarks, "message": message}
+            document = {
+                "at": now.isoformat(timespec="seconds"),
+                "runs": rows,
+                "remarks": remarks,
+                "message": message or None,
+            }
             screen = json.dumps(document, indent=2, ensure_ascii=False)
         elif arguments["format"] == "html":
             screen = page(self.template("history.html.j2"), rows, remarks, now)

@@ -154,7 +154,7 @@ def sentence(values: dict[str, Any]) -> str:
         case "success":
             rest = f"{environment} serves {to} on {count} host{'s' * (count != 1)} after {values['seconds']} s"
         case "going back":
-            rest = f"{environment} goes back from {to} to {short(values['from'])}"
+            rest = f"hosts of {environment} go back from {to} to {short(values['from'])}"
         case "watch":
             return f"{app}: {values['watch']['message']}"
         case _:

@@ -21,9 +21,7 @@ from typing import IO, Any
 from . import variables
 from .git import git
 from .host_program import who
-from .judge import serving
 from .process import BuildError
-from .view import short
 
 # The options that a notification needs. They are equal on all hosts of a run.
 OPTIONS = ("app_name", "app_repository", "app_domains", "app_failed_run", "app_notify_command", "app_notify_seconds")
@@ -63,8 +61,7 @@ class Run:
 
     def answered(self, host: str, result: dict[str, Any]) -> None:
         """Keep what matters of a result of booty.deploy.preflight."""
-        kept = {name: result[name] for name in ("release", "environment", "due", "problems")}
-        self.answers[host] = {**kept, "serves": serving(result["host"])}
+        self.answers[host] = {name: result[name] for name in ("release", "environment", "due", "problems", "serves")}
 
     def due(self) -> list[str]:
         """Return the hosts that this run is to switch."""
@@ -139,7 +136,8 @@ def sentence(values: dict[str, Any]) -> str:
     Args:
         values: the other fields of the document.
     """
-    app, verb, environment, to = values["app"], values["verb"], values["environment"], short(values["to"])
+    app, verb, environment = values["app"], values["verb"], values["environment"]
+    before, to = (values["from"] or "none")[:9], values["to"][:9]
     count = sum(len(hosts) for state, hosts in values["hosts"].items() if state == "switched")
     outcomes = {
         "switched": "its hosts serve it all the same",
@@ -150,11 +148,11 @@ def sentence(values: dict[str, Any]) -> str:
     }
     match values["event"]:
         case "begin":
-            rest = f"the {verb} of {environment} from {short(values['from'])} to {to} began"
+            rest = f"the {verb} of {environment} from {before} to {to} began"
         case "success":
             rest = f"{environment} serves {to} on {count} host{'s' * (count != 1)} after {values['seconds']} s"
         case "going back":
-            rest = f"hosts of {environment} go back from {to} to {short(values['from'])}"
+            rest = f"hosts of {environment} go back from {to} to {before}"
         case "watch":
             return f"{app}: {values['watch']['message']}"
         case _:

@@ -112,17 +112,6 @@ class Front:
         with socket.create_connection((self.host.address, 80), timeout=10) as connection:
             return exchange(connection, request, name)
 
-    def age_certificate(self) -> None:
-        """Give NAME a certificate of one day that ends in seven hours: less than a third of its life is left."""
-        self.run(
-            "cd /root && printf '[ca]\\ndefault_ca=c\\n[c]\\ndatabase=index\\nserial=serial\\nnew_certs_dir=.\\n"
-            "policy=p\\ndefault_md=sha256\\nunique_subject=no\\n[p]\\n' > ca.cnf && : > index && echo 01 > serial"
-            f" && openssl ca -batch -config ca.cnf -selfsign -keyfile /etc/booty-front/keys/{NAME}.key"
-            f" -in /var/lib/booty-acme/certs/{NAME}.csr -startdate $(date -u -d '16 hours ago' +%Y%m%d%H%M%SZ)"
-            " -enddate $(date -u -d '7 hours' +%Y%m%d%H%M%SZ) -notext -out short.pem 2>&1"
-            f" && cat short.pem > /var/lib/booty-acme/certs/{NAME}-cert.pem"
-        )
-
     def settle(self) -> None:
         """Wait until a swap is over."""
         deadline = time.monotonic() + 120
@@ -425,7 +414,15 @@ def test_a_renewed_certificate_is_served_without_a_process(front: Front) -> None
             return str(connection.getpeercert()["serialNumber"])  # type: ignore[index]
 
     before, processes = serial(), front.instances()
-    front.age_certificate()
+    # A certificate of one day that ends in eight hours: less than a third of its life is left.
+    front.run(
+        "cd /root && printf '[ca]\\ndefault_ca=c\\n[c]\\ndatabase=index\\nserial=serial\\nnew_certs_dir=.\\n"
+        "policy=p\\ndefault_md=sha256\\nunique_subject=no\\n[p]\\n' > ca.cnf && : > index && echo 01 > serial"
+        f" && openssl ca -batch -config ca.cnf -selfsign -keyfile /etc/booty-front/keys/{NAME}.key"
+        f" -in /var/lib/booty-acme/certs/{NAME}.csr -startdate $(date -u -d '16 hours ago' +%Y%m%d%H%M%SZ)"
+        " -enddate $(date -u -d '7 hours' +%Y%m%d%H%M%SZ) -notext -out short.pem 2>&1"
+        f" && cat short.pem > /var/lib/booty-acme/certs/{NAME}-cert.pem"
+    )
     front.run("systemctl start booty-front-renew.service")
     assert serial() != before
     assert front.instances() == processes

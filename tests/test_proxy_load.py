@@ -94,14 +94,16 @@ def fail_to_deploy(front: Front) -> None:
 
 
 def renew(front: Front) -> None:
-    def served() -> str:
+    """Renew a certificate that is not due, as if another CA had issued it."""
+
+    def serial() -> str:
         with front.connect() as connection:
             return str(connection.getpeercert()["serialNumber"])  # type: ignore[index]
 
-    front.age_certificate()
-    before = front.run(f"openssl x509 -noout -serial -in /var/lib/booty-acme/certs/{NAME}-cert.pem")
+    before = serial()
+    front.run("sed -i 's|https:|https://other|' /var/lib/booty-front/renewals.json")
     front.run("systemctl start booty-front-renew.service")
-    assert served() not in before
+    assert serial() != before
 
 
 # How many times the WebSockets are closed for a restart: by each start of a process that serves.
@@ -172,7 +174,7 @@ def test_a_swap_with_its_whole_drain(front: Front, event: Callable[[Front], None
         time.sleep(10)
         # WebSockets stay with the instance that is being replaced, for at most an hour.
         assert len(front.instances()) == 2
-    assert judge(load)["restarted"] == 0
+    judge(load)
 
 
 def test_the_clients_see_a_reload(front: Front) -> None:
@@ -209,6 +211,9 @@ def test_an_app_moves_behind_the_proxy(own_port: Front) -> None:
         return own_port.run("nft list table inet booty | grep 'tcp dport.*accept'")
 
     names_others_and_changes_nothing(own_port)
+    # A port that is listed stays.
+    own_port.good("bootstrap.yml", host_firewall_ports=[8000])
+    assert "moving" not in own_port.run("cat /etc/booty/firewall.nft")
     with Load(own_port.host.address, **CLIENTS) as load:
         own_port.good("bootstrap.yml")
         deploy(own_port)

@@ -106,11 +106,12 @@ async def request(
     lines += ["Accept: application/json", f"Connection: {'close' if kind.close else 'keep-alive'}"]
     lines += [f"Content-Length: {kind.size}"] if kind.size else []
     writer.write("\r\n".join([*lines, "", ""]).encode())
+    await writer.drain()
+    # The server may answer and close at once after the last part, and drain() fails on a closed connection.
     for part in parts(kind.size, kind):
+        await asyncio.sleep(kind.seconds / DRIP_PARTS)
         writer.write(bytes(part))
         await writer.drain()
-        await asyncio.sleep(kind.seconds / DRIP_PARTS)
-    await writer.drain()
     head = await reader.readuntil(b"\r\n\r\n")
     lines = head.decode().lower().split("\r\n")
     if int(lines[0].split()[1]) not in service.statuses:

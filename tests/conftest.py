@@ -95,6 +95,7 @@ class Repository:
             "app_repository": str(self.path),
             "app_path": "app",
             "app_cache": str(directory / "artifacts"),
+            "app_watch": "off",
         }
 
 
@@ -148,6 +149,9 @@ router.lifespan_context = lifespan
 @router.get("/hang")
 async def hang() -> None:
     time.sleep(60)
+@router.get("/exit")
+async def leave() -> None:
+    os._exit(1)
 """
 )
 

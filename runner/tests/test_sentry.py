@@ -1,11 +1,8 @@
 """Sentry for any app: with each SDK and each way to start it, the tracker gets each error once and complete."""
 
 import json
-import os
 import re
-import subprocess
 import textwrap
-import time
 
 import pytest
 from runner.tests.clients import ask
@@ -511,93 +508,3 @@ def test_a_refusal_is_seen_also_if_the_app_configures_logging(refused):
         '\nimport logging.config\nlogging.config.dictConfig({"version": 1, "root": {"handlers": []}})\n'
     )
     assert "refusing to serve: the app's Sentry client" in refused(code, "sentry-sdk==2.75.0")
-
-
-# --- other programs of a release ------------------------------------------------------------------------
-
-
-@pytest.fixture
-def pth(python_with, tmp_path):
-    """Return a function that makes a Python with packages whose `.pth` activates the hook, as a release may have it."""
-
-    def pth(*requirements):
-        python = python_with(*requirements)
-        site = next(python.parents[1].glob("lib/python*/site-packages"))
-        (site / "booty.pth").write_text(f"{ROOT / 'runner/src'}\nimport booty_runner.hook\n")
-        return python
-
-    return pth
-
-
-@pytest.fixture
-def environment(tracker, tmp_path):
-    names = {"SENTRY_DSN": tracker.dsn, "SENTRY_RELEASE": "abc", "SENTRY_ENVIRONMENT": "staging", "PLANTED": SECRET}
-    return {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **names}
-
-
-SCRIPT = f"import sentry_sdk\nsentry_sdk.init({LABELS})\nimport os\nraise LookupError('no ' + os.environ['PLANTED'])\n"
-
-
-@pytest.mark.parametrize("sdk", [pytest.param(sdk, marks=() if sdk == "1.5.12" else OLD) for sdk in SDKS])
-def test_a_script_s_errors_have_the_label_and_no_secret(pth, environment, tracker, sdk):
-    done = subprocess.run([pth(f"sentry-sdk=={sdk}"), "-c", SCRIPT], env=environment, capture_output=True, check=False)
-    assert done.returncode == 1
-    (event,) = tracker.events
-    assert (event["release"], event["environment"], event["sdk"]["version"]) == ("abc", "staging", sdk)
-    assert event["exception"]["values"][-1]["value"] == "no [Filtered]"
-    assert SECRET not in json.dumps(event)
-
-
-def test_a_script_without_labels_in_its_environment_keeps_its_own(pth, environment, tracker):
-    del environment["SENTRY_RELEASE"], environment["SENTRY_ENVIRONMENT"]
-    subprocess.run([pth("sentry-sdk==2.75.0"), "-c", SCRIPT], env=environment, capture_output=True, check=False)
-    (event,) = tracker.events
-    assert (event["release"], event["environment"]) == ("9.9", "theirs")
-    assert SECRET not in json.dumps(event)
-
-
-def test_the_hook_costs_next_to_nothing_without_an_sdk(python_with):
-    """The cost is that of its imports, at most 5 ms on a slow machine."""
-    program = (
-        "import sys, time; before = set(sys.modules); began = time.process_time(); import booty_runner.hook;"
-        "print(time.process_time() - began, *sorted(set(sys.modules) - before))"
-    )
-    path = {"PYTHONPATH": str(ROOT / "runner/src")}
-    command = [python_with(), "-c", program]
-    runs = [subprocess.check_output(command, env=path, text=True).split() for _ in range(5)]
-    assert min(float(seconds) for seconds, *_ in runs) < 0.005
-    assert runs[0][1:] == ["booty_runner", "booty_runner.hook"]
-
-
-TASKS = f"""
-import os
-import sentry_sdk
-from celery import Celery
-sentry_sdk.init({LABELS})
-app = Celery("tasks", broker=f"filesystem://", broker_transport_options={{
-    "data_folder_in": "queue", "data_folder_out": "queue", "control_folder": "control"}})
-
-@app.task
-def fail():
-    raise LookupError("no " + os.environ["PLANTED"])
-"""
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("sdk", ["1.45.1", "2.75.0"])
-def test_a_celery_worker_s_errors_have_the_label_and_no_secret(pth, environment, tracker, tmp_path, sdk):
-    (tmp_path / "tasks.py").write_text(TASKS)
-    for folder in ("queue", "control"):
-        (tmp_path / folder).mkdir()
-    celery = [pth("celery==5.5.3", f"sentry-sdk=={sdk}"), "-m", "celery", "-A", "tasks"]
-    subprocess.run([*celery, "call", "tasks.fail"], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    command = [*celery, "worker", "-c", "1"]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as worker:
-        deadline = time.monotonic() + 30
-        while not tracker.events and time.monotonic() < deadline:
-            time.sleep(0.1)
-        worker.terminate()
-    (event,) = tracker.events
-    assert (event["release"], event["environment"], event["transaction"]) == ("abc", "staging", "tasks.fail")
-    assert event["exception"]["values"][-1]["value"] == "no [Filtered]"
-    assert SECRET not in json.dumps(event)

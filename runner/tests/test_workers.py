@@ -54,6 +54,18 @@ def test_any_worker_answers_on_both_sockets(pair, tcp, unix):
     assert "ERROR" not in stderr
 
 
+def test_the_workers_count_their_requests_together(pair, tcp, unix):
+    service = pair()
+    for _ in range(10):
+        assert ask(tcp, "/health")[0] == 200
+    os.kill(service.children()[0], signal.SIGKILL)
+    wait_for(lambda: len(service.children()) == 2)
+    assert ask(tcp, "/health")[0] == 200
+    answers = []
+    wait_for(lambda: answers.append(json.loads(ask(unix, "/status")[2])) or len({each["pid"] for each in answers}) == 2)
+    assert {answer["requests"] for answer in answers} == {11}
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [

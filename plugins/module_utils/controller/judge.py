@@ -220,8 +220,8 @@ def notices(host: dict[str, Any], options: dict[str, Any], name: str) -> Iterato
     if options["app_domains"]:
         if options["app_port"] in host["lets_in"]:
             yield (
-                f"The firewall of {name} also lets in app_port {options['app_port']}, past the proxy. The next"
-                " bootstrap.yml closes it, unless host_firewall_ports names it."
+                f"The firewall of {name} also lets in app_port {options['app_port']}, past the proxy. This run, or"
+                " the next bootstrap.yml, closes it, unless host_firewall_ports names it."
             )
     elif host["lets_in"] and options["app_port"] not in host["lets_in"]:
         yield (

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
-import time
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from ansible_collections.booty.deploy.plugins.module_utils.controller import host_program
 
-from tests.conftest import ROUTES, Site, words
+from tests.conftest import Site
 from tests.load import Load
-from tests.test_cutover import ASKED_TWICE, pair
-from tests.test_your_app import WebSocket
+from tests.test_cutover import pair
 
 # Runs on the host: a cutover to the release in the first argument. After the step in the second one, once, it kills a
 # process, fails, or runs a command.
@@ -127,48 +122,3 @@ def test_a_handover_is_settled_whatever_is_killed(
     if action not in {"new", "old"}:
         assert load.report["failures"] == []
     site.run("rm /root/hand_over.py /root/booty_host.zip")
-
-
-ECHO = """
-from fastapi import WebSocket
-@router.websocket("/ws/")
-async def echo(socket: WebSocket) -> None:
-    await socket.accept()
-    while True:
-        await socket.send_text(await socket.receive_text())
-"""
-
-
-@pytest.mark.long
-def test_a_websocket_is_closed_once_and_only_when_the_new_release_is_confirmed(site: Site) -> None:
-    """A handover that fails closes none; one that succeeds closes it with 1012 after release.env names the release."""
-    address: Any = SimpleNamespace(site=site, settings={"app_port": 8000})
-    site.release(text=ROUTES + ECHO)
-    site.deploy()
-    with WebSocket(address) as old:
-        site.release(text=ROUTES + ECHO + "from booty import health\n" + ASKED_TWICE)
-        failed = site.play("deploy.yml")
-        assert "GET /health answers 503: no disk any more" in words(failed), failed.output
-        old.send(b"still")
-        assert old.receive() == (1, b"still")
-        closed: list[float] = []
-
-        def wait() -> None:
-            kind, data = old.receive()
-            assert (kind, int.from_bytes(data[:2], "big")) == (8, 1012)
-            closed.append(time.time())
-
-        waiter = threading.Thread(target=wait)
-        waiter.start()
-        newer = site.release(text=ROUTES + ECHO)
-        site.deploy()
-        waiter.join(40)
-    entries = site.run("journalctl -t booty-deploy --output=short-unix --no-pager --lines=30").splitlines()
-    pointed = [float(line.split()[0]) for line in entries if f"pointing to {newer}" in line]
-    assert closed[0] > pointed[-1]
-    with WebSocket(address) as new:
-        time.sleep(3)
-        new.send(b"again")
-        assert new.receive() == (1, b"again")
-    site.release()
-    site.deploy()

@@ -128,8 +128,8 @@ def test_an_environment_is_required(tmp_path: Path) -> None:
 
 
 def test_the_command_that_places_the_secrets_is_the_same_everywhere() -> None:
-    printed = yaml.safe_load((ROOT / "roles/app/vars/main.yml").read_text())["__app_secrets_command"]
-    printed = printed.replace("{{ app_name }}", "booty")
+    printed = yaml.safe_load((ROOT / "roles/app/vars/main.yml").read_text())["__app_secrets_steps"]["write"][1]
+    printed = re.sub(r"{{ __app_as_root\[.\] }}", "'", printed).replace("{{ __app_secrets }}", "/etc/booty/secrets")
     document = (ROOT / "docs/new-host.md").read_text()
     commands = [" ".join(command.split()) for command in re.findall(r"'(umask [^']*)'", printed + document)]
     assert commands == [demo.PLACE_SECRETS] * 4  # one printed by the role; one typed and two piped in the document

@@ -56,7 +56,7 @@ class CallbackModule(CallbackBase):
         if self._sender:
             self._sender.look()
         verb = task.args.get("verb")
-        if task.action == "booty.deploy.stage" or verb == "cutover":
+        if task.action == "booty.deploy.stage" or verb in {"cutover", "give_up"}:
             self._begin()
         if verb == "cutover":
             for host in self._wave() & {*self._run.due()}:

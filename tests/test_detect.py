@@ -268,6 +268,9 @@ def test_the_inventory_overrides_the_commit_which_overrides_detection(tmp_path: 
         "dotenv": False,
         "release_command": [],
         "post_deploy_command": [],
+        "build": [],
+        "build_settings": [],
+        "build_values": "",
         "found": [
             "serves a:b (booty.toml)",
             "lock: requirements.txt, with hashes",

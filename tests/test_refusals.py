@@ -123,13 +123,34 @@ REFUSED: dict[str, tuple[dict[str, str | bytes], dict[str, Any], str]] = {
         {"pyproject.toml": "[tool.booty]\nport = 1\n"},
         {},
         "[tool.booty] in pyproject.toml of commit {sha} has the unknown key port. Booty reads serve, lock, lock_extras,"
-        " lock_groups, state_paths, dotenv, health_path, health_host, release_command, post_deploy_command.",
+        " lock_groups, state_paths, dotenv, health_path, health_host, release_command, post_deploy_command,"
+        " build, build_settings.",
     ),
     "a wrong type": ({"booty.toml": "serve = 3\n"}, {}, "booty.toml of commit {sha}: serve is 3. Write a text."),
     "a list for a text": (
         {"booty.toml": 'state_paths = "media"\n'},
         {},
         "booty.toml of commit {sha}: state_paths is 'media'. Write a list of texts.",
+    ),
+    "a text for a table": (
+        {"booty.toml": 'build_settings = "A=1"\n'},
+        {},
+        "booty.toml of commit {sha}: build_settings is 'A=1'. Write a table.",
+    ),
+    "a table with a wrong entry": (
+        {"booty.toml": "build_settings = {A = 1.1}\n"},
+        {},
+        "booty.toml of commit {sha}: build_settings has a wrong entry. Write a text of one line for A, in quotes.",
+    ),
+    "a command that is no text": (
+        {"booty.toml": 'build = ["make", 3]\n'},
+        {},
+        "booty.toml of commit {sha}: build is ['make', 3]. Write a list of texts.",
+    ),
+    "an empty command": (
+        {"booty.toml": 'build = ""\n'},
+        {},
+        "booty.toml of commit {sha}: build is ['']. Write a text of one line, in quotes where YAML takes it for",
     ),
     "a wrong value": (
         {"booty.toml": 'serve = "shop.web"\n'},

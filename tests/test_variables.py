@@ -30,7 +30,7 @@ BAD: dict[str, list[Any]] = {
     "list": [*NEVER, True, [None], [[]], [{}], [""], [True], "[", "[1, {}]", "a: 1", ["\x1b[31m"], 1.5],
 }
 # Lists of commands, which take any text of a line.
-COMMANDS = {"app_release_command", "app_post_deploy_command"}
+COMMANDS = {"app_build", "app_release_command", "app_post_deploy_command"}
 # A good value of a variable, which is neither the default nor in another row.
 GOOD: dict[str, Any] = {
     "app_name": "shop", "app_serve": "shop.web:app",
@@ -51,6 +51,7 @@ GOOD: dict[str, Any] = {
     "host_deploy_keys": ['from="10.0.0.1,10.0.0.2" ssh-ed25519 AAAAC3Nz me@here', "ssh-rsa AAAAB3Nz"],
     "host_firewall_ports": [8000, 443], "host_journal_size": "64M", "status_file": "/tmp/status.json",
     "app_release_command": ["flask db upgrade, then", "true"], "app_post_deploy_command": ["true"],
+    "app_build": ["npm ci", "npm run build, then"], "app_build_settings": {"A": "b, c", "DEBUG": "false"},
     "process": "worker", "command": "echo a\necho b", "since": "10min",
 }  # fmt: skip
 
@@ -194,8 +195,9 @@ ADDRESS = {"A": "postgres://me:hunter2@db/shop"}
     ],
 )
 def test_bad_settings_are_refused_without_a_value(value: Any, write: str) -> None:
-    (message,) = problems({"web1": {"app_settings": value}})
-    assert message == f"app_settings is a value that is not shown here: write {write}."
+    for name in ("app_settings", "app_build_settings"):
+        (message,) = problems({"web1": {name: value}})
+        assert message == f"{name} is a value that is not shown here: write {write}."
 
 
 def test_settings_are_texts() -> None:

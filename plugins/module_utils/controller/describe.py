@@ -6,6 +6,7 @@ Nothing of the app is run.
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 import tomllib
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import detect, locks
+from .archive import key
 from .git import LINK, Tree, is_dotenv, normal
 from .process import BuildError
 from .variables import convert
@@ -30,9 +32,13 @@ KEYS: dict[str, Any] = {
     "health_host": "",
     "release_command": [],
     "post_deploy_command": [],
+    "build": [],
+    "build_settings": {},
 }
 # The inventory overrides these when they run, so that a change of the inventory needs no other build.
 COMMANDS = ("release_command", "post_deploy_command")
+# The value of `build` that stands for what the next source says. An empty list is a value of it: no steps.
+AUTO = ["auto"]
 # The variables of the inventory that are the same for all hosts of a run.
 DESCRIBED = [f"app_{name}" for name in KEYS if not name.startswith("health") and name not in COMMANDS]
 HEALTH = {
@@ -48,13 +54,13 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         repository: the git repository.
         sha: the commit, 40 characters.
         path: app_path.
-        inventory: the values of app_serve, app_lock, app_lock_extras, app_lock_groups, app_state_paths and app_dotenv,
-            without the prefix; an empty value is not set.
+        inventory: the values of the variables in DESCRIBED, without the prefix; an empty value is not set.
 
     Returns:
         `path`, `serve`, `import_paths`, `health` (`path` and `host`), `state_paths`, `lock` (relative to the app's
         folder; "" without one), `extras`, `groups`, `dotenv`, the lists `release_command` and `post_deploy_command`,
-        and `found`, a sentence for each detection.
+        `build`, the commands of the build; `build_settings`, the names of their settings, and `build_values`, a hash of
+        the values, which may be secrets; and `found`, a sentence for each detection.
 
     Raises:
         BuildError: the description can't be made; the message has the line to write.
@@ -93,6 +99,11 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
     for name, commands in (("release", values["release_command"]), ("post-deploy", values["post_deploy_command"])):
         found += [f"{name} command: {each} ({source})" for each in commands]
     found += [f"release command: {each} (Procfile)" for each in released]
+    commands, origin = build_commands(folder, inventory, committed, source)
+    found += [f"build: {each} ({origin})" for each in commands]
+    settings = build_settings(inventory, committed) if commands else {}
+    if settings:
+        found.append(f"settings of the build: {', '.join(settings)}")
     if others := detect.other_lines(folder):
         found.append(f"does not start {', '.join(others)} (Procfile)")
     return {
@@ -107,8 +118,26 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         "dotenv": values["dotenv"],
         "release_command": values["release_command"] or released,
         "post_deploy_command": values["post_deploy_command"],
+        "build": commands,
+        "build_settings": [*settings],
+        "build_values": key(json.dumps(settings)) if settings else "",
         "found": found,
     }
+
+
+def build_commands(
+    folder: detect.Folder, inventory: Mapping[str, Any], committed: Mapping[str, Any], source: str
+) -> tuple[list[str], str]:
+    """Return the commands of the build, and the words for their source."""
+    for values, origin in ((inventory, "app_build"), (committed, source)):
+        if (commands := values.get("build", AUTO)) != AUTO:
+            return commands, origin
+    return detect.collectstatic(folder), "Django with STATIC_ROOT"
+
+
+def build_settings(inventory: Mapping[str, Any], committed: Mapping[str, Any]) -> dict[str, str]:
+    """Return the environment variables that only the commands of the build get, sorted by name."""
+    return inventory.get("build_settings") or committed.get("build_settings") or {}
 
 
 def table(tree: Tree, path: str, name: str, sha: str) -> dict[str, Any]:
@@ -144,10 +173,10 @@ def own(tree: Tree, path: str, pyproject: Mapping[str, Any], sha: str) -> tuple[
     for name, value in committed.items():
         if name not in KEYS:
             raise BuildError(f"{source} {of} has the unknown key {name}. Booty reads {', '.join(KEYS)}.")
-        if name in COMMANDS and isinstance(value, str):
+        if name in (*COMMANDS, "build") and isinstance(value, str):
             value = committed[name] = [value]  # noqa: PLW2901
         empty = KEYS[name]
-        kind = {str: "a text", bool: "true or false", list: "a list of texts"}[type(empty)]
+        kind = {str: "a text", bool: "true or false", list: "a list of texts", dict: "a table"}[type(empty)]
         right = type(value) is type(empty) and (
             not isinstance(value, list) or all(isinstance(each, str) for each in value)
         )
@@ -159,9 +188,10 @@ def own(tree: Tree, path: str, pyproject: Mapping[str, Any], sha: str) -> tuple[
                 raise BuildError(f"{source} {of}: {name} is {value!r}. Write {write}.")
             continue
         try:
-            convert(f"app_{name}", value)
+            committed[name] = convert(f"app_{name}", value)
         except ValueError as error:
-            raise BuildError(f"{source} {of}: {name} is {value!r}. Write {error}.") from None
+            shown = "has a wrong entry" if isinstance(value, dict) else f"is {value!r}"
+            raise BuildError(f"{source} {of}: {name} {shown}. Write {error}.") from None
     return committed, source
 
 

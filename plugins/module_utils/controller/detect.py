@@ -295,6 +295,46 @@ def assignments(folder: Folder, file: str, root: str, seen: tuple[str, ...] = ()
     return values
 
 
+def collectstatic(folder: Folder) -> list[str]:
+    """Return the command that collects the static files of a Django project; none if its settings don't ask for it."""
+    for root in ("", "src"):
+        manage = posixpath.join(root, "manage.py")
+        for settings in settings_modules(folder.parse(manage)) if manage in folder.files else ():
+            if place := folder.find(settings, (root, "", "src")):
+                modules = [*star_imports(folder, place[0], root)]
+                roots = any(assigns(module, "STATIC_ROOT") for module in modules)
+                installed = any(
+                    isinstance(node, ast.Constant) and node.value == "django.contrib.staticfiles"
+                    for module in modules
+                    for node in ast.walk(module)
+                )
+                if roots and installed:
+                    return [f"python {manage} collectstatic --noinput"]
+    return []
+
+
+def star_imports(folder: Folder, file: str, root: str, seen: tuple[str, ...] = ()) -> Iterator[ast.Module]:
+    """Yield the syntax tree of a module, and those of the modules that it imports everything from."""
+    if parsed := folder.parse(file):
+        yield parsed
+        for node in ast.walk(parsed):
+            if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
+                place = folder.find(absolute(node, file, root), (root, "", "src"))
+                if place and place[0] not in (*seen, file):
+                    yield from star_imports(folder, place[0], root, (*seen, file))
+
+
+def assigns(module: ast.Module, name: str) -> bool:
+    """Return whether a module assigns a name, in any branch, to something other than an empty constant."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            empty = isinstance(node.value, ast.Constant) and not node.value.value
+            if not empty and any(isinstance(target, ast.Name) and target.id == name for target in targets):
+                return True
+    return False
+
+
 def absolute(node: ast.ImportFrom, file: str, root: str) -> str:
     """Return the absolute name of the module that a statement imports from."""
     if not node.level:

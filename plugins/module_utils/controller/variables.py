@@ -180,11 +180,13 @@ NOT_SET = "is not set: write it in the inventory, in group_vars/booty.yml."
 # Variables of earlier versions.
 REPLACED = {"app_module": "is no variable any more: write what the runner serves, such as app_serve: shop.web:app"}
 # Messages do not show these values, because users put secrets into them by mistake.
-HIDDEN = {"app_artifact_url", "app_settings", "app_wave_check"}
+HIDDEN = {"app_artifact_url", "app_build_settings", "app_settings", "app_wave_check"}
 # A shell command may have several lines.
 MULTILINE = {"app_wave_check", "command"}
 # A string for these lists is split at its line ends, because an entry may have commas. Other lists are split at commas.
-BY_LINES = {"host_deploy_keys", "app_release_command", "app_post_deploy_command"}
+BY_LINES = {"host_deploy_keys", "app_build", "app_release_command", "app_post_deploy_command"}
+# Each table with the function that returns its value in its type; the function raises ValueError as `convert` does.
+TABLES = {"app_settings": settings.typed_settings, "app_build_settings": settings.typed_settings}
 # Lists that can't be empty, each with an example.
 NOT_EMPTY = {"app_waves": '["25%", "100%"]'}
 # `run_once` tasks and `serial:` read these variables from one host only, so they must be equal on all hosts of a run.
@@ -199,6 +201,8 @@ RUN_WIDE = (
     "app_lock_groups",
     "app_state_paths",
     "app_dotenv",
+    "app_build",
+    "app_build_settings",
     "app_canary",
     "app_waves",
     "app_failed_run",
@@ -243,7 +247,7 @@ def convert(name: str, value: Any) -> Any:
     """
     spec = spec_of(name)
     if spec["type"] == "dict":
-        return settings.typed_settings(_json(value) if isinstance(value, str) else value)
+        return TABLES[name](_json(value) if isinstance(value, str) else value)
     if spec["type"] != "list":
         return _scalar(name, spec, spec["type"], value)
     if isinstance(value, str):
@@ -349,12 +353,12 @@ def differing(values: dict[str, dict[str, Any]]) -> Iterator[str]:
         values: the variables that the inventory and the command line set, in their types, by host.
     """
     for name in RUN_WIDE:
-        hosts_by_value: dict[str, list[str]] = {}
+        hosts_by_value: dict[str, tuple[str, list[str]]] = {}
         for host, variables in values.items():
             value = variables.get(name, spec_of(name).get("default"))
-            hosts_by_value.setdefault(shown(name, value), []).append(host)
+            hosts_by_value.setdefault(json.dumps(value), (shown(name, value), []))[1].append(host)
         if len(hosts_by_value) > 1:
-            each = "; ".join(f"{value} on {some(hosts)}" for value, hosts in hosts_by_value.items())
+            each = "; ".join(f"{value} on {some(hosts)}" for value, hosts in hosts_by_value.values())
             yield f"{name} must be equal on all hosts of a run and is {each}. Write one value, in group_vars/booty.yml."
 
 

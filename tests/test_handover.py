@@ -57,7 +57,7 @@ after(Handover, "move", "parted", lambda handover, pids, unit: pids != [handover
 after(Handover, "complete", "complete")
 text = read(app.release_env).replace(labels_on_disk(app)["SENTRY_RELEASE"], sha)
 release = Release(app, text, {name: read(app.unit_files / name) for name in app.units})
-print(Cutover(app, Systemd(app)).cut_over(release, 5, "a test", "a run", Controller(False), False)["state"])
+print(Cutover(app, Systemd(app)).cut_over(release, 5, 3, "a test", "a run", Controller(False), False)["state"])
 """
 # What the host says of itself, as JSON.
 STATE = r"""

@@ -52,6 +52,7 @@ GOOD: dict[str, Any] = {
     "host_firewall_ports": [8000, 443], "host_journal_size": "64M", "status_file": "/tmp/status.json",
     "app_release_command": ["flask db upgrade, then", "true"], "app_post_deploy_command": ["true"],
     "app_build": ["npm ci", "npm run build, then"], "app_build_settings": {"A": "b, c", "DEBUG": "false"},
+    "app_static": {"/assets/": "web/dist", "/shop/static/": "public"}, "app_keep_assets": 1,
     "process": "worker", "command": "echo a\necho b", "since": "10min",
 }  # fmt: skip
 

@@ -244,7 +244,7 @@ def cut_over(
     (systemd.app.releases / sha / "release.json").write_text(json.dumps(fields))
     steps = Cutover(systemd.app, systemd)
     return steps.cut_over(
-        release(systemd, sha), 5, "anna deploys", f"run {sha}", controller or Controller(False), False
+        release(systemd, sha), 5, 3, "anna deploys", f"run {sha}", controller or Controller(False), False
     )
 
 
@@ -478,7 +478,7 @@ def test_a_setting_alone_is_a_cutover_and_comes_back(serving: MemorySystemd) -> 
     def switch(env: str) -> dict[str, Any]:
         wanted = release(serving, "a", env)
         assert "has other settings" in unsettled(app, serving, wanted)
-        return steps.cut_over(wanted, 5, "anna deploys", "run", Controller(False), False)
+        return steps.cut_over(wanted, 5, 3, "anna deploys", "run", Controller(False), False)
 
     assert switch(first)["state"] == "switched"
     assert labels(app, serving.main[app.service])["GREETING"] == "it's  5"

@@ -29,6 +29,7 @@ from .lock import Host, bill, incomplete, outdated, packages_in, project
 from .locks import PLATFORM, Lock, Work
 from .process import BuildError
 from .scripts import Programs, programs
+from .static import demand_there
 from .uv import build_environment, uv, workplace
 from .vendor import vendor
 
@@ -267,6 +268,8 @@ def pack_release(
         "sbom.cdx.json": materials,
         "release.json": json.dumps(manifest, indent=1).encode() + b"\n",
     }
+    in_tree = [name.removeprefix("tree/") for name in entries if name.startswith("tree/")]
+    demand_there(manifest["static"], in_tree, work.path, work.of)
     pack(archive, work.time, entries)
 
 

@@ -18,6 +18,7 @@ from . import detect, locks
 from .archive import key
 from .git import LINK, Tree, is_dotenv, normal
 from .process import BuildError
+from .static import demand_lasting
 from .variables import convert
 
 # The keys of `[tool.booty]`, each with an empty value of its type. An inventory has them with the prefix `app_`.
@@ -34,6 +35,7 @@ KEYS: dict[str, Any] = {
     "post_deploy_command": [],
     "build": [],
     "build_settings": {},
+    "static": {},
 }
 # The inventory overrides these when they run, so that a change of the inventory needs no other build.
 COMMANDS = ("release_command", "post_deploy_command")
@@ -57,10 +59,10 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         inventory: the values of the variables in DESCRIBED, without the prefix; an empty value is not set.
 
     Returns:
-        `path`, `serve`, `import_paths`, `health` (`path` and `host`), `state_paths`, `lock` (relative to the app's
-        folder; "" without one), `extras`, `groups`, `dotenv`, the lists `release_command` and `post_deploy_command`,
-        `build`, the commands of the build; `build_settings`, the names of their settings, and `build_values`, a hash of
-        the values, which may be secrets; and `found`, a sentence for each detection.
+        `path`, `serve`, `import_paths`, `health` (`path` and `host`), `state_paths`, `static`, `lock` (relative to the
+        app's folder; "" without one), `extras`, `groups`, `dotenv`, the lists `release_command` and
+        `post_deploy_command`, `build`, the commands of the build; `build_settings`, the names of their settings, and
+        `build_values`, a hash of the values, which may be secrets; and `found`, a sentence for each detection.
 
     Raises:
         BuildError: the description can't be made; the message has the line to write.
@@ -92,6 +94,8 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
     found.append(sentence)
     states = state_paths(folder, values["state_paths"])
     found += [f"keeps {each} in the state directory" for each in states]
+    demand_lasting(values["static"], states)
+    found += [f"the proxy serves {prefix} from {each}" for prefix, each in values["static"].items()]
     if left_out := [name for name in tree.entries if is_dotenv(name)]:
         names = ", ".join(left_out[:5]) + (" …" if left_out[5:] else "")
         found.append(f"{'ships' if values['dotenv'] else 'leaves out'} {names} (app_dotenv)")
@@ -112,6 +116,7 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         "import_paths": served.import_paths,
         "health": {"path": values["health_path"], "host": values["health_host"]},
         "state_paths": states,
+        "static": values["static"],
         "lock": lock,
         "extras": values["lock_extras"],
         "groups": values["lock_groups"],

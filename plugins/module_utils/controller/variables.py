@@ -23,7 +23,7 @@ from ansible.template import Templar, trust_as_template
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
-from . import apps, domains, settings
+from . import apps, domains, settings, static
 
 ROLES = Path(__file__).parents[3] / "roles"
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -186,7 +186,11 @@ MULTILINE = {"app_wave_check", "command"}
 # A string for these lists is split at its line ends, because an entry may have commas. Other lists are split at commas.
 BY_LINES = {"host_deploy_keys", "app_build", "app_release_command", "app_post_deploy_command"}
 # Each table with the function that returns its value in its type; the function raises ValueError as `convert` does.
-TABLES = {"app_settings": settings.typed_settings, "app_build_settings": settings.typed_settings}
+TABLES = {
+    "app_settings": settings.typed_settings,
+    "app_build_settings": settings.typed_settings,
+    "app_static": static.typed_static,
+}
 # Lists that can't be empty, each with an example.
 NOT_EMPTY = {"app_waves": '["25%", "100%"]'}
 # `run_once` tasks and `serial:` read these variables from one host only, so they must be equal on all hosts of a run.
@@ -203,6 +207,7 @@ RUN_WIDE = (
     "app_dotenv",
     "app_build",
     "app_build_settings",
+    "app_static",
     "app_canary",
     "app_waves",
     "app_failed_run",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from booty_host import HostError, config, journal, lease, sockets, stage
+from booty_host import HostError, config, journal, lease, sockets, stage, static
 from booty_host.app import App
 from booty_host.controller import Controller
 from booty_host.files import parse_pointer, read, write_atomically
@@ -37,6 +37,7 @@ def cutover(
     pointer: str,
     units: dict[str, str],
     keep: int,
+    keep_assets: int,
     by: str,
     run: str,
     wait: int,
@@ -65,6 +66,7 @@ def cutover(
         pointer: the text of release.env.
         units: the text of each unit by its name.
         keep: how many releases that served are kept.
+        keep_assets: how many releases before the running one the proxy has static files of.
         by: who asks and for what; other runs show it while the lock is held.
         run: the run of the playbook that asks; only the same run can take the cutover back.
         wait: how long to wait for another run's lock, in seconds.
@@ -102,7 +104,7 @@ def cutover(
         if refusal := changed_since(app, seen, release.sha, by):
             return refusal
         config.stage(app, release.labels, files, user)
-        return steps.cut_over(release, keep, by, run, controller, goes_back)
+        return steps.cut_over(release, keep, keep_assets, by, run, controller, goes_back)
 
     return {**result, **lease.detached(app, work, by, wait)}
 
@@ -182,7 +184,7 @@ class Cutover:
         self.app, self.systemd = app, systemd
 
     def cut_over(
-        self, release: Release, keep: int, by: str, run: str, controller: Controller, goes_back: bool
+        self, release: Release, keep: int, keep_assets: int, by: str, run: str, controller: Controller, goes_back: bool
     ) -> dict[str, Any]:
         """Prove and switch; go back if the switch fails, and do not begin it if the controller is gone.
 
@@ -248,7 +250,7 @@ class Cutover:
             "warnings": self.warnings(),
         }
         try:
-            result["pruned"], failures = prune(app, state, keep)
+            result["pruned"], failures = prune(app, state, keep, keep_assets)
         except Exception as error:
             failures = [repr(error)]
         if failures:
@@ -330,6 +332,8 @@ class Cutover:
             candidate: the state of the candidate's unit.
         """
         app, systemctl = self.app, self.systemd.systemctl
+        if app.http_socket in release.units:
+            static.offer(app, release.sha)
         if socket["ActiveState"] != "active":
             # The candidate needs the sockets, and nothing serves that their units could disturb.
             self.install(release.units)
@@ -432,6 +436,8 @@ class Cutover:
         """Have release.env name a release. An equal file is not written, so that a full disk stops no way back."""
         if read(self.app.release_env) != release.env:
             write_atomically(self.app.release_env, release.env)
+        if self.app.http_socket in release.units:
+            static.show(self.app, release.sha)
         journal.log(self.app, f"pointing to {release.sha}")
 
     def confirm(self, release: Release, settled: bool = False, timeout: float = 15) -> None:

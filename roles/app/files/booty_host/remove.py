@@ -25,7 +25,7 @@ def remove(app: App, by: str, wait: int, confirmed: bool, check: bool) -> dict[s
         check: as without `confirmed`.
     """
     systemd = Systemd(app)
-    paths = (*(app.unit_files / unit for unit in app.units), app.opt, app.release_env)
+    paths = (*(app.unit_files / unit for unit in app.units), app.opt, app.release_env, app.static)
     present = [path for path in paths if path.exists()]
     serves = labels_on_disk(app).get("SENTRY_RELEASE", "")
     answer = {
@@ -52,6 +52,7 @@ def remove(app: App, by: str, wait: int, confirmed: bool, check: bool) -> dict[s
         sockets.leave_proxy(app)
         app.release_env.unlink(missing_ok=True)
         shutil.rmtree(app.opt)
+        shutil.rmtree(app.static, ignore_errors=True)
         shutil.rmtree(app.commands, ignore_errors=True)
         app.shell.unlink(missing_ok=True)
         journal.log(app, f"removed; {by}", result="removed", release=serves, by=by)

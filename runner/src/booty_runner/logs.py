@@ -57,6 +57,7 @@ class _JsonFormatter(logging.Formatter):
         }
         if request := request_id.get():
             event["request_id"] = request
+        event |= getattr(record, "fields", {})  # of the access log
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
         return json.dumps({name: self._redactor.value(value) for name, value in event.items()}, ensure_ascii=False)

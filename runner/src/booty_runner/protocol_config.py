@@ -13,6 +13,7 @@ class Config:
 
     loaded_app: Any
     timeout_keep_alive: float  # seconds
+    access_log: bool = False  # a line for each request (`access`); the name is uvicorn's
     ws_protocol_class: type[asyncio.Protocol] | None = None
     loaded: bool = True
     root_path: str = ""

@@ -198,7 +198,12 @@ async def _serve(
                 if not listener.internal and (settings.booty_trusted_proxies or listener.proxied):
                     answers = Proxied(public, settings.booty_trusted_proxies, listener.proxied)
                 protocol = None if listener.internal else websocket
-                config = Config(loaded_app=answers, timeout_keep_alive=KEEP_ALIVE_SECONDS, ws_protocol_class=protocol)
+                config = Config(
+                    loaded_app=answers,
+                    timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                    access_log=settings.booty_access_log and not listener.internal,
+                    ws_protocol_class=protocol,
+                )
                 configs.append((listener.sock, config))
             serving = True
             finished = await server.run(configs, state)

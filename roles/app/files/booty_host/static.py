@@ -79,7 +79,7 @@ def public(tree: Path, folder: Path) -> Iterator[str]:
         names_of_folders[:] = [name for name in names_of_folders if not name.startswith(".")]
         for name in (name for name in names if not name.startswith(".")):
             file = Path(parent, name)
-            if file.resolve().is_relative_to(top) and file.is_file():
+            if file.is_file() and file.resolve().is_relative_to(top):
                 yield str(file.relative_to(top))
 
 

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tarfile
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.booty.deploy.plugins.module_utils.controller import describe, git
+from ansible_collections.booty.deploy.plugins.module_utils.controller import (
+    build,
+    describe,
+    git,
+    lock,
+    locks,
+    process,
+    steps,
+)
 
+from tests.conftest import MACHINE, PYTHON
 from tests.test_detect import FASTAPI, MANAGE, WSGI, commit
 
 DJANGO: dict[str, str | bytes] = {
@@ -85,3 +103,336 @@ def test_a_description_has_no_value_of_a_build_setting(tmp_path: Path) -> None:
     # Settings without steps change nothing.
     off = describe.describe(tmp_path, sha, ".", {"build": [], "build_settings": {"A": "1"}})
     assert (off["build_settings"], off["build_values"]) == ([], "")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache for all tests, so that the runner's layer is built once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@dataclass
+class Builder:
+    """Builds the commit of a repository, and keeps what the screen showed."""
+
+    folder: Path
+    cache: Path
+    shown: list[str] = field(default_factory=list)
+    check: bool = False
+
+    def commit(self, files: dict[str, str | bytes]) -> None:
+        self.folder.mkdir(exist_ok=True)
+        commit(self.folder, {"main.py": FASTAPI, **files})
+
+    def build(
+        self,
+        python: str = f"{PYTHON}.0",
+        settings: Any = None,
+        config_dir: str = "",
+        run: str = "",
+        **inventory: Any,
+    ) -> Any:
+        """Build with these keys in the inventory; return the artifact."""
+        sha = git.resolve(self.folder, "HEAD")
+        description = describe.describe(self.folder, sha, ".", inventory)
+        values = inventory.get("build_settings", {})
+        given = steps.Steps(settings or {}, values, config_dir, run, self.shown.append, self.check)
+        host = lock.Host(python, MACHINE)
+        return build.build(self.folder, description, sha, host, self.cache, "shop", given)
+
+    def tree(self, **inventory: Any) -> dict[str, Any]:
+        """Build, and return the files that the release has besides the commit's; a link is a text."""
+        self.shown.clear()
+        with tarfile.open(self.build(**inventory)["release"]["file"]) as tar:
+            tree = {entry.name: entry for entry in tar if entry.name.startswith(("tree/", "seed/"))}
+            contents = {
+                name: file.read() if (file := None if entry.issym() else tar.extractfile(entry)) else entry.linkname
+                for name, entry in tree.items()
+            }
+        there = git.Tree(self.folder, git.resolve(self.folder, "HEAD")).entries
+        return {
+            name.removeprefix("tree/"): content
+            for name, content in contents.items()
+            if name.removeprefix("tree/") not in there
+        }
+
+
+@pytest.fixture
+def builder(tmp_path: Path, cache: Path) -> Builder:
+    return Builder(tmp_path / "repository", cache)
+
+
+REQUIREMENTS = "annotated-doc==0.0.4 --hash=sha256:571ac1dc6991c450b25a9c2d84a3705e2ae7a53467b5d111c24fa8baabbed320\n"
+
+
+def test_files_that_the_commands_make_are_shipped(builder: Builder) -> None:
+    builder.commit(
+        {
+            "src/a.txt": "a",
+            "old.txt": "",
+            "node_modules/own/x.js": "committed",
+            ".gitattributes": "/dist/*.map booty-ignore\n/kept/node_modules -booty-ignore\n",
+        }
+    )
+    tree = builder.tree(
+        build=[
+            "mkdir -p dist empty node_modules/y web/node_modules kept/node_modules __pycache__ .cache",
+            "tr a b < src/a.txt > dist/b.txt; cp dist/b.txt dist/b.map; touch .env",
+            "touch node_modules/y/z.js web/node_modules/z.js kept/node_modules/z.js __pycache__/x.pyc .cache/x",
+            'ln -s b.txt dist/relative; ln -s "$PWD/dist/b.txt" dist/absolute; mkfifo dist/pipe; rm old.txt',
+        ]
+    )
+    assert tree == {
+        "dist/b.txt": b"b",
+        "dist/relative": "b.txt",
+        "dist/absolute": "b.txt",
+        "kept/node_modules/z.js": b"",
+    }
+    with tarfile.open(
+        builder.build(build=["rm old.txt; echo changed > src/a.txt; chmod 700 main.py"])["release"]["file"]
+    ) as tar:
+        names = {entry.name: entry for entry in tar}
+        assert "tree/old.txt" not in names
+        changed = tar.extractfile("tree/src/a.txt")
+        assert changed
+        assert changed.read() == b"changed\n"
+        assert (names["tree/main.py"].mode, names["tree/src/a.txt"].mode) == (0o755, 0o644)
+        assert len({entry.mtime for entry in tar}) == 1
+
+
+SEES = """
+import json, os, sys, distro, main
+print(json.dumps({"environ": dict(os.environ), "cwd": os.getcwd(), "path": sys.path, "prefix": sys.prefix}))
+"""
+MAIN = "import annotated_doc\nimport booty_runner\napp = None\n"
+
+
+def test_what_a_command_has(builder: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout of a host: the dependencies, their console scripts, app_config_dir; and no more of this machine."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/extra.py").write_text("")
+    for name in ("SENTRY_AUTH_TOKEN", "SENTRY_DSN", "AWS_SECRET_ACCESS_KEY", "GIT_AUTHOR_NAME"):
+        monkeypatch.setenv(name, "of this machine")
+    for name in ("PYTHONPATH", "VIRTUAL_ENV", "LANG", "TZ", "SHELL", "NODE_ENV"):
+        monkeypatch.setenv(name, "of this machine")
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/tmp")
+    monkeypatch.setenv("no_proxy", "proxy")
+    builder.commit({"main.py": MAIN, "sees.py": SEES, "requirements.txt": "annotated-doc==0.0.4\ndistro==1.9.0\n"})
+    given = {"A": "of app_settings", "B": "of app_settings"}
+    tree = builder.tree(
+        serve="main:app",
+        settings=given,
+        config_dir=str(tmp_path / "config"),
+        build=[
+            "python sees.py > seen.json",
+            "python3 -c 'import extra, annotated_doc'",
+            "distro --json > /dev/null",
+            "git rev-parse 2> git.txt || true",
+        ],
+        build_settings={"B": "of app_build_settings"},
+    )
+    seen = json.loads(tree["seen.json"])
+    environ = seen["environ"]
+    assert (environ["A"], environ["B"]) == ("of app_settings", "of app_build_settings")
+    assert "of this machine" not in environ.values()
+    assert re.fullmatch(r".*/build/releases/[0-9a-f]{40}", seen["prefix"])
+    assert seen["cwd"] == f"{seen['prefix']}/tree"
+    assert environ["PATH"] == f"{seen['prefix']}/bin:{os.environ['PATH']}"
+    assert (environ["HOME"], environ["no_proxy"], "XDG_STATE_HOME" in environ) == (str(Path.home()), "proxy", False)
+    assert environ["SENTRY_RELEASE"] == git.resolve(builder.folder, "HEAD")
+    assert (environ["LC_ALL"], environ["TZ"]) == ("C.UTF-8", "UTC")
+    assert b"not a git repository" in bytes(tree["git.txt"])
+
+
+def test_it_is_built_once_until_an_input_changes(builder: Builder) -> None:
+    builder.commit({"requirements.txt": ""})
+    now = ["date +%s%N > now.txt"]
+    first = builder.build(build=now, settings={"A": "1"})["release"]
+    assert builder.build(build=now, settings={"A": "1"})["release"] == first
+    assert builder.shown == [f"The build on this machine: {now[0]}"]
+    others = [
+        builder.build(build=now, settings={"A": "2"}),
+        builder.build(build=now, settings={"A": "1"}, build_settings={"B": "1"}),
+        builder.build(build=[*now, "true"], settings={"A": "1"}),
+    ]
+    assert len({first["sha256"], *(each["release"]["sha256"] for each in others)}) == 4
+    # Without commands settings are no input.
+    plain = [builder.build(build=[], settings={"A": value})["release"]["file"] for value in "12"]
+    assert plain[0] == plain[1]
+
+
+def test_a_build_has_the_same_bytes_on_every_controller(builder: Builder, tmp_path: Path) -> None:
+    builder.commit({"a.txt": "a"})
+    commands = ["mkdir b; cp a.txt b/2; ln b/2 b/1; sleep 0.01; touch a.txt; chmod 400 b/1; find . > c; sort -o c c"]
+    first = builder.build(build=commands)["release"]
+    builder.cache = tmp_path / "other"
+    assert builder.build(build=commands)["release"]["sha256"] == first["sha256"]
+
+
+def test_the_folder_of_a_state_path_is_there_and_stays_here(builder: Builder) -> None:
+    builder.commit({"data/rate.txt": "1"})
+    tree = builder.tree(
+        state_paths=["media/", "data/", "var/db.sqlite3"],
+        build=["test -d media; test -d var; cat data/rate.txt; echo x > media/x; echo 2 > data/rate.txt; echo > var/y"],
+    )
+    assert builder.shown[1:] == ["1"]
+    states = {
+        "media": "/var/lib/shop/media",
+        "data": "/var/lib/shop/data",
+        "var/db.sqlite3": "/var/lib/shop/var/db.sqlite3",
+    }
+    assert tree == {**states, "var/y": b"\n", "seed/data/rate.txt": b"1"}
+
+
+# The commands, and what the message says. `{sha}` is the short commit.
+FAILURES: dict[str, tuple[list[str], str]] = {
+    "a status": (
+        ["true", "echo one; echo two >&2; exit 3", "touch never"],
+        "The build of commit {sha} failed: `echo one; echo two >&2; exit 3` ended with the status 3. No host was"
+        " changed.\none\ntwo",
+    ),
+    "a program that is not there": (
+        ["nmp ci"],
+        "`nmp ci` ended with the status 127. This machine has no nmp: install it, lock the package that has it, or"
+        " commit what the command makes and leave it out of app_build. No host was changed.",
+    ),
+    "a program that a script does not find": (
+        ["./script.sh"],
+        "`./script.sh` ended with the status 127. No host was changed.\n./script.sh: 2: vite: not found",
+    ),
+    "a script that can't be executed": (["./main.py"], "`./main.py` ended with the status 126. No host was changed."),
+    "a folder that is not there": (["cd frontend && npm ci"], "can't cd to frontend"),
+    "no shell": (["if true"], "`if true` ended with the status 2."),
+    "a signal": (["kill -9 $$"], "`kill -9 $$` was killed by SIGKILL. No host was changed."),
+    "a question": (["read answer"], "`read answer` ended with the status 1. No host was changed."),
+    "a missing setting": (
+        ["python -c 'import os; os.environ[\"DATABASE_URL\"]'"],
+        "The build has no secrets.env, and needs DATABASE_URL: give it a value for the build, which is no secret:"
+        " app_build_settings: {DATABASE_URL: build}. No host was changed.\nTraceback (most recent call last):",
+    ),
+    "a module that is not locked": (["python -m no_such"], "No module named no_such"),
+    "the app's folder": (["rm -r ../tree"], "`rm -r ../tree` removed the app's folder. No host was changed."),
+    "no text": (["printf 'caf\\351\\n'; false"], "\ncaf\ufffd"),
+}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> locks.Work:
+    """Return a build of a repository with a script, for commands that do not need the layout of a release."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "repository").mkdir()
+    sha = commit(folder / "repository", {"main.py": FASTAPI, "script.sh": "#!/bin/sh\nvite build\n"})
+    return locks.Work(git.Tree(folder / "repository", sha), ".", folder, folder / "cache", 0)
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_command_that_fails_ends_the_build(work: locks.Work, tmp_path: Path, kind: str) -> None:
+    commands, sentence = FAILURES[kind]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    shutil.copytree(work.top(), tmp_path / "tree")
+    (tmp_path / "tree/script.sh").chmod(0o755)
+    shown: list[str] = []
+    with pytest.raises(process.BuildError) as refusal:
+        steps.run_commands(work, commands, tmp_path, [], {}, steps.Steps(show=shown.append))
+    assert sentence.replace("{sha}", work.tree.sha[:12]) in str(refusal.value)
+    assert not any("touch never" in line for line in shown)
+
+
+def test_the_message_has_the_last_lines_of_a_long_output(work: locks.Work, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    shown: list[str] = []
+    with pytest.raises(process.BuildError) as refusal:
+        steps.run_commands(work, ["seq 100000; printf end; exit 1"], tmp_path, [], {}, steps.Steps(show=shown.append))
+    assert str(refusal.value).splitlines()[1:] == [*map(str, range(99982, 100001)), "end"]
+    assert len(shown) == 100002
+
+
+def test_a_link_to_this_machine_is_refused(work: locks.Work, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/name").symlink_to("/etc/hostname")
+    with pytest.raises(process.BuildError) as refusal:
+        steps.products(work, tmp_path)
+    assert str(refusal.value) == (
+        f"The build of commit {work.tree.sha[:12]} made s/name a link to /etc/hostname, which is not in the tree, so"
+        " hosts do not have it. Let the command copy the file."
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("django.core.exceptions.ImproperlyConfigured: Set the DATABASE_URL environment variable", "DATABASE_URL"),
+        ("django.core.exceptions.ImproperlyConfigured: The SECRET_KEY setting must not be empty.", "SECRET_KEY"),
+        ('environs.EnvError: Environment variable "A_B" not set', "A_B"),
+        ("decouple.UndefinedValueError: KEY not found. Declare it as envvar or define a default value.", "KEY"),
+        ("KeyError: \"Config 'DEBUG' is missing, and has no default.\"", "DEBUG"),
+        ("KeyError: 'shop'", ""),
+    ],
+)
+def test_what_libraries_say_of_a_missing_setting(words: str, name: str) -> None:
+    step = steps.next_step("python manage.py collectstatic", f"Traceback\n{words}\n", "/usr/bin")
+    assert (f"needs {name}: " in step) == bool(name)
+
+
+def test_a_failed_build_is_not_tried_again_for_the_next_host(builder: Builder) -> None:
+    builder.commit({"a.txt": "once"})
+    for run, shown in (("one", 2), ("one", 2), ("two", 4)):
+        with pytest.raises(process.BuildError, match="`echo a; false` ended with the status 1"):
+            builder.build(build=["echo a; false"], run=run)
+        assert len(builder.shown) == shown
+    assert not [*(builder.cache / "releases").glob(f"{git.resolve(builder.folder, 'HEAD')}*.tar.gz")]
+
+
+def test_secrets_of_a_build_are_not_shown(builder: Builder) -> None:
+    builder.commit({"a.txt": "secrets"})
+    given = {"NPM_TOKEN": "hunter2-token", "DB_URL": "postgres://me:hunter2@db/x", "MODE": "production", "KEY": "build"}
+    with pytest.raises(process.BuildError) as refusal:
+        builder.build(build=["echo $NPM_TOKEN $DB_URL $MODE $KEY; env | grep NPM; false"], build_settings=given)
+    for text in (str(refusal.value), "\n".join(builder.shown)):
+        assert "hunter2" not in text
+        assert "*** *** production build\nNPM_TOKEN=***" in text
+
+
+def test_a_process_that_stays_does_not_hold_the_build(work: locks.Work, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    begun, shown = time.monotonic(), [""]
+    steps.run_commands(work, ["sleep 9 & echo $!"], tmp_path, [], {}, steps.Steps(show=shown.append))
+    assert time.monotonic() - begun < 5
+    os.kill(int(shown[-1]), signal.SIGTERM)
+
+
+def test_a_check_runs_no_command(builder: Builder) -> None:
+    builder.commit({"a.txt": "check"})
+    builder.check = True
+    assert builder.build(build=["touch x"])["release"] is None
+    assert builder.shown == []
+    builder.check = False
+    built = builder.build(build=["touch x"])["release"]
+    builder.check = True
+    assert builder.build(build=["touch x"])["release"] == built
+
+
+@pytest.mark.long
+def test_a_host_with_another_python(builder: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian has no Python 3.12, so the Python that runs Ansible runs the commands, unless the app forbids it."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv("UV_PYTHON_INSTALL_DIR", str(tmp_path / "none"))
+    builder.commit({"requirements.txt": "distro==1.9.0\n"})
+    built = builder.build("3.12.0", build=["python -c 'import distro, sys; print(sys.version)' > version.txt"])
+    (notice,) = [notice for notice in built["notices"] if "commands" in notice]
+    assert re.fullmatch(
+        rf"The commands of the build of commit \w+ ran with Python {PYTHON}\.\d+ on {MACHINE}, and the host has Python"
+        rf" 3\.12\.0 on {MACHINE}: code that they compile does not fit the host\.",
+        notice,
+    )
+    with tarfile.open(built["release"]["file"]) as tar:
+        version = tar.extractfile("tree/version.txt")
+        assert version
+        assert version.read().decode().startswith(f"{PYTHON}.")
+    builder.commit({"pyproject.toml": '[project]\nname = "a"\nrequires-python = "==3.12.*"\n'})
+    with pytest.raises(process.BuildError) as refusal:
+        builder.build("3.12.0", build=["true"])
+    assert "Install the host's series here: uv python install 3.12. Or build without commands: app_build: []" in str(
+        refusal.value
+    )

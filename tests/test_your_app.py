@@ -128,6 +128,13 @@ def rows_in_sqlite(app: Deployed) -> Iterator[None]:
     yield
     assert app.get("/visits") == {"visits": 3}
     assert app.ask("/admin/")[0] == 302
+    # collectstatic ran on the controller, with the files of the app and of its dependencies.
+    assert (
+        app.site.run(
+            f"grep -c --max-count=1 body /opt/{app.name}/releases/{app.serves()}/tree/staticfiles/admin/css/base.css"
+        )
+        == "1"
+    )
 
 
 @contextmanager

@@ -9,19 +9,20 @@ is a virtual environment that holds the app and names its Python and its layers.
 from __future__ import annotations
 
 import json
-import os
 import posixpath
 import re
 import shlex
 import shutil
+import tarfile
 from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from . import locks
+from . import describe, locks
 from .archive import Link, cached, described, files, installed, key, once, pack, tidy, use
 from .git import Tree, objects, source_of
 from .layer import build_layer, facts_of, options_for
@@ -29,12 +30,11 @@ from .lock import Host, bill, incomplete, outdated, packages_in, project
 from .locks import PLATFORM, Lock, Work
 from .process import BuildError
 from .scripts import Programs, programs
-from .static import demand_there
 from .uv import build_environment, uv, workplace
 from .vendor import vendor
 
 # This number is a part of every key. Raise it when a change of this file changes the bytes of an archive.
-RECIPE = "8"
+RECIPE = "9"
 # What the host program may rely on in a release, as a number in its manifest. From 2 on the runner's main process takes
 # the signals SIGUSR1 and SIGUSR2. From 3 on the release has the commit's files in `tree/`, and the runner reads the
 # manifest and answers the question who serves. A release without a number has the contract 1.
@@ -45,7 +45,13 @@ MACHINES = ("x86_64", "aarch64")
 
 
 def build(
-    repository: Path, description: Mapping[str, Any], sha: str, host: Host, cache: Path, app_name: str
+    repository: Path,
+    description: Mapping[str, Any],
+    sha: str,
+    host: Host,
+    cache: Path,
+    app_name: str,
+    steps: Steps | None = None,
 ) -> dict[str, Any]:
     """Build the artifact of a commit for a host's Python and machine, or take it from the cache.
 
@@ -56,10 +62,12 @@ def build(
         host: the host's Python and machine.
         cache: the directory of the cache.
         app_name: app_name, which names the state directory.
+        steps: what the inventory gives to the commands of the build.
 
     Returns:
         `release`, `layer` and `runner`, each with `file`, `sha256`, `size` (bytes) and `dest`, which is relative to the
         app's directory on the host; the layers also with `name`; `notices`, sentences about a release that was built.
+        The release is None if commands of the build would have to run, and `steps.check` says that they must not.
 
     Raises:
         BuildError: a file is missing in the commit, the lock is out of date, or a dependency can't be installed for
@@ -73,29 +81,23 @@ def build(
         tree, path = Tree(repository, sha), description["path"]
         tree.demand(path)
         work = Work(tree, path, directory, cache, int(match[1]) if match else 0, description["dotenv"])
-        return artifact(work, description, host, app_name)
+        return artifact(work, description, host, app_name, steps or Steps())
 
 
-def artifact(work: Work, description: Mapping[str, Any], host: Host, app_name: str) -> dict[str, Any]:
+def artifact(work: Work, description: Mapping[str, Any], host: Host, app_name: str, steps: Steps) -> dict[str, Any]:
     """Build the artifact of a commit whose files are at hand; see `build`."""
     sha, cache, of = work.tree.sha, work.cache, work.of
     project_file = posixpath.normpath(f"{work.path}/pyproject.toml")
-    demand_python(work, description, project_file, host)
+    wanted = demand_python(work, description, project_file, host)
     lock = locks.read(work, description, host)
-    locked_text, where = lock.text(), f"py{host.python}-{host.machine}"
-    runner_lock = (RUNNER / "requirements.txt").read_text()
-    # A checkout has `_vendor` for its own Python.
-    sources = [file for file in files(RUNNER / "src") if "_vendor" not in file.parts]
-    source = [part for file in sources for part in (str(file.relative_to(RUNNER)), file.read_bytes())]
-    layer_name = f"{key(RECIPE, locked_text, host.python, host.machine)}-{where}"
-    runner_name = f"runner-{key(RECIPE, runner_lock, host.python, host.machine, *source)}-{where}"
-    layer, runner = (cache / "layers" / f"{name}.tar.gz" for name in (layer_name, runner_name))
-    names = {"release": sha, "layer": layer_name, "runner": runner_name, "python": host.python}
-    manifest = {**names, "contract": CONTRACT, **description}
+    names = names_of_layers(lock, host)
+    layer, runner = (layer_file(cache, name) for name in names.values())
+    manifest = {"release": sha, **names, "python": host.python, "contract": CONTRACT, **description}
     # All controllers give an archive the same name, so the store of app_artifact_url can hold archives of any of them.
     # The key has no repository, because a SHA has the same content in every repository.
     state = app_name if description["state_paths"] else ""
-    release = cache / "releases" / f"{sha}-{key(RECIPE, json.dumps(manifest, sort_keys=True), state)}.tar.gz"
+    inputs = [state, *(steps.inputs() if description["build"] else ())]
+    release = cache / "releases" / f"{sha}-{key(RECIPE, json.dumps(manifest, sort_keys=True), *inputs)}.tar.gz"
     use(cache, layer, runner, release)
     if not all(map(cached, (layer, runner, release))):
         pyproject = work.toml(project_file)
@@ -111,13 +113,14 @@ def artifact(work: Work, description: Mapping[str, Any], host: Host, app_name: s
         # Dependencies that were resolved for the commit are never out of date, and neither is an app without a lock.
         if lock.again:
             check(project_file, outdated(declared, lock.packages, host))
-        once(layer, lambda archive: build_layer(archive, lock, host))
-        once(runner, lambda archive: build_runner(archive, runner_lock, host))
+        build_layers(cache, names, lock, host)
         facts = facts_of(layer)
         if lock.complete:
             check("its package", incomplete(lock.packages, facts["requires"], host))
 
         def finish(archive: Path) -> None:
+            if message := failed_before(archive, steps.run):
+                raise BuildError(message)
             target = install_projects(work, lock, pyproject, host)
             name = canonicalize_name(project(pyproject).get("name", app_name))
             # The metadata of the wheel, which the build backend takes from pyproject.toml, setup.py or elsewhere.
@@ -133,21 +136,106 @@ def artifact(work: Work, description: Mapping[str, Any], host: Host, app_name: s
                         f" {lock.file} locks all packages that it imports. Declare them in {project_file}: [project]"
                         " dependencies."
                     )
-            materials = bill(name, lock.packages, packages_in(runner_lock, host, "."), sha, work.time)
-            pack_release(archive, work, target, manifest, materials, facts["programs"], app_name)
+            tree: Mapping[str, Path | Link] = dict(walk(work.top()))
+            if description["build"]:
+                try:
+                    tree = run_build(work, target, manifest, wanted, host, steps)
+                except BuildError as error:
+                    note_failure(archive, steps.run, str(error))
+                    raise
+            materials = bill(name, lock.packages, packages_in(runner_lock(), host, "."), sha, work.time)
+            pack_release(archive, work, target, manifest, materials, facts["programs"], app_name, tree)
 
-        once(release, finish)
+        if not (steps.check and description["build"]):
+            once(release, finish)
         tidy(cache)
     return {
-        "release": described(release, f"releases/{sha}"),
-        "layer": {**described(layer, f"layers/{layer_name}"), "name": layer_name},
-        "runner": {**described(runner, f"layers/{runner_name}"), "name": runner_name},
+        "release": described(release, f"releases/{sha}") if cached(release) else None,
+        **{
+            part: {**described(layer_file(cache, name), f"layers/{name}"), "name": name} for part, name in names.items()
+        },
         "notices": work.notices,
     }
 
 
-def demand_python(work: Work, description: Mapping[str, Any], project_file: str, host: Host) -> None:
-    """Raise BuildError if the app wants another Python than the host's."""
+def runner_lock() -> str:
+    """Return the lock of the runner."""
+    return (RUNNER / "requirements.txt").read_text()
+
+
+def names_of_layers(lock: Lock, host: Host) -> dict[str, str]:
+    """Return the names of the `layer` of an app and of the `runner`."""
+    # A checkout has `_vendor` for its own Python.
+    sources = [file for file in files(RUNNER / "src") if "_vendor" not in file.parts]
+    source = [part for file in sources for part in (str(file.relative_to(RUNNER)), file.read_bytes())]
+    where = f"py{host.python}-{host.machine}"
+    return {
+        "layer": f"{key(RECIPE, lock.text(), host.python, host.machine)}-{where}",
+        "runner": f"runner-{key(RECIPE, runner_lock(), host.python, host.machine, *source)}-{where}",
+    }
+
+
+def layer_file(cache: Path, name: str) -> Path:
+    """Return the archive of a layer in the cache."""
+    return cache / "layers" / f"{name}.tar.gz"
+
+
+def build_layers(cache: Path, names: Mapping[str, str], lock: Lock, host: Host) -> None:
+    """Build the layer of an app and that of the runner, unless the cache has them."""
+    once(layer_file(cache, names["layer"]), lambda archive: build_layer(archive, lock, host))
+    once(layer_file(cache, names["runner"]), lambda archive: build_runner(archive, runner_lock(), host))
+
+
+def run_build(
+    work: Work, target: Path, manifest: Mapping[str, Any], wanted: SpecifierSet, host: Host, steps: Steps
+) -> dict[str, Path | Link]:
+    """Run the commands of the build in the release, laid out on this machine; return the files of its tree then."""
+    python, builder = python_for(work, wanted, host)
+    names = {part: manifest[part] for part in ("layer", "runner")}
+    if (builder.python, builder.machine) != (host.python, host.machine):
+        lock = locks.read(work, manifest, builder)
+        names = names_of_layers(lock, builder)
+        try:
+            build_layers(work.cache, names, lock, builder)
+        except BuildError as error:
+            raise BuildError(
+                f"The commands of the build {work.of} run with Python {builder.python_full}, since this machine has no"
+                f" Python {host.python}, and need the app's dependencies for it. Install Python {host.python} here. The"
+                f" reason: {error}"
+            ) from None
+    place = work.directory / "build"
+    release = place / "releases" / work.tree.sha
+    release.mkdir(parents=True)
+    of_builder = {**manifest, **names, "python": builder.python}
+    of_layer = facts_of(layer_file(work.cache, names["layer"]))["programs"]
+    entries = {
+        **environment_entries(target, of_builder, of_layer, python),
+        **{f"tree/{name}": file for name, file in walk(work.top())},
+        "bin/python3": Link("python"),
+    }
+    # Packed and unpacked, the files have the modes and times that they have on a host.
+    pack(place / "release.tar.gz", work.time, entries)
+    unpack(place / "release.tar.gz", release)
+    for name in names.values():
+        unpack(layer_file(work.cache, name), place / "layers" / name)
+    own, _ = describe.own(
+        work.tree, work.path, work.toml(posixpath.normpath(f"{work.path}/pyproject.toml")), work.tree.sha
+    )
+    settings = describe.build_settings({"build_settings": steps.build_settings}, own)
+    run_commands(work, manifest["build"], release, manifest["state_paths"], settings, steps)
+    return products(work, release / "tree")
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack an archive that this controller made."""
+    with tarfile.open(archive) as tar:
+        # Newer Pythons refuse links out of the folder without a filter; Python 3.11.2 has no argument for it.
+        tar.extraction_filter = lambda member, _: member
+        tar.extractall(folder)
+
+
+def demand_python(work: Work, description: Mapping[str, Any], project_file: str, host: Host) -> SpecifierSet:
+    """Return the Pythons that the app wants; raise BuildError if the host's is none of them."""
     lock_file = posixpath.normpath(f"{work.path}/{description['lock']}") if description["lock"] else ""
     file, wanted = locks.requires_python(work, lock_file, project_file)
     if not wanted.contains(host.python_full, prereleases=True):
@@ -156,6 +244,7 @@ def demand_python(work: Work, description: Mapping[str, Any], project_file: str,
             " Take a host with such a Python (Debian 12 has 3.11, Debian 13 has 3.13), or widen requires-python if the"
             " app runs there, lock again, and commit."
         )
+    return wanted
 
 
 def build_runner(archive: Path, lock: str, host: Host) -> None:
@@ -234,6 +323,7 @@ def pack_release(
     materials: bytes,
     of_layer: Programs,
     app_name: str,
+    tree: Mapping[str, Path | Link],
 ) -> None:
     """Pack the commit's files and the installed app as a virtual environment over its layers.
 
@@ -245,9 +335,24 @@ def pack_release(
         materials: the bill of materials.
         of_layer: the programs of the app's layer.
         app_name: app_name.
+        tree: the files of the tree, by their names in it.
     """
-    site = f"lib/python{manifest['python']}/site-packages"
+    demand_there(manifest["static"], tree, work.path, work.of)
     archive.with_name(archive.name.replace(".tar.gz", ".cdx.json")).write_bytes(materials)
+    entries = {
+        **tree_entries(work, tree, manifest["state_paths"], app_name),
+        **environment_entries(target, manifest, of_layer),
+        "sbom.cdx.json": materials,
+        "release.json": json.dumps(manifest, indent=1).encode() + b"\n",
+    }
+    pack(archive, work.time, entries)
+
+
+def environment_entries(
+    target: Path, manifest: Mapping[str, Any], of_layer: Programs, python: str = "/usr/bin/python3"
+) -> dict[str, bytes | Path | Link]:
+    """Return the virtual environment of a release without its tree: its programs, and the installed app."""
+    site = f"lib/python{manifest['python']}/site-packages"
     of_app, serve = programs(target), shlex.quote(manifest["serve"])
     binaries = {name: Link(f"../../../layers/{manifest['layer']}/bin/{name}") for name in of_layer["others"]}
     scripts = {**of_layer["scripts"], **of_app["scripts"]}
@@ -255,22 +360,22 @@ def pack_release(
         **binaries,
         **{name: target / "bin" / name for name in of_app["others"]},
         **{name: text.encode(errors="surrogateescape") for name, text in scripts.items()},
-        "python": Link("/usr/bin/python3"),
+        "python": Link(python),
         # The release starts its own app, because the unit stays the same when another release serves.
         "serve": f'#!/bin/sh\nexec "${{0%/*}}/python" -P -m booty_runner {serve} "$@"\n'.encode(),
     }
-    entries: dict[str, bytes | Path | Link] = {
-        **tree_entries(work, manifest["state_paths"], app_name),
+    return {
         **installed(target, f"{site}/"),
         **{f"bin/{name}": content for name, content in bin_files.items()},
-        "pyvenv.cfg": b"home = /usr/bin\ninclude-system-site-packages = false\n",
+        "pyvenv.cfg": f"home = {posixpath.dirname(python)}\ninclude-system-site-packages = false\n".encode(),
         f"{site}/layer.pth": import_path(manifest).encode(),
-        "sbom.cdx.json": materials,
-        "release.json": json.dumps(manifest, indent=1).encode() + b"\n",
     }
+<<<<<<< HEAD
     in_tree = [name.removeprefix("tree/") for name in entries if name.startswith("tree/")]
     demand_there(manifest["static"], in_tree, work.path, work.of)
     pack(archive, work.time, entries)
+=======
+>>>>>>> 67390c2 (Run the commands of a build on the controller, in the release as a host has it)
 
 
 def import_path(manifest: Mapping[str, Any]) -> str:
@@ -289,22 +394,23 @@ def import_path(manifest: Mapping[str, Any]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def tree_entries(work: Work, state_paths: list[str], app_name: str) -> dict[str, bytes | Path | Link]:
-    """Return the commit's files by their names in the release: in `tree/`, and in `seed/` those at a state path.
+def tree_entries(
+    work: Work, tree: Mapping[str, Path | Link], state_paths: list[str], app_name: str
+) -> dict[str, bytes | Path | Link]:
+    """Return the files by their names in the release: in `tree/`, and in `seed/` the commit's files at a state path.
 
-    Each state path is a link in `tree/` to the state directory of the app.
+    Each state path is a link in `tree/` to the state directory of the app. The first release on a host fills that, so a
+    file of a build there would stay for all releases: it is left out.
     """
-    top, prefix = work.top(), "" if work.path == "." else f"{work.path}/"
+    prefix = "" if work.path == "." else f"{work.path}/"
+    states = tuple(f"{prefix}{path.rstrip('/')}/" for path in state_paths)
     entries: dict[str, bytes | Path | Link] = {}
-    for folder, folders, names in os.walk(top):
-        for name in (*names, *(each for each in folders if Path(folder, each).is_symlink())):
-            file = Path(folder, name)
-            relative = str(file.relative_to(top))
-            inner = relative.removeprefix(prefix) if relative.startswith(prefix) else ""
-            persists = any(
-                inner == path.rstrip("/") or inner.startswith(f"{path.rstrip('/')}/") for path in state_paths
-            )
-            entries[f"seed/{inner}" if persists else f"tree/{relative}"] = file
+    for name, file in tree.items():
+        if not f"{name}/".startswith(states):
+            entries[f"tree/{name}"] = file
+    for name, file in walk(work.top()):
+        if f"{name}/".startswith(states):
+            entries[f"seed/{name.removeprefix(prefix)}"] = file
     for path in (path.rstrip("/") for path in state_paths):
         entries[f"tree/{prefix}{path}"] = Link(f"/var/lib/{app_name}/{path}")
     return entries

@@ -107,7 +107,7 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
     found += [f"build: {each} ({origin})" for each in commands]
     settings = build_settings(inventory, committed) if commands else {}
     if settings:
-        found.append(f"settings of the build: {', '.join(settings)}")
+        found.append(f"settings of the build: {', '.join(sorted(settings))}")
     if others := detect.other_lines(folder):
         found.append(f"does not start {', '.join(others)} (Procfile)")
     return {
@@ -124,8 +124,8 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         "release_command": values["release_command"] or released,
         "post_deploy_command": values["post_deploy_command"],
         "build": commands,
-        "build_settings": [*settings],
-        "build_values": key(json.dumps(settings)) if settings else "",
+        "build_settings": sorted(settings),
+        "build_values": key(json.dumps(settings, sort_keys=True)) if settings else "",
         "found": found,
     }
 
@@ -141,7 +141,7 @@ def build_commands(
 
 
 def build_settings(inventory: Mapping[str, Any], committed: Mapping[str, Any]) -> dict[str, str]:
-    """Return the environment variables that only the commands of the build get, sorted by name."""
+    """Return the environment variables that only the commands of the build get."""
     return inventory.get("build_settings") or committed.get("build_settings") or {}
 
 

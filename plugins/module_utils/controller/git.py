@@ -166,14 +166,13 @@ class Tree:
 
     def __init__(self, repository: Path, sha: str) -> None:
         self.repository, self.sha = repository, sha
-        self.entries = listing(repository, sha, ".")
-        patterns = [*patterns_of(repository, self.entries)]
+        entries = listing(repository, sha, ".")
+        self._patterns = [*patterns_of(repository, entries)]
+        self.entries = {name: entry for name, entry in entries.items() if self.ships(name)}
 
-        def shipped(name: str) -> bool:
-            """Return whether hosts get a file: as in git, the last pattern that matches counts."""
-            return next((not ignores for pattern, ignores in reversed(patterns) if pattern.match(name)), True)
-
-        self.entries = {name: entry for name, entry in self.entries.items() if shipped(name)}
+    def ships(self, name: str, default: bool = True) -> bool:
+        """Return whether hosts get a file: as in git, the last pattern that matches counts, or else the default."""
+        return next((not ignores for pattern, ignores in reversed(self._patterns) if pattern.match(name)), default)
 
     def demand(self, path: str) -> None:
         """Raise BuildError unless the commit has a folder."""

@@ -8,10 +8,13 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
+from . import screen
 from .build import build
-from .host_program import HostProgramAction
+from .command import INDENT
+from .host_program import RUN, HostProgramAction
 from .lock import Host
 from .process import BuildError
+from .steps import Steps
 
 # An archive of at most this many bytes is sent with the call, without a transfer of its own. Most releases are smaller.
 SMALL = 1_000_000
@@ -43,12 +46,22 @@ class StageAction(HostProgramAction):
                 Host(host["python_full"], host["machine"]),
                 Path(options["app_cache"]),
                 options["app_name"],
+                Steps(
+                    options["app_settings"],
+                    options["app_build_settings"],
+                    options["app_config_dir"],
+                    RUN,
+                    lambda line: screen.write(f"{INDENT}{line}"),
+                    self._task.check_mode,
+                ),
             )
         except BuildError as error:
             raise AnsibleActionFail(str(error)) from None
         release = built["release"]
         if built["notices"]:
             result["warnings"] = built["notices"]
+        if not release:
+            return {**result, "changed": True}
         store = options["app_artifact_url"]
         # The layers are staged first, so every release on a host has its layers.
         lacking = [layer for layer in (built["layer"], built["runner"]) if layer["name"] not in host["layers"]]

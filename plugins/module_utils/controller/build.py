@@ -30,6 +30,8 @@ from .lock import Host, bill, incomplete, outdated, packages_in, project
 from .locks import PLATFORM, Lock, Work
 from .process import BuildError
 from .scripts import Programs, programs
+from .static import demand_there
+from .steps import Steps, failed_before, note_failure, products, python_for, run_commands, walk
 from .uv import build_environment, uv, workplace
 from .vendor import vendor
 
@@ -370,12 +372,6 @@ def environment_entries(
         "pyvenv.cfg": f"home = {posixpath.dirname(python)}\ninclude-system-site-packages = false\n".encode(),
         f"{site}/layer.pth": import_path(manifest).encode(),
     }
-<<<<<<< HEAD
-    in_tree = [name.removeprefix("tree/") for name in entries if name.startswith("tree/")]
-    demand_there(manifest["static"], in_tree, work.path, work.of)
-    pack(archive, work.time, entries)
-=======
->>>>>>> 67390c2 (Run the commands of a build on the controller, in the release as a host has it)
 
 
 def import_path(manifest: Mapping[str, Any]) -> str:

@@ -64,6 +64,6 @@ def demand_there(static: Mapping[str, str], names: Collection[str], path: str, o
         place = posixpath.normpath(f"{path}/{folder}")
         if not any(name == place or name.startswith(f"{place}/") for name in names):
             raise BuildError(
-                f"app_static: there is no folder {place} ({prefix}) {of}, and the commands of app_build make none. Name"
-                " the folder as it is after the build, relative to app_path."
+                f"app_static: {place} {of} is missing, and the commands of app_build don't make it. Write for {prefix}"
+                " a folder that is there after the build, relative to app_path."
             )

@@ -307,7 +307,7 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        if self.config.access_log:  # type: ignore[attr-defined]
+        if self.config.access_log:
             app = AccessLog(
                 app,
                 # The host program's question who serves: its answer has headers of its own.

@@ -46,7 +46,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.logger = self.conn.logger = _Log(self.logger)  # type: ignore[assignment]
-        if self.config.access_log:  # type: ignore[attr-defined]
+        if self.config.access_log:
             self.app = AccessLog(self.app)
         # Browsers would not accept the drain's `Connection: close` in the answer to a handshake.
         self.default_headers = [header for header in self.default_headers if header[0] != b"connection"]

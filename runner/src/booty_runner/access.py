@@ -1,14 +1,12 @@
 """The access log: one line for each request when it has ended, without the query string."""
 
-import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from booty_runner import logs
 from booty_runner.hooks import Scope
-
-log = logging.getLogger(__name__)
 
 PATH_CHARACTERS = 1000
 _UNSAFE = re.compile(rb"[^!-~]")
@@ -77,4 +75,4 @@ def _write(scope: Scope, status: int, milliseconds: float, size: int, *, aborted
         "aborted": aborted,
     }
     line = f"{fields['method']} {path} {status or '-'} {milliseconds} ms {size} bytes{' aborted' * aborted}"
-    log.info("%s", line, extra={"fields": fields})
+    logs.write(__name__, line, fields)

@@ -113,7 +113,7 @@ def test_only_the_last_releases_are_kept(app: App) -> None:
         stage(app, sha, {f"public/{sha}.js": sha}, FOLDERS)
         switch(app, sha)
     names = sorted(path.name.partition(".")[0] for path in static.unneeded(app, State.load(app), 2))
-    # Three switches made six trees, less the first, which had nothing before it.
+    # The copy of aa, and the trees that were made for the switches and are not served now.
     assert names == ["aa", "aa", "aa", "bb", "bb"]
     assert {path.name for path in static.unneeded(app, State.load(app), 0)} > {"aa", "bb", "cc"}
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from booty_host import HostError
 from booty_host.app import App
 from booty_host.files import directories
-from booty_host.release import labels_on_disk, shown, static_folders
+from booty_host.release import labels_on_disk, static_folders
 from booty_host.stage import appearing
 from booty_host.state import State
 
@@ -35,16 +35,22 @@ def offer(app: App, sha: str) -> None:
         if own and before not in {"", sha}:
             # A release from before app_static was set may have the folders all the same.
             copy(app, before, static_folders(app, before) or own)
-            publish(app, before)
+            show(app, before)
+        tree(app, sha)  # the switch finds it, and takes no time for it
     except OSError as error:
         raise HostError(f"its static files can't be copied to {app.static}: {error}") from error
 
 
 def show(app: App, sha: str) -> None:
-    """Serve the files of a release first, from the next request on."""
-    if shown(app) != sha:
-        copy(app, sha, static_folders(app, sha))
-        publish(app, sha)
+    """Serve the files of a release first, and those of the other copies behind them, from the next request on."""
+    current, new = app.static / "current", app.static / ".current"
+    copy(app, sha, static_folders(app, sha))
+    if wanted := tree(app, sha):
+        new.unlink(missing_ok=True)
+        new.symlink_to(wanted.relative_to(app.static))
+        new.replace(current)
+    else:
+        current.unlink(missing_ok=True)
 
 
 def copy(app: App, sha: str, of_release: dict[str, str]) -> None:
@@ -53,55 +59,55 @@ def copy(app: App, sha: str, of_release: dict[str, str]) -> None:
     nginx makes an ETag from a file's time and size, so the copy's time is a hash of its content: an equal file has the
     same ETag in each release and on each host.
     """
-    dest = app.static / "copies" / sha
+    dest, top = app.static / "copies" / sha, app.releases / sha / "tree"
     if of_release and not dest.is_dir():
         dest.parent.mkdir(parents=True, exist_ok=True)
-        tree = app.releases / sha / "tree"
         with appearing(dest) as partial:
             partial.chmod(0o755)
             for prefix, folder in of_release.items():
-                for name in public(tree, tree / folder):
+                for name in public(top, top / folder):
                     target = partial / prefix.strip("/") / name
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(tree / folder / name, target)
+                    shutil.copyfile(top / folder / name, target)
                     with target.open("rb") as file:
                         digest = hashlib.file_digest(file, "sha256").digest()
                     seconds = int.from_bytes(digest[:4]) >> 1
                     os.utime(target, (seconds, seconds))
 
 
-def public(tree: Path, folder: Path) -> Iterator[str]:
-    """Yield the files of a folder, relative to it: no hidden ones, and no links that lead out of the folder."""
-    top = folder.resolve()
-    if not top.is_relative_to(tree.resolve()):
+def public(top: Path, folder: Path) -> Iterator[str]:
+    """Yield the files of a folder of a tree, relative to it: no hidden ones, no links that lead out of the folder."""
+    real = os.path.realpath(folder)
+    if not f"{real}/".startswith(f"{os.path.realpath(top)}/"):
         return
-    for parent, names_of_folders, names in os.walk(top):
-        names_of_folders[:] = [name for name in names_of_folders if not name.startswith(".")]
+    for parent, inner, names in os.walk(real):
+        inner[:] = [name for name in inner if not name.startswith(".")]
         for name in (name for name in names if not name.startswith(".")):
-            file = Path(parent, name)
-            if file.is_file() and file.resolve().is_relative_to(top):
-                yield str(file.relative_to(top))
+            file = os.path.join(parent, name)
+            inside = not os.path.islink(file) or os.path.realpath(file).startswith(f"{real}/")
+            if inside and os.path.isfile(file):
+                yield os.path.relpath(file, real)
 
 
-def publish(app: App, sha: str) -> None:
-    """Make the tree of a release's files, with those of the other copies behind them, and serve it."""
-    current, prefixes = app.static / "current", static_folders(app, sha)
+def tree(app: App, sha: str) -> Path | None:
+    """Return the tree in which a release's files come first, and make it if it is not there; None without files."""
+    prefixes, copies = static_folders(app, sha), {path.name: path for path in directories(app.static / "copies")}
     if not prefixes:
-        current.unlink(missing_ok=True)
-        return
-    copies = {path.name: path for path in directories(app.static / "copies")}
-    order = dict.fromkeys([sha, *State.load(app).served, *copies])
-    tree = app.static / "trees" / f"{sha}.{time.time_ns()}"
-    for name in (name for name in order if name in copies):
-        link(copies[name], tree / "files")
+        return None
+    order = [name for name in dict.fromkeys([sha, *State.load(app).served, *sorted(copies)]) if name in copies]
+    dest = app.static / "trees" / f"{sha}.{hashlib.sha256(' '.join(order).encode()).hexdigest()[:12]}"
+    if dest.is_dir():
+        return dest
+    partial = dest.with_name(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for name in order:
+        link(copies[name], partial / "files")
     for prefix in prefixes:  # nginx looks here which URLs are the proxy's
-        mark = tree / "marks" / prefix.strip("/")
+        mark = partial / "marks" / prefix.strip("/")
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
-    new = app.static / ".current"
-    new.unlink(missing_ok=True)
-    new.symlink_to(tree.relative_to(app.static))
-    new.replace(current)
+    partial.rename(dest)
+    return dest
 
 
 def link(source: Path, dest: Path) -> None:
@@ -113,9 +119,8 @@ def link(source: Path, dest: Path) -> None:
         except (FileExistsError, NotADirectoryError):
             continue
         for name in names:
-            target = folder / name
-            if not target.exists():
-                os.link(Path(parent, name), target)
+            with suppress(FileExistsError):
+                os.link(f"{parent}/{name}", f"{folder}/{name}")
 
 
 def unneeded(app: App, state: State, keep: int) -> list[Path]:

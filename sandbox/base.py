@@ -16,7 +16,7 @@ _INSTALLED = "systemd systemd-sysv dbus python3 openssh-server sudo iproute2 pro
 # Not installed, but available to the hosts' apt in their own repository, like all installed packages.
 _INSTALLABLE = (
     "python3-apt python3-venv curl nftables iptables ufw unattended-upgrades systemd-timesyncd "
-    "libpam-systemd rsync acl zstd nginx uacme openssl logrotate"
+    "libpam-systemd rsync acl zstd nginx uacme openssl logrotate redis-server postgresql"
 )
 
 # Hosts have no route to the internet: their apt reads only the repository in this root.

@@ -80,10 +80,13 @@ def test_dependencies_and_runner_are_in_layers_of_their_own(repository: Reposito
             "dotenv": False,
             "release_command": [],
             "post_deploy_command": [],
+            "packages": [],
             "static": {},
             "build": [],
             "build_settings": [],
             "build_values": "",
+            "processes": {},
+            "timers": {},
             "found": [
                 "serves booty.main:create_app() ([tool.booty] in pyproject.toml)",
                 "lock: requirements.txt, with hashes",

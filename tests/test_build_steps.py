@@ -23,6 +23,7 @@ from ansible_collections.booty.deploy.plugins.module_utils.controller import (
     locks,
     process,
     steps,
+    uv,
 )
 
 from tests.conftest import MACHINE, PYTHON
@@ -411,6 +412,20 @@ def test_a_check_runs_no_command(builder: Builder) -> None:
     built = builder.build(build=["touch x"])["release"]
     builder.check = True
     assert builder.build(build=["touch x"])["release"] == built
+
+
+def test_the_folders_of_killed_builds_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("booty-build-old", "booty-build-new", "other"):
+        (tmp_path / name).mkdir()
+    for name in ("booty-build-old", "other"):
+        os.utime(tmp_path / name, (1, 1))
+    with uv.workplace() as running:
+        os.utime(running, (1, 1))
+        with uv.workplace():
+            assert {path.name for path in tmp_path.iterdir()} > {"booty-build-new", "other", running.name}
+            assert not (tmp_path / "booty-build-old").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"booty-build-new", "other"}
 
 
 @pytest.mark.long

@@ -269,9 +269,12 @@ def test_the_inventory_overrides_the_commit_which_overrides_detection(tmp_path: 
         "dotenv": False,
         "release_command": [],
         "post_deploy_command": [],
+        "packages": [],
         "build": [],
         "build_settings": [],
         "build_values": "",
+        "processes": {},
+        "timers": {},
         "found": [
             "serves a:b (booty.toml)",
             "lock: requirements.txt, with hashes",

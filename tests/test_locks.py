@@ -360,3 +360,17 @@ def test_a_repository_at_a_commit_is_a_dependency(tmp_path: Path, cache: Path) -
     assert far in purl
     # Its program starts with the release's Python.
     assert "from far import main" in text(built["release"]["file"], "bin/far")
+
+
+def test_a_server_that_needs_a_compiler_and_that_the_runner_replaces_is_left_out(tmp_path: Path) -> None:
+    sha = commit(tmp_path / "shop", {"main.py": FASTAPI, "requirements.txt": "uwsgi==2.0.31\nclick==8.1.8\n"})
+    built = artifact(tmp_path / "shop", sha, tmp_path / "cache", ".")
+    assert [name for name in names(built["layer"]["file"]) if "uwsgi" in name.lower()] == []
+    assert "Leaves out uwsgi of requirements.txt: Booty's runner serves the app." in built["notices"]
+
+
+def test_a_setup_py_beside_requirements_is_not_built(tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {"main.py": FASTAPI, "setup.py": "import click, setuptools\nsetuptools.setup()\n"}
+    sha = commit(tmp_path / "shop", {**files, "requirements.txt": "click==8.1.8\n"})
+    built = artifact(tmp_path / "shop", sha, tmp_path / "cache", ".")
+    assert [name for name in names(built["release"]["file"]) if name.endswith(".dist-info/METADATA")] == []

@@ -327,6 +327,24 @@ def test_an_upgrade_on_disk_comes_into_force_by_a_swap(front: Front) -> None:
 
 
 @pytest.mark.long
+def test_an_instance_that_does_not_start_leaves_the_first_one_serving(front: Front) -> None:
+    before, files = front.instances(), front.run("cat /etc/booty-front/apps/booty.conf")
+    drop_in = "/etc/systemd/system/booty-front@.service.d"
+    broken = '[Service]\\nExecStartPre=/bin/sh -c "echo no such thing; exit 1"\\n'
+    front.run(f"mkdir -p {drop_in} && printf '{broken}' > {drop_in}/broken.conf && systemctl daemon-reload")
+    tls: dict[str, Any] = {"host": NAME, "port": 443, "ca": str(front.ca.root)}
+    with Load(front.host.address, **tls) as load:
+        played = front.play("deploy.yml", app_body_max="9m")
+    assert (played.status, "nginx does not start" in words(played), "no such thing" in played.output) == (2, True, True)
+    assert (load.report["failures"], front.instances()) == ([], before)
+    assert front.run("cat /etc/booty-front/apps/booty.conf") == files
+    front.run(f"rm -r {drop_in} && systemctl daemon-reload")
+    assert front.good("deploy.yml", app_body_max="9m").recap(front.host.name)["changed"] > 0
+    front.good("deploy.yml")
+    front.settle()
+
+
+@pytest.mark.long
 def test_a_renewed_certificate_is_served_without_a_process(front: Front) -> None:
     def serial() -> str:
         with front.connect() as connection:

@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[dict[str, str | bytes], dict[str, Any], str]] = {
         {},
         "[tool.booty] in pyproject.toml of commit {sha} has the unknown key port. Booty reads serve, lock, lock_extras,"
         " lock_groups, state_paths, dotenv, health_path, health_host, release_command, post_deploy_command,"
-        " build, build_settings, static.",
+        " packages, build, build_settings, static, processes, timers.",
     ),
     "a wrong type": ({"booty.toml": "serve = 3\n"}, {}, "booty.toml of commit {sha}: serve is 3. Write a text."),
     "a list for a text": (

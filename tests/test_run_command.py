@@ -18,6 +18,7 @@ from booty_host.command import Output, Sandbox
 from booty_host.release import Release
 
 from tests.conftest import Play, Running, Site
+from tests.test_telemetry import known, received
 
 UNIT = r"""
 [Unit]
@@ -118,6 +119,17 @@ def test_a_command_runs_in_the_environment_of_the_release(served: Site) -> None:
     assert played.status == 0
     played = run(served, "python -c 'import booty, os; print(os.environ[\"SENTRY_RELEASE\"])'")
     assert (played.status, played.output.strip()) == (0, Path(release).name)
+
+
+def test_an_error_of_a_command_is_reported_under_the_release(served: Site) -> None:
+    before = known(served)
+    played = run(served, "python -c 'import os; raise LookupError(os.environ[\"SENTRY_DSN\"])'")
+    (event,) = received(served, before, 1)
+    release = served.run("sed -n 's/^SENTRY_RELEASE=//p' /etc/booty/release.env")
+    labels = (event["release"], event["environment"], event["transaction"])
+    assert (played.status, labels) == (1, (release, "staging", "command"))
+    (error,) = event["exception"]["values"]
+    assert (error["type"], error["value"]) == ("LookupError", "[Filtered]")
 
 
 def test_the_exit_status_is_that_of_the_command(served: Site) -> None:

@@ -21,7 +21,7 @@ def wanted(release: str = SHA, **variables: Any) -> dict[str, Any]:
     """Return release.env and the units, rendered with the role's defaults and these variables."""
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
     defaults |= {"ansible_managed": "Ansible managed", "app_environment": "staging", "app_telemetry_gate": False}
-    files: dict[str, Any] = host_program.rendered({**defaults, **variables}, release)
+    files: dict[str, Any] = host_program.rendered({**defaults, **variables}, release, {})
     return files
 
 
@@ -95,6 +95,7 @@ def test_the_unit_sets_what_apps_expect() -> None:
         "PORT=8000",
         "WEB_CONCURRENCY=2",
         "PYTHONUNBUFFERED=1",
+        "SPT_NOENV=1",
         "HOME=/var/lib/booty",
         "PATH=${BOOTY_RELEASE_DIR}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     } <= {*start(app_workers=2)}
@@ -180,7 +181,12 @@ def test_the_slice_holds_service_and_candidate_to_one_limit() -> None:
 
 
 # The files and programs that the unit's pause uses, each replaced by one of the test.
-PLACES = {"/run/booty/starts": "starts", "/proc/uptime": "uptime", "/bin/systemctl": "systemctl", "/bin/sleep": "sleep"}
+PLACES = {
+    "/run/booty/%n.starts": "starts",
+    "/proc/uptime": "uptime",
+    "/bin/systemctl": "systemctl",
+    "/bin/sleep": "sleep",
+}
 
 
 def test_the_pauses_between_restarts(tmp_path: Path) -> None:

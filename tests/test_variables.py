@@ -50,8 +50,13 @@ GOOD: dict[str, Any] = {
     "host_service_user": "web", "host_deploy_user": "operator", "host_first_user": "debian",
     "host_deploy_keys": ['from="10.0.0.1,10.0.0.2" ssh-ed25519 AAAAC3Nz me@here', "ssh-rsa AAAAB3Nz"],
     "host_firewall_ports": [8000, 443], "host_journal_size": "64M", "status_file": "/tmp/status.json",
+    "app_packages": ["libpq5", "g++"],
     "app_release_command": ["flask db upgrade, then", "true"], "app_post_deploy_command": ["true"],
     "app_build": ["npm ci", "npm run build, then"], "app_build_settings": {"A": "b, c", "DEBUG": "false"},
+    "app_processes": {
+        "beat": {"command": "celery beat", "count": 1, "stop_signal": "SIGINT", "stop_seconds": 5, "one_host": True}
+    },
+    "app_timers": {"nightly": {"command": "echo 'it, too'", "schedule": "Mon 03:00", "one_host": True}},
     "app_static": {"/assets/": "web/dist", "/shop/static/": "public"}, "app_keep_assets": 1,
     "process": "worker", "command": "echo a\necho b", "since": "10min",
 }  # fmt: skip
@@ -226,6 +231,9 @@ ADDRESS = {"A": "postgres://me:hunter2@db/shop"}
         ({"A": None}, "a text of one line for A, in quotes"),
         ({"A": ["x"]}, "a text of one line for A, in quotes"),
         ({**ADDRESS, "B": "x\ny"}, "a text of one line for B; keep a longer one in a file of app_config_dir"),
+        ({"A": "x\n"}, "a text of one line for A; keep a longer one in a file of app_config_dir"),
+        ({"A": "\x1b[0m"}, "a text without control characters for A"),
+        ({"A": "\ud83c"}, "a text without control characters for A"),
         ({"A": "x" * 131072}, "a shorter text for A, of less than 128 KB; keep a longer one in app_config_dir"),
         ({**ADDRESS, "PORT": 80}, "no PORT there: app_port sets it"),
         ({"SENTRY_RELEASE": "x"}, "no SENTRY_RELEASE there: app_release sets it"),
@@ -441,3 +449,10 @@ def test_a_variable_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     )
     assert done.returncode == 4
     assert "app_module is no variable any more: write what the runner serves" in " ".join(done.stderr.split())
+
+
+def test_a_name_that_booty_does_not_know_is_told() -> None:
+    names = ["app_port", "app_prot", "app_base_of_ours", "host_time_zone", "app", "ansible_host", "app_module"]
+    assert variables.unknown(names) == ["app_prot", "app_base_of_ours", "host_time_zone"]
+    assert variables.similar("app_prot") == " Did you mean app_port?"
+    assert variables.similar("app_base_of_ours") == ""

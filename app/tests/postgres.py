@@ -29,7 +29,7 @@ def binaries() -> Path:
 
 
 def answers(url: str, log: Path) -> None:
-    """Return once a server answers, and fail with its log when it does not."""
+    """Wait until a server answers; fail with its log if it does not."""
     deadline = time.monotonic() + 30
     while True:
         try:
@@ -41,10 +41,10 @@ def answers(url: str, log: Path) -> None:
 
 
 class Cluster:
-    """A server with one database; it does not run as root.
+    """A PostgreSQL server with one database. It does not run as root.
 
     Args:
-        address: what it listens on.
+        address: the address that it listens on.
     """
 
     def __init__(self, address: str = "127.0.0.1") -> None:
@@ -83,7 +83,7 @@ class Cluster:
         answers(self._admin, self._directory / "log")
 
     def stop(self) -> None:
-        """Stop the server; its clients are cut."""
+        """Stop the server, which cuts its clients' connections."""
         if self._process:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(30)
@@ -105,7 +105,7 @@ class Cluster:
 
 
 class Pooler:
-    """A pgbouncer in front of a server, which hands out its connections by transaction.
+    """A pgbouncer in front of a server. It gives a client a connection for one transaction at a time.
 
     Args:
         port: the server's.

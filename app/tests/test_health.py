@@ -83,7 +83,7 @@ def test_a_release_that_can_not_be_read_is_logged_when_that_changes(release, tmp
 
         with unreadable(code):
             assert flaws(1) == {denied}
-        assert lines() == []  # the start is refused, in words of its own
+        assert lines() == []  # a refused start writes its own line
         app.state.started = True
         assert flaws(2) == {None}
         with unreadable(code):

@@ -1,4 +1,4 @@
-"""The app's errors, as the runner serves it: each arrives once, with its route."""
+"""The app's errors under the runner: the tracker gets each one once, with its route."""
 
 import http.client
 import subprocess
@@ -43,7 +43,7 @@ def test_each_error_arrives_once_and_rightly_labelled_and_a_client_s_error_does_
     assert ask(tcp, "/http/404")[0] == 404
     assert ask(tcp, "/items/none")[0] == 422
     for path, _, _ in ERRORS:
-        # The answer of /stream breaks off.
+        # /stream fails after its first bytes, so its response is incomplete.
         with pytest.raises(http.client.IncompleteRead) if path == "/stream" else nullcontext():
             ask(tcp, path)
     service.stop()

@@ -28,7 +28,7 @@ def cluster():
 
 
 class Place:
-    """A queue, and the services that share it; each has sockets of its own."""
+    """A queue and the services that share it. Each service has its own sockets."""
 
     def __init__(self, start, directory, make_socket, **settings):
         self.notes = directory / "notes"
@@ -110,7 +110,7 @@ def place(request, start, tmp_path, make_socket):
         return Place(start, tmp_path, make_socket)
     cluster = request.getfixturevalue("cluster")
     cluster.clear()
-    # As the two hosts of one queue: they share nothing else.
+    # Two services stand for two hosts: they share the database and nothing else.
     return Place(start, tmp_path, make_socket, BOOTY_QUEUE_URL=cluster.url, TEST_LEASE="6")
 
 
@@ -174,12 +174,12 @@ def test_a_release_on_trial_accepts_jobs_and_runs_none(place):
     candidate = place.service(BOOTY_CANDIDATE="true")
     place.post(candidate, "work", {"name": "a"})
     service = place.service()
-    wait_for(lambda: "end a" in place.lines())
+    wait_for(lambda: "end a" in place.lines() and not place.jobs(service))
     kill(service)
     place.post(candidate, "work", {"name": "b"})
     time.sleep(1)
     assert place.lines() == ["begin a", "end a"]
-    candidate.process.send_signal(signal.SIGUSR2)  # it takes the service's place
+    candidate.process.send_signal(signal.SIGUSR2)  # the signal of a handover: the candidate becomes the service
     wait_for(lambda: "end b" in place.lines())
     candidate.process.send_signal(signal.SIGUSR2)
     candidate.stop()
@@ -236,6 +236,7 @@ def test_sys_exit_in_a_job_ends_the_job_alone(place):
 @pytest.mark.long
 def test_a_job_that_kills_its_process_is_parked_at_last(place, tracker):
     service = place.service(SENTRY_DSN=tracker.dsn)
+    (beside,) = place.post(service, "work", {"name": "a", "seconds": 0.5})
     (deadly,) = place.post(service, "kill", {"name": "deadly"})
     for _ in range(MAX_LOST - 1):
         service.process.wait(40)
@@ -243,8 +244,9 @@ def test_a_job_that_kills_its_process_is_parked_at_last(place, tracker):
     service.process.wait(40)
     service = place.service(SENTRY_DSN=tracker.dsn)
     wait_for(lambda: place.jobs(service)[deadly]["state"] == "failed")
-    assert place.lines() == ["deadly"] * MAX_LOST
-    # `verify` may have run beside it each time, and is parked as well then.
+    # The job that ran beside it each time had to run alone the last time, and could end.
+    assert place.lines() == [*["begin a", "deadly"] * (MAX_LOST - 1), "begin a", "end a", "deadly"]
+    assert beside not in place.jobs(service)
     (event,) = wait_for(lambda: [event for event in tracker.events if event["tags"]["job_id"] == deadly])
     assert "its process died each time" in (event.get("message") or event["logentry"]["message"])
 
@@ -280,7 +282,7 @@ def test_a_kind_that_a_release_does_not_know_waits_for_one_that_does(place):
     (waiting,) = place.post(new, "work", {"name": "a"})
     place.post(new, "toil", {"name": "b"})
     wait_for(lambda: "end b" in place.lines())
-    time.sleep(1.2)  # in which it could have been taken
+    time.sleep(1.2)  # long enough for the old service to take the job
     assert place.jobs(old)[waiting]["state"] == "waiting"
     place.service()
     wait_for(lambda: "end a" in place.lines())
@@ -307,7 +309,7 @@ def test_postgresql_may_restart(start, tmp_path, make_socket, cluster):
     cluster.stop()
     wait_for(lambda: "the job queue is away" in service.stderr_path.read_text())
     with Connection(place.addresses[service][0]) as connection:
-        assert connection.ask("/jobs/work/sync?name=b", "POST")[0] == 500  # not accepted, and said so
+        assert connection.ask("/jobs/work/sync?name=b", "POST")[0] == 500  # the client gets to know
     with Connection(place.addresses[service][0]) as connection:
         assert connection.ask("/health")[0] == 200
     wait_for(lambda: "end a" in place.lines())
@@ -331,11 +333,11 @@ def test_another_host_takes_over_when_a_claim_is_no_longer_renewed(start, tmp_pa
     lost, other = place.service(), place.service(BOOTY_QUEUE_JOBS="0")
     place.post(other, "work", {"name": "a", "seconds": 1})
     wait_for(lambda: "begin a" in place.lines())
-    lost.process.send_signal(signal.SIGSTOP)  # as a host that is away
+    lost.process.send_signal(signal.SIGSTOP)  # a stopped process stands for a host that can't be reached
     place.service()
     wait_for(lambda: "end a" in place.lines())
     lost.process.send_signal(signal.SIGCONT)
-    assert lost.process.wait(10) == -signal.SIGALRM  # it can't go on with what another host has begun
+    assert lost.process.wait(10) == -signal.SIGALRM  # it is killed, because another host has begun its job anew
     assert Counter(place.lines()) == {"begin a": 2, "end a": 1}
 
 
@@ -344,7 +346,7 @@ def test_a_job_that_blocks_the_loop_keeps_its_claim(start, tmp_path, make_socket
     cluster.clear()
     place = Place(start, tmp_path, make_socket, BOOTY_QUEUE_URL=cluster.url, TEST_LEASE="6")
     place.service()
-    # Another process accepts the job: the one that runs it answers nobody meanwhile.
+    # Another process accepts the job, because the process that runs it can't answer meanwhile.
     place.post(place.service(BOOTY_QUEUE_JOBS="0"), "block", {"name": "a", "seconds": 15})
     wait_for(lambda: "begin a" in place.lines())
     other = place.service()
@@ -372,7 +374,7 @@ def test_a_job_that_holds_the_interpreter_ends_with_its_process_before_another_b
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["cling", "heed"])
 def test_a_job_is_told_that_it_lost_its_claim_before_another_begins(start, tmp_path, make_socket, cluster, kind):
-    """The pooler of one host hangs for longer than the lease; it answers TCP all the time."""
+    """The pooler of one host hangs for longer than the lease, but still accepts TCP connections."""
     cluster.clear()
     pooler = cluster.pool()
     try:
@@ -433,6 +435,14 @@ def test_a_claim_is_one_process_s(store, tmp_path):
     assert store.finish("1", None)
     assert store.counts() == {"waiting": 0, "running": 0, "failed": 0}
     other.close()
+
+
+def test_a_suspect_is_claimed_alone_and_others_wait_for_it(store):
+    store.put("1", "work", "[[], {}]")
+    store.put("2", "work", "[[], {}]", wait=-1)
+    store._execute("UPDATE booty_job SET lost = 4 WHERE id = '2'")
+    assert store.claim(["work"], alone=False) is None
+    assert (store.claim(["work"]).id, store.claim(["work"], alone=False).id) == ("2", "1")
 
 
 def test_a_claim_whose_answer_got_lost_is_freed(store):
@@ -503,7 +513,7 @@ def test_what_is_given_back_counts_as_no_death(store, tmp_path):
         assert other.claim(["work"]).id == "1"
         other.give_back()
         other.close()
-        os.close(other._lock_fd)  # as its process ends
+        os.close(other._lock_fd)  # the end of a process closes its lock
         assert store.tend([]) == []
 
 

@@ -24,6 +24,10 @@ options:
     type: bool
     default: false
     description: Whether to describe the app, by the variables app_serve, app_lock and so on, and to print the result.
+  quiet:
+    type: bool
+    default: false
+    description: Whether to print nothing.
 """
 
 RETURN = """

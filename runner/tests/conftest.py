@@ -39,13 +39,13 @@ class Tracker:
 
     def __init__(self):
         self.events = []
-        self.items = []  # of envelopes, events too
+        self.items = []  # the items of all envelopes, events included
         self.requests = []
-        self.status = 200  # answered to an event
-        self.headers = {}  # likewise
-        self.seconds = 0  # that an answer takes
-        self.limit = 2**20  # bytes of an event, as Bugsink and Sentry have it; a larger one is answered 413
-        self.clock = 0  # by how many seconds it is ahead
+        self.status = 200  # the status of an answer to an event
+        self.headers = {}  # more headers of such an answer
+        self.seconds = 0  # the time until an answer
+        self.limit = 2**20  # largest event in bytes, as in Bugsink and Sentry; a larger one gets 413
+        self.clock = 0  # seconds by which its clock is ahead
         self.ready = threading.Event()  # while it is cleared, the tracker hangs
         self.ready.set()
         tracker = self
@@ -56,7 +56,7 @@ class Tracker:
                 status = tracker.status
                 if self.headers["content-encoding"] == "gzip":
                     body = gzip.decompress(body)
-                if re.fullmatch(r"/api/\d+/store/", self.path):  # of SDKs before 2.0
+                if re.fullmatch(r"/api/\d+/store/", self.path):  # the endpoint of SDKs before 2.0
                     tracker.events.append(json.loads(body))
                 if re.fullmatch(r"/api/\d+/envelope/", self.path):
                     for item in Envelope.deserialize(body).items:
@@ -87,7 +87,7 @@ class Tracker:
                 pass
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.handle_error = lambda *_: None  # a service that did not wait for its answer
+        self.server.handle_error = lambda *_: None  # a service that stops may not wait for the answer
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         self.dsn = self.url.replace("//", "//0123456789abcdef@") + "/1"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
@@ -156,7 +156,7 @@ class Service:
         return self
 
     def stop(self, number=signal.SIGTERM):
-        """Send the signal and return once the drain has begun."""
+        """Send SIGTERM, and return once the drain has begun."""
         self.process.send_signal(number)
         self.notifications.expect("STOPPING=1")
 

@@ -1,4 +1,4 @@
-"""Run the runner as its own command does, on descriptors put where systemd puts them."""
+"""Run the runner's command with its sockets at the descriptors where systemd puts them."""
 
 import fcntl
 import json
@@ -13,4 +13,4 @@ for number, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in fds],
 os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(fds))}
 status = main()
 logging.shutdown()
-os._exit(status)  # as __main__ ends
+os._exit(status)  # the end of booty_runner.__main__

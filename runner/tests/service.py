@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from booty_runner import protocol, server
 
-CLIENTS = "-".join(["of", "the", "client"])  # not as it is sent, so that no source line holds it
+CLIENTS = "-".join(["of", "the", "client"])  # joined here, because a frame's source lines may reach the tracker
 
 
 @routes.router.get("/slow")
@@ -59,7 +59,7 @@ async def fail_large(size: int) -> None:
 
 @routes.router.get("/fail-deep/{depth}")
 def fail_deep(depth: int) -> None:
-    """Fail with a chain of errors, each with a deep stack and much to say."""
+    """Fail with a chain of errors. Each has a deep stack and a long message."""
     if depth % 90 == 0:
         raise LookupError("x" * 100_000)
     try:
@@ -105,7 +105,7 @@ class Deaf(Response):
 
 @routes.router.get("/events/{kind}", response_model=None)
 async def events(kind: str) -> Response:
-    """Answer without an end: as apps do, in a thread, or deaf to the client's leaving."""
+    """Send an endless stream: as most apps do, from a thread, or without noticing that the client leaves."""
 
     async def forever() -> AsyncIterator[bytes]:
         try:
@@ -146,7 +146,7 @@ async def read(request: Request) -> bytes:
 
 @routes.router.post("/leak/{way}/{a}/{b}")
 def leak(way: str, a: str, b: str, body: Annotated[bytes, Depends(read)]) -> None:
-    """Fail in the ways in which libraries and people take a secret along."""
+    """Fail with a secret in the error, in the ways in which libraries and people put it there."""
     secret, log = os.environ["PLANTED"], logging.getLogger("shop")
     match way:
         case "settings":
@@ -184,7 +184,7 @@ def leak(way: str, a: str, b: str, body: Annotated[bytes, Depends(read)]) -> Non
 
 
 def note(*words: object) -> None:
-    """Leave a line where the test finds it, whatever becomes of this process."""
+    """Append a line to the test's file at once, so that it is there if this process is killed."""
     file = os.open(os.environ["TEST_NOTES"], os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.write(file, (" ".join(map(str, words)) + "\n").encode())
     os.close(file)
@@ -220,7 +220,7 @@ async def block(name: str, seconds: float) -> None:
 
 @job(retries=0)
 def grip(name: str, seconds: int) -> None:
-    """Hold the interpreter's lock, as a library in C may."""
+    """Hold the interpreter's lock (GIL), as a library in C may."""
     note("begin", name)
     ctypes.PyDLL(None).sleep(seconds)
     note("end", name)
@@ -283,7 +283,7 @@ if "TEST_KEEP_ALIVE" in os.environ:
     server.KEEP_ALIVE_SECONDS = int(os.environ.pop("TEST_KEEP_ALIVE"))
 if "TEST_LEASE" in os.environ:
     store.LEASE_SECONDS = int(os.environ.pop("TEST_LEASE"))
-for kind in os.environ.pop("TEST_WITHOUT", "").split():  # an older release, that does not know it
+for kind in os.environ.pop("TEST_WITHOUT", "").split():  # stands for an older release without this kind of job
     del queue.KINDS[kind]
 
 

@@ -26,7 +26,7 @@ def test_the_earliest_deadline_counts():
     end_in("a", 60)
     end_in("b", 30)
     assert left() == pytest.approx(30, abs=5)
-    end_in("b", 90)  # renewed
+    end_in("b", 90)  # the second deadline replaces the first
     assert left() == pytest.approx(60, abs=5)
     end_in("a", None)
     assert left() == pytest.approx(90, abs=5)

@@ -1,4 +1,4 @@
-"""Apps of real frameworks, served unchanged. They are installed once a session, from the package index."""
+"""Unchanged apps of real frameworks, which are installed once a session from the package index."""
 
 import json
 import os
@@ -19,7 +19,7 @@ PACKAGES = ["flask==3.1.3", "django==5.2.19", "channels==4.3.2", "quart==0.22.0"
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
-    """Return a folder with the frameworks; uv's cache keeps what it has fetched."""
+    """Return a folder with the frameworks. uv takes from its cache what it has downloaded before."""
     site = tmp_path_factory.mktemp("site")
     uv = Path(sys.executable).with_name("uv")
     install = [uv, "pip", "install", "--quiet", "--python", sys.executable, "--target", site, *PACKAGES]
@@ -145,7 +145,7 @@ def test_django(serve, tcp, app, settings, words):
         assert ("LookupError: no such table: shop" in stderr) == ("TEST_FAIL" in settings)
         return
     service.ready()
-    assert ask(tcp, "/health", **{"x-forwarded-proto": "https"})[0] == 400  # its Host is another
+    assert ask(tcp, "/health", **{"x-forwarded-proto": "https"})[0] == 400  # the test's Host is not in ALLOWED_HOSTS
     service.stop()
     status, stderr = service.wait()
     assert status == 0

@@ -1,4 +1,4 @@
-"""The health question, what a refusal says, and who answers."""
+"""The health question, the texts of refusals, and the proof of which process answers."""
 
 import json
 import socket
@@ -173,7 +173,7 @@ def test_a_wsgi_app_is_asked_through_its_adapter(shop, settings, words):
     assert words in stderr.splitlines()[-1]
 
 
-# --- who answers ----------------------------------------------------------------------------------------
+# --- which process answers ------------------------------------------------------------------------------
 
 INVOCATION = "0123456789abcdef0123456789abcdef"
 
@@ -197,7 +197,7 @@ def test_who_answers_is_told_to_those_who_know_the_process(start, tcp, tmp_path,
         assert seen(answer) == (None, None)
         assert b"ooty_ask" not in answer[2].lower().replace(b"-", b"_")
     assert seen(ask(tcp, "/environ")) == (None, None)
-    with Connection(tcp) as connection:  # one connection, with the question and without
+    with Connection(tcp) as connection:  # one connection, with and without the header
         assert seen(connection.ask("/", **{"X-Booty-Ask": INVOCATION})) == expected
         assert seen(connection.ask("/")) == (None, None)
         connection.sock.sendall(f"GET / HTTP/1.0\r\nX-Booty-Ask: {INVOCATION}\r\n\r\n".encode())
@@ -246,13 +246,14 @@ FORWARDED = {"x-forwarded-for": "1.2.3.4, 5.6.7.8", "x-forwarded-proto": "https"
     [
         ("", FORWARDED, ("127.0.0.1", "http")),
         ("10.0.0.0/8", FORWARDED, ("127.0.0.1", "http")),
-        ("127.0.0.1", FORWARDED, ("5.6.7.8", "https")),  # a client may have written what stands before it
+        ("127.0.0.1", FORWARDED, ("5.6.7.8", "https")),  # the addresses before it may be the client's own
         ("127.0.0.0/8,5.6.7.8", FORWARDED, ("1.2.3.4", "https")),
         ("127.0.0.1", {}, ("127.0.0.1", "http")),
         ("127.0.0.1", {"x-forwarded-for": "nonsense"}, ("127.0.0.1", "http")),
         ("127.0.0.1", {"x-forwarded-for": "1.2.3.4, [2001:db8::1]:443"}, ("2001:db8::1", "http")),
         ("127.0.0.1", {"x-forwarded-for": "1.2.3.4:5555"}, ("1.2.3.4", "http")),
         ("127.0.0.1", {"x-forwarded-for": "::ffff:1.2.3.4", "x-forwarded-proto": "https, http"}, ("1.2.3.4", "http")),
+        ("127.0.0.1", {"x-forwarded-proto": "wss"}, ("127.0.0.1", "https")),
         ("127.0.0.1", {"x-forwarded-proto": "gopher"}, ("127.0.0.1", "http")),
     ],
 )

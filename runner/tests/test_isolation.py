@@ -1,4 +1,4 @@
-"""Apps with old, new and no versions of the runner's dependencies, each in a process over the runner's layer."""
+"""Apps with old, new and no versions of the runner's dependencies. Each runs in a process with the runner's layer."""
 
 import json
 import os
@@ -24,7 +24,7 @@ POISONED = """
     httpcore httptools httpx idna opentelemetry redis starlette typing_extensions urllib3 uvicorn uvloop websockets
     werkzeug wsproto yaml zstandard
 """
-# The packages of the locks of apps, by a name and the Python.
+# The packages in the locks of apps, by the lock's name and the Python version.
 OLD = ["fastapi==0.88.0", "starlette==0.22.0", "pydantic==1.10.26"]
 OLD_SERVER = ["uvicorn==0.15.0", "click==7.1.2", "h11==0.9.0", "asgiref==3.4.1", "websockets==10.4", "httptools==0.5.0"]
 OLD_SDK = ["sentry-sdk==1.5.12", "urllib3==1.25.11", "certifi==2019.11.28"]
@@ -96,7 +96,7 @@ app.add_route("/health", versions)
 
 @cache
 def interpreter(python):
-    """Return the path of a Python of a series; skip the test if the machine has none."""
+    """Return the path of a Python such as 3.13; skip the test if the machine has none."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     for path in (
         Path(sys.executable),
@@ -141,7 +141,7 @@ class App:
         return subprocess.run([find_uv_bin(), "--quiet", *arguments], check=True, capture_output=True, text=True).stdout
 
     def start(self, code, path=(), **settings):
-        """Start the runner; return the URL of the app once it serves."""
+        """Start the runner, and return the app's URL once it serves."""
         (self.folder / "shop.py").write_text(code)
         with self.stderr.open("w") as stderr:
             self.process = subprocess.Popen(
@@ -204,7 +204,7 @@ def test_no_package_of_the_app_is_imported(app, poison, tracker, python, code):
     service = app(python)
     gate = {"SENTRY_DSN": tracker.dsn, "BOOTY_TELEMETRY_GATE": "true", "SENTRY_RELEASE": "a"}
     url = service.start(f"NAMES = ()\n{code}", path=[poison], **gate)
-    assert len(tracker.events) == 1  # the gate's
+    assert len(tracker.events) == 1  # the event of the gate
     assert get(f"{url}/") == b"{}"
     if code == APP:
         with connect(f"{url}/".replace("http", "ws")) as client:

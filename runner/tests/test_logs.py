@@ -11,7 +11,7 @@ from booty_runner import logs
 
 @pytest.fixture
 def record(tmp_path, monkeypatch):
-    """Configure logging onto a file, log a warning and an error with a traceback, return what was written."""
+    """Log a warning and an error with a traceback to a file, and return its text."""
     root, path = logging.getLogger(), tmp_path / "stderr"
     handlers, level = root.handlers[:], root.level
     monkeypatch.setattr("threading.excepthook", threading.excepthook)

@@ -46,7 +46,7 @@ def state(tmp_path):
 
 @pytest.fixture(autouse=True)
 def stay(monkeypatch):
-    """Undo what enter() does to this process."""
+    """Undo the changes that enter() makes to this process."""
     monkeypatch.chdir(".")
     monkeypatch.setattr(sys, "path", [*sys.path])
 
@@ -95,14 +95,14 @@ def test_state_paths_get_their_seed_once(release, state):
     place.enter(Settings(state_directory=state))
     file, deep = state / "db/shop.sqlite3", state / "media/deep/a.txt"
     assert (file.read_text(), deep.read_text()) == ("first", "a")
-    # The release is read-only, and its modes with it.
+    # The files of the release are read-only, but the copies must be writable.
     assert all(path.stat().st_mode & 0o200 for path in (file, file.parent, deep, deep.parent, state / "media"))
     file.write_text("second")
     deep.unlink()
     place.enter(Settings(state_directory=state))
     assert file.read_text() == "second"
     assert not deep.exists()
-    assert sorted(path.name for path in state.iterdir()) == ["db", "media"]  # nothing temporary
+    assert sorted(path.name for path in state.iterdir()) == ["db", "media"]  # no temporary file is left
 
 
 def test_state_paths_without_a_seed_are_folders_and_parents(release, state):
@@ -114,7 +114,7 @@ def test_state_paths_without_a_seed_are_folders_and_parents(release, state):
 
 
 def test_a_state_path_that_can_not_be_made_is_refused(release, state):
-    (state / "media").symlink_to("/nowhere")  # something is there, so it stays
+    (state / "media").symlink_to("/nowhere")  # a link is there already, so it stays
     (state / "db").write_text("a file, where a folder should be")
     with pytest.raises(
         Refusal, match=r"the state path db/shop.sqlite3 can't be made in .*: (File exists|Not a directory)"

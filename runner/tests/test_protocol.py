@@ -62,7 +62,7 @@ def test_each_upgrade_is_ignored_and_no_body_is_a_request(start, tcp):
     ):
         method = b"POST" if body else b"GET"
         head = method + b" /echo HTTP/1.1\r\nhost: test\r\n" + lines.encode("latin-1") + b"\r\nx: y\r\n" + length
-        # The same again behind it, then one without an upgrade.
+        # The same request again on the connection, and then one without an upgrade.
         more = head + body + b"GET /echo?last HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n"
         with Connection(tcp) as connection:
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -161,7 +161,7 @@ def test_a_head_that_is_too_large_is_answered_431(start, tcp):
                 connection.sock.sendall(piece)
             assert rest(connection).startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n"), name
     with Connection(tcp) as connection:
-        # Not counted: what came with it.
+        # Bytes that arrive in the same packet as a body do not count.
         for size in (60_000, 300, 60_000):
             connection.sock.sendall(b"POST /early HTTP/1.1\r\nhost: test\r\ncontent-length: 200000\r\n\r\n")
             connection.sock.sendall(b"z" * 200_000 + head_of(size))
@@ -175,7 +175,7 @@ def test_a_head_has_its_time_in_all_and_a_silent_connection_ends(start, tcp):
         assert kept.ask("/")[0] == 200
         began = time.monotonic()
         half.sock.sendall(HALF)
-        kept.sock.sendall(b"\r\n")  # is nothing yet
+        kept.sock.sendall(b"\r\n")  # an empty line before a request begins no request
         ends = {}
         waiting = {connection.sock: connection for connection in (half, drip, silent)}
         while waiting and time.monotonic() - began < 5:
@@ -200,7 +200,7 @@ def test_a_head_has_its_time_in_all_and_a_silent_connection_ends(start, tcp):
 
 
 def test_each_connection_ends_after_its_time(start, tcp):
-    """Also one whose request was answered before its body was whole: it is then kept until the body is."""
+    """This holds too for a connection whose request was answered before its body had arrived."""
     start(sockets=[tcp], TEST_HEAD="0.4", TEST_KEEP_ALIVE="1").ready()
     with Connection(tcp) as connection:
         connection.sock.sendall(b"POST /early HTTP/1.1\r\nhost: test\r\ncontent-length: 3\r\n\r\nab")
@@ -208,7 +208,7 @@ def test_each_connection_ends_after_its_time(start, tcp):
         time.sleep(1.3)
         connection.sock.sendall(b"c")
         for _ in range(2):
-            connection.send("/slow?seconds=0.6")  # longer than a head may take
+            connection.send("/slow?seconds=0.6")  # longer than the bound of a head
             connection.sock.sendall(HALF)
             assert connection.receive()[0] == 200
             connection.sock.sendall(b"st\r\n\r\n")
@@ -259,7 +259,7 @@ def test_streams_end_soon_after_the_stop_without_an_event(start, tcp, tracker):
         for connection, kind in zip(streams, kinds, strict=True):
             connection.send(f"/events/{kind}")
             if kind == "plain":
-                connection.send("/")  # behind it
+                connection.send("/")  # a pipelined request after the stream
         head.send("/events/plain", "HEAD")
         slow.send("/slow?seconds=1.2")
         time.sleep(0.2)
@@ -267,7 +267,7 @@ def test_streams_end_soon_after_the_stop_without_an_event(start, tcp, tracker):
         began = time.monotonic()
         service.stop()
         for connection, kind in zip(streams, kinds, strict=True):
-            if kind != "large":  # whose client does not read
+            if kind != "large":  # this client does not read
                 with pytest.raises(http.client.IncompleteRead):
                     connection.receive()
         assert 0.35 < time.monotonic() - began < 2
@@ -275,7 +275,7 @@ def test_streams_end_soon_after_the_stop_without_an_event(start, tcp, tracker):
         assert download.receive()[2] == b"x" * 20
     status, stderr = service.wait()
     assert status == 0
-    assert 2.4 < time.monotonic() - began < 8  # what does not listen is cut
+    assert 2.4 < time.monotonic() - began < 8  # a stream that ignores http.disconnect is cut
     assert "cutting 1 requests, 0 connections after 2.5 s" in stderr
     assert stderr.count("the events end") == 3
     assert "Traceback" not in stderr
@@ -304,7 +304,7 @@ def test_a_client_that_leaves_within_its_request_is_no_event(start, tcp, tracker
             connection.send(path, method, **({} if method == "GET" else {"content-length": "100"}))
             connection.sock.sendall(b"" if method == "GET" else b"begun")
             time.sleep(0.1)
-    with Connection(tcp) as connection:  # a request waits behind the stream that is left
+    with Connection(tcp) as connection:  # a pipelined request waits behind the stream whose client leaves
         connection.send("/events/plain")
         connection.send("/")
         time.sleep(0.1)

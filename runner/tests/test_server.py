@@ -95,7 +95,7 @@ def test_own_sockets(start, tmp_path):
     assert re.search(r"serving release \(unknown\) on 127\.0\.0\.1:\d+, ", stderr)
 
 
-# --- what is served where -------------------------------------------------------------------------------
+# --- the two sockets ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", ["auto", "", "0", "3"])
@@ -129,6 +129,8 @@ def test_internal_app_is_on_the_unix_socket_only(start, tcp, unix, order):
         "environment": "development",
         "pid": service.process.pid,
         "telemetry": None,
+        "requests": 0,
+        "lost": 0,
         "jobs": {"error": "there is no job queue: neither STATE_DIRECTORY nor BOOTY_QUEUE_URL is set"},
     }
     assert ask(unix, "/raise", "POST")[0] == 500
@@ -140,14 +142,14 @@ def test_internal_app_is_on_the_unix_socket_only(start, tcp, unix, order):
 
 
 def test_after_an_error_the_connection_serves_on(start, tcp, tracker):
-    """Left to uvicorn, it is closed without a word, and a request on the way there is lost."""
+    """The server alone, uvicorn, closes it without `Connection: close`, and a request that is on its way is lost."""
     service = start(sockets=[tcp], SENTRY_DSN=tracker.dsn).ready()
     with Connection(tcp) as connection:
         for path, expected in (("/fail/1", 500), ("/fail-behind", 200), ("/unavailable", 503)) * 2:
             status, headers, _ = connection.ask(path)
             assert (status, headers["connection"]) == (expected, None)
             assert connection.ask("/")[0] == 200
-        # The next request is already there when the error happens.
+        # The next request has arrived before the error happens.
         for path in ("/fail/2", "/"):
             connection.send(path)
         assert [connection.receive()[0] for _ in range(2)] == [500, 200]
@@ -172,7 +174,7 @@ def test_sockets_meant_for_another_process_are_left_alone(tcp):
 
 
 def test_footprint(start, tcp):
-    """The promise is 75 MB; readiness within 0.7 s is measured on a host, where nothing else runs."""
+    """docs/promises.md names 75 MB. Readiness within 0.7 s is measured on a host, where nothing else runs."""
     service = start(sockets=[tcp]).ready()
     assert ask(tcp, "/")[0] == 200
     memory = Path(f"/proc/{service.process.pid}/status").read_text()
@@ -307,7 +309,7 @@ def test_request_that_waits_in_the_kernel_is_not_idle(tcp):
                 await asyncio.sleep(0.01)
             (connection,) = server._state.connections
             before = connection.busy
-            client.sock.sendall(b"G")  # the loop has no chance to read it
+            client.sock.sendall(b"G")  # the event loop does not run between these lines
             after = connection.busy
         server._cut.set()
         await server._drain()
@@ -318,7 +320,7 @@ def test_request_that_waits_in_the_kernel_is_not_idle(tcp):
 
 
 def test_connection_accepted_in_the_instant_of_the_stop_is_answered(start, tcp):
-    """Stop the process, connect and send, let SIGTERM be the first thing that it sees when it goes on."""
+    """Suspend the process, connect and send, and continue it with a pending SIGTERM."""
     service = start(sockets=[tcp], BOOTY_IDLE_SECONDS="0").ready()
     with Connection(tcp) as known, Connection(tcp) as new:
         assert known.ask("/")[0] == 200
@@ -328,7 +330,7 @@ def test_connection_accepted_in_the_instant_of_the_stop_is_answered(start, tcp):
         new.send("/")
         service.process.send_signal(signal.SIGCONT)
         assert known.receive()[0] == 200
-        # Not accepted is as good: then it waits on the socket for the next process.
+        # A connection that is not accepted is fine too: it waits on the socket for the next process.
         start(sockets=[tcp]).ready()
         assert new.receive()[0] == 200
     assert service.wait()[0] == 0
@@ -363,7 +365,7 @@ def test_second_signal_cuts(start, tcp):
 
 
 def test_handing_over_under_load_loses_nothing(start, tcp, unix):
-    """As a deploy does it: a second process on the same sockets, ready, then the first one stops; thrice."""
+    """Three times, as in a deploy: start a second process on the same sockets, then stop the first one."""
     serving = start(sockets=[tcp, unix]).ready()
     with Load(tcp, keep_alive=10, fresh=6, slow=4) as load:
         for _ in range(3):
@@ -403,7 +405,7 @@ def test_the_event_loop_pings_until_the_end_of_a_long_drain(start, tcp):
 
 @pytest.mark.parametrize("stops", [False, True])
 def test_an_event_loop_that_hangs_ends_the_process(start, tcp, stops):
-    """Systemd sees that it does not ping; it does not watch a service that stops, so there the process ends itself."""
+    """The ping stops. systemd notices that unless the service is stopping: then the process ends itself."""
     service = start(sockets=[tcp], BOOTY_WATCHDOG_SECONDS="0.5").ready()
     with Connection(tcp) as connection:
         connection.send("/slow?seconds=20")
@@ -435,7 +437,7 @@ def test_pause_leaves_new_connections_to_another_process_and_keeps_its_own(start
             wait_for_release(tcp, "old")
     assert load.failures == []
     for service in (new, old):
-        service.process.send_signal(signal.SIGUSR1)  # a paused process drains as well
+        service.process.send_signal(signal.SIGUSR1)  # a paused process drains too
         service.notifications.expect("STATUS=paused")
         service.stop()
         assert service.wait()[0] == 0

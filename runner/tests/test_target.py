@@ -86,7 +86,7 @@ def test_label_must_fit_the_running_code(module, monkeypatch, tmp_path):
 
 
 def test_the_code_may_be_a_locked_dependency(module, monkeypatch, tmp_path):
-    """An app that its repository only depends on lies in the layer that the release's manifest names."""
+    """The app may be a dependency of its repository. Then it lies in a layer that the release's manifest names."""
     release = tmp_path / "opt/shop/releases/def"
     release.mkdir(parents=True)
     layers = tmp_path / "opt/shop/layers"
@@ -113,7 +113,7 @@ def test_removed_code_is_a_flaw(module, monkeypatch):
 
 @contextmanager
 def unreadable(path):
-    """Make a directory that this process can't read, also if root runs the tests."""
+    """Make a directory that this process can't read, even if root runs the tests."""
     path.chmod(0)
     os.seteuid(65534 if os.getuid() == 0 else os.getuid())
     try:

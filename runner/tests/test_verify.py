@@ -1,4 +1,4 @@
-"""The flaws that the verifier reports."""
+"""The faults that the verifier reports."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""WebSockets: what is served, what is refused, and a stop that loses no message that a client has sent."""
+"""WebSockets: handshakes, refusals, and a stop that loses no message that a client has sent."""
 
 import asyncio
 import json
@@ -55,7 +55,7 @@ def test_messages_go_both_ways_whatever_their_size(serve, tcp):
         assert client.recv() == "300000"
     service.stop()
     stderr = service.wait()[1]
-    assert "accepted" not in stderr  # uvicorn's line has the query
+    assert "accepted" not in stderr  # uvicorn's own line would contain the query string
     assert "Traceback" not in stderr
 
 
@@ -72,10 +72,10 @@ def test_a_refused_handshake_and_one_that_is_none(serve, tcp):
 @pytest.mark.parametrize(
     ("head", "status"),
     [
-        (b"cookie: " + b"c" * 20_000 + b"\r\n", 101),  # as large as over HTTP
+        (b"cookie: " + b"c" * 20_000 + b"\r\n", 101),  # the same bound as for HTTP
         (b"cookie: " + b"c" * 70_000 + b"\r\n", 431),
         (b"".join(b"x-%d: 1\r\n" % number for number in range(200)), 431),
-        (b"content-length: 5\r\n", 200),  # no WebSocket has a body
+        (b"content-length: 5\r\n", 200),  # a request with a body is no handshake
         (b"content-length: 0\r\n", 101),
     ],
 )
@@ -120,7 +120,7 @@ def test_an_idle_websocket_outlives_the_timers_of_http(start, tcp, tmp_path):
 
 
 class Sender(threading.Thread):
-    """Sends until the server closes, and counts what it had sent by then; reads the echo if there is one."""
+    """Sends messages until the server closes, counts them, and reads the echo if there is one."""
 
     def __init__(self, listener, path, pause):
         super().__init__()

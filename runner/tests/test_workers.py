@@ -14,7 +14,7 @@ from runner.tests.clients import Connection, Load, ask
 
 
 def alive(pid):
-    """Whether a process is there, and more than the entry that its parent has yet to read."""
+    """Return whether a process runs. A zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -54,6 +54,18 @@ def test_any_worker_answers_on_both_sockets(pair, tcp, unix):
     assert "ERROR" not in stderr
 
 
+def test_the_workers_count_their_requests_together(pair, tcp, unix):
+    service = pair()
+    for _ in range(10):
+        assert ask(tcp, "/health")[0] == 200
+    os.kill(service.children()[0], signal.SIGKILL)
+    wait_for(lambda: len(service.children()) == 2)
+    assert ask(tcp, "/health")[0] == 200
+    answers = []
+    wait_for(lambda: answers.append(json.loads(ask(unix, "/status")[2])) or len({each["pid"] for each in answers}) == 2)
+    assert {answer["requests"] for answer in answers} == {11}
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
@@ -73,7 +85,7 @@ def test_refusal_is_one_line_and_status_1(start, tcp, settings, line):
 
 
 def test_ready_means_that_all_are(start, tcp, tracker):
-    """The first one serves by itself when the second one fails: it is told to stop, and the whole was never ready."""
+    """If the second worker fails, the first one is stopped, and the service was never ready."""
     service = start(sockets=[tcp], BOOTY_WORKERS="2", SENTRY_DSN=tracker.dsn, TEST_BROKEN="second startup")
     status, stderr = service.wait()
     assert status == 3
@@ -116,7 +128,7 @@ def test_a_worker_that_ends_is_replaced_by_its_like(pair, tcp, tracker, number):
 
 
 def test_a_worker_that_can_t_be_replaced_leaves_the_others_serving(pair, tcp, tmp_path):
-    """It is tried again, with growing pauses, until what it needs is back."""
+    """The supervisor tries again with growing pauses until the dependency is back."""
     service = pair()
     (tmp_path / "away").touch()
     victim, other = service.children()
@@ -137,7 +149,7 @@ def test_a_worker_that_can_t_be_replaced_leaves_the_others_serving(pair, tcp, tm
 
 @pytest.mark.parametrize(("away", "status"), [("away", 3), ("state", 1)])
 def test_a_service_without_a_worker_ends(pair, tcp, tmp_path, away, status):
-    """With the status of the one that failed, as a single process does: systemd starts it again, or not after 1."""
+    """It ends with the worker's status, as a single process does: systemd restarts it, but not after 1."""
     state = tmp_path / "state"
     state.mkdir()
     service = pair(STATE_DIRECTORY=str(state))
@@ -158,12 +170,11 @@ MEDDLES = {
 
 @pytest.mark.parametrize("what", MEDDLES)
 def test_an_app_that_meddles_with_children_at_its_import(start, tcp, tmp_path, what):
-    """Only workers count, and each of them that ends is replaced."""
+    """The supervisor ignores other children, and replaces each worker that ends."""
     (tmp_path / "meddling.py").write_text(f"{MEDDLES[what]}from service import create_app\napp = create_app()\n")
     service = start(sockets=[tcp], app="meddling:app", BOOTY_WORKERS="2").ready()
-    time.sleep(1)  # the child has ended
+    wait_for(lambda: len(service.children()) == 2)  # the child has ended
     workers = service.children()
-    assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
     wait_for(lambda: len(new := service.children()) == 2 and workers[0] not in new)
     assert ask(tcp, "/")[0] == 200
@@ -182,7 +193,7 @@ def test_workers_that_die_once_they_are_ready_end_the_service(start, tcp):
 
 
 def test_a_worker_whose_event_loop_hangs_is_replaced(pair, tcp):
-    """It serves nobody, though it is alive; the others do, and stderr has the line where it hangs."""
+    """The other workers serve meanwhile, and stderr has the line where the worker hangs."""
     service = pair(BOOTY_WATCHDOG_SECONDS="0.8")
     service.notifications.expect("WATCHDOG_USEC=800000")
     workers = set(service.children())
@@ -295,7 +306,7 @@ def test_handing_over_under_load_loses_nothing(pair, tcp):
 
 
 def test_workers_share_what_the_app_makes_by_chance_when_it_is_imported(start, tcp, tmp_path):
-    """With a random default for its key, an app whose workers import it one by one logs its users out."""
+    """An app with a random default key logs its users out if each worker imports it anew."""
     (tmp_path / "shop.py").write_text(
         "import os, secrets\nKEY = secrets.token_hex()\n"
         "def app(environ, start_response):\n"

@@ -1,4 +1,4 @@
-"""WSGI apps: what PEP 3333 asks of a server, slow and departing clients, and the threads."""
+"""WSGI apps: the rules of PEP 3333 for servers, clients that are slow or leave, and the threads."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def wsgi(start, tcp, tmp_path):
 
 
 def raw(listener, data, *more, end=True):
-    """Send bytes and return everything that comes back until the end of the connection."""
+    """Send bytes, and return all bytes until the connection ends."""
     with Connection(listener) as connection:
         connection.sock.sendall(data)
         for part in more:
@@ -159,7 +159,7 @@ def test_a_client_that_leaves_within_its_upload(wsgi, tcp, notes):
 
 
 def test_a_large_upload_waits_for_the_app(wsgi, tcp):
-    """The service does not take more of it than it must."""
+    """The service reads only as much of the body as the app asks for."""
     wsgi()
     with Connection(tcp) as upload:
         upload.sock.setblocking(False)
@@ -170,7 +170,7 @@ def test_a_large_upload_waits_for_the_app(wsgi, tcp):
                 sent += upload.sock.send(b"x" * 65536)
             except BlockingIOError:
                 time.sleep(0.01)
-        assert sent < 12_000_000  # most of it is in the kernel's buffers
+        assert sent < 12_000_000  # the kernel's buffers hold most of it
 
 
 # --- responses ------------------------------------------------------------------------------------------
@@ -197,6 +197,25 @@ def test_responses(wsgi, tcp, path, status, length, body):
         answer = connection.ask(path)
         assert (answer[0], answer[1]["content-length"], answer[2]) == (status, length, body)
     assert ask(tcp, "/environ")[0] == 200
+
+
+def test_a_response_that_http_does_not_know_becomes_a_500(start, tcp, tracker):
+    """The client gets an answer, and the tracker an event for each."""
+    service = start(sockets=[tcp], app="web:wsgi", SENTRY_DSN=tracker.dsn).ready()
+    queries = [
+        *("value=a%0d%0aSet-Cookie:+b", "value=%00", "value=%e2%82%ac", "value=7"),
+        *("name=a+b", "name=a%0d%0ab"),
+        *("status=99+Low", "status=100+Continue", "status=700+High", "status=OK", "status=20%c2%b2+OK"),
+        *(f"name=Content-Length&value={value}" for value in ("-4", "four", "5")),
+        *("body=str", "body=strs"),
+    ]
+    answers = {query: ask(tcp, f"/wrong?{query}") for query in queries}
+    assert {query: (status, body) for query, (status, _, body) in answers.items()} == dict.fromkeys(
+        queries, (500, b"Internal Server Error")
+    )
+    assert ask(tcp, "/environ")[0] == 200
+    service.stop()
+    assert service.wait()[1].count("Traceback") == len(queries) == len(tracker.events)
 
 
 @pytest.mark.parametrize("path", ["/environ", "/write", "/empty", "/file"])
@@ -240,7 +259,7 @@ def test_errors_go_to_stderr_and_contexts_stay_apart(wsgi, tcp):
     assert "to the error stream\n" in service.wait()[1]
 
 
-# --- slow and departing clients -------------------------------------------------------------------------
+# --- clients that are slow or leave ---------------------------------------------------------------------
 
 
 def test_streams_whose_clients_leave_are_closed(wsgi, tcp, notes):
@@ -260,7 +279,7 @@ def test_a_stream_waits_for_a_client_that_does_not_read(wsgi, tcp, notes):
         connection.send("/stream?seconds=0&size=65536&name=slow")
         time.sleep(1)
     (line,) = notes(1)
-    assert int(line.split()[-1]) < 150  # most of them are in the kernel's buffers
+    assert int(line.split()[-1]) < 150  # the kernel's buffers hold most of them
 
 
 # --- threads and the stop -------------------------------------------------------------------------------
@@ -289,7 +308,7 @@ def test_threads_are_started_as_they_are_needed(wsgi, tcp):
         thread.join()
     assert 0.8 <= time.monotonic() - began < 1.6
     assert len(names) == 3
-    assert count() <= before + 2  # the health question had the first one
+    assert count() <= before + 2  # the health question started the first thread
 
 
 def test_a_stop_finishes_requests_and_ends_streams(wsgi, tcp, notes):

@@ -1,4 +1,4 @@
-"""A WSGI app and an ASGI app without a framework, for what PEP 3333 and RFC 6455 ask of a server."""
+"""A WSGI app and an ASGI app without a framework, for the rules of PEP 3333 and RFC 6455."""
 
 import asyncio
 import contextvars
@@ -19,7 +19,7 @@ def note(*words):
 
 
 class Stream:
-    """An endless response whose close() is noted."""
+    """An endless response that notes the call of its close()."""
 
     def __init__(self, name, piece, seconds):
         self.name, self.piece, self.seconds, self.count = name, piece, seconds, 0
@@ -137,6 +137,12 @@ def too_long(environ, start_response):
 def too_short(environ, start_response):
     start_response("200 OK", [*PLAIN, ("Content-Length", "4")])
     return iter([b"abc"])
+
+
+@route("/wrong")
+def wrong(environ, start_response, status="200 OK", name="X-Test", value="1", body="text"):
+    start_response(status, [*PLAIN, (name, int(value) if value == "7" else value)])
+    return [body] if body == "str" else iter([body]) if body == "strs" else [body.encode()]
 
 
 @route("/write")

@@ -28,12 +28,14 @@ def test_the_default_app_keeps_its_names() -> None:
         "candidate_env": "/run/booty/candidate.env",
         "handover": "/run/booty/handover",
         "settle": "/run/booty/settle",
+        "started": "/run/booty/started",
         "opened": "/run/booty/opened",
         "internal_socket": "/run/booty/internal.sock",
         "commands": "/run/booty/commands",
         "shell": "/run/booty/shell",
         "lock": "/run/booty-deploy.lock",
         "last": "/run/booty-deploy.last",
+        "stamps": "/var/lib/systemd/timers",
         "unit_files": "/etc/systemd/system",
         "service": "booty.service",
         "socket": "booty.socket",
@@ -48,7 +50,7 @@ def test_the_default_app_keeps_its_names() -> None:
 def test_two_apps_share_no_name() -> None:
     one, other = vars(App("shop")), vars(App("shop-api"))
     shared = {name for name in one if one[name] == other[name]}
-    assert shared == {"root", "unit_files"}
+    assert shared == {"root", "stamps", "unit_files"}
 
 
 @pytest.mark.parametrize(("name", "expected"), [("shop", "system-shop.slice"), ("a-b-c", r"system-a\x2db\x2dc.slice")])

@@ -12,16 +12,19 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
-from booty_host import HostError, cutover, handover, lease
+from booty_host import HostError, cutover, handover, lease, programs
 from booty_host.app import App
 from booty_host.controller import Controller
 from booty_host.cutover import Cutover
 from booty_host.files import parse_assignments, parse_pointer, read
 from booty_host.processes import labels
+from booty_host.programs import Programs
+from booty_host.prune import prune
 from booty_host.release import Release, unsettled
 from booty_host.state import State
 from booty_host.systemd import Systemd
@@ -37,6 +40,8 @@ class MemorySystemd(Systemd):
         ill: the releases whose /health answers 503, and whose service systemd had to start again.
         accepts: whether systemd accepts another main process.
         happens: what happens after a step, by a word of that step.
+        unsteady: the releases whose processes end at once.
+        busy: the instances that take time to end.
         strange: whether another program answers the first question after the candidate's unit has stopped.
     """
 
@@ -49,6 +54,8 @@ class MemorySystemd(Systemd):
         self.enabled: set[str] = set()
         self.broken: set[tuple[str, str]] = set()
         self.ill: set[str] = set()
+        self.unsteady: set[str] = set()
+        self.busy: set[str] = set()
         self.happens: dict[str, Callable[[], object]] = {}
         self.main: dict[str, int] = {}
         self.pid, self.accepts, self.strange = 10, True, False
@@ -75,7 +82,7 @@ class MemorySystemd(Systemd):
     def units(self, *names: str) -> list[dict[str, str]]:
         return [
             {
-                "ActiveState": self.active[name],
+                "ActiveState": self.active.get(name, "inactive"),
                 "MainPID": str(self.main.get(name, 0)),
                 "StatusText": "paused"
                 if (self.app.root / f"proc/{self.main.get(name, 0)}/paused").exists()
@@ -83,15 +90,19 @@ class MemorySystemd(Systemd):
                 "ControlGroup": f"/{name}",
                 "NeedDaemonReload": "no",
                 "UnitFileState": "enabled" if name in self.enabled else "disabled",
-                "NRestarts": "1" if name == self.app.service and self.release(name) in self.ill else "0",
-                "InvocationID": "1",
+                "NRestarts": "1" if self.release(name) in (self.unsteady if "@" in name else self.ill) else "0",
+                "InvocationID": f"start {self.main.get(name)}" if "@" in name else "1",
+                "Result": "exit-code" if self.release(name) in self.unsteady else "success",
             }
             for name in names
         ]
 
     def systemctl(self, verb: str, *names: str, check: bool = True) -> None:
         self.observe().append(" ".join((verb, *names)))
-        for name in names:
+        for name in (name for name in names if name != "--no-block"):
+            if name in self.busy and verb == "stop" and "--no-block" in names:
+                self.active[name] = "deactivating"
+                continue
             if name == self.app.candidate and verb == "stop" and self.app.handover.exists():
                 self.settle()
             if verb in {"stop", "restart"}:
@@ -99,7 +110,7 @@ class MemorySystemd(Systemd):
                 self.end(self.main.pop(name, 0))
             if verb in {"start", "restart"}:
                 self.start(name)
-            if verb == "reset-failed" and self.active[name] == "failed":
+            if verb == "reset-failed" and self.active.get(name) == "failed":
                 self.active[name] = "inactive"
         if verb == "enable":
             self.enabled.update(names)
@@ -112,7 +123,12 @@ class MemorySystemd(Systemd):
             self.active[name] = "failed"
             raise HostError(f"systemctl start {name}: it failed")
         self.active[name] = "active"
-        if name != self.app.socket:
+        if "@" in name:
+            unit = re.search(r"BOOTY_UNIT=(\w+)", read(self.app.unit_files / re.sub(r"@\d+", "@", name)))
+            self.app.started.mkdir(exist_ok=True)
+            record = f"{env}BOOTY_UNIT={unit and unit[1]}\nINVOCATION_ID=start {self.pid + 1}\n"
+            (self.app.started / name).write_text(record)
+        if name != self.app.socket and not name.endswith(".timer"):
             self.pid += 1
             self.main[name] = self.pid
             process = self.app.root / f"proc/{self.pid}"
@@ -121,6 +137,9 @@ class MemorySystemd(Systemd):
             environ = [*pairs, read(self.app.unit_files / name).strip(), f"INVOCATION_ID=start {self.pid}"]
             (process / "environ").write_text("\0".join(environ))
             (process / "stat").write_text(f"{self.pid} (python) S 1")
+
+    def loaded(self, *patterns: str) -> list[str]:
+        return [name for name in self.active if any(fnmatch(name, pattern) for pattern in patterns)]
 
     def release(self, name: str) -> str:
         return labels(self.app, self.main.get(name, 0)).get("SENTRY_RELEASE", "")
@@ -228,12 +247,23 @@ def systemd(app: App) -> Iterator[MemorySystemd]:
         thread.join()
 
 
-def release(systemd: MemorySystemd, sha: str, more: str = "BOOTY_CONFIG_DIR=\nBOOTY_SETTINGS=\n") -> Release:
+def release(
+    systemd: MemorySystemd,
+    sha: str,
+    more: str = "BOOTY_CONFIG_DIR=\nBOOTY_SETTINGS=\n",
+    units: dict[str, str] | None = None,
+) -> Release:
     app = systemd.app
     env = f"SENTRY_RELEASE={sha}\nSENTRY_ENVIRONMENT=test\nBOOTY_RELEASE_DIR={app.releases / sha}\n{more}"
     unit = f"BOOTY_UNIT={sha}{sha}\n"
     sockets = f"[Socket]\nListenStream=127.0.0.1:{systemd.port}\n"
-    return Release(app, env, {app.slice: "", app.socket: sockets, app.service: unit, app.candidate: unit})
+    return Release(
+        app, env, {app.slice: "", app.socket: sockets, app.service: unit, app.candidate: unit, **(units or {})}
+    )
+
+
+# What a cutover needs for processes and timers, if the app has none.
+ALONE: dict[str, Any] = {"places": {}, "process_seconds": 0, "restart": False}
 
 
 def cut_over(
@@ -244,7 +274,7 @@ def cut_over(
     (systemd.app.releases / sha / "release.json").write_text(json.dumps(fields))
     steps = Cutover(systemd.app, systemd)
     return steps.cut_over(
-        release(systemd, sha), 5, 3, "anna deploys", f"run {sha}", controller or Controller(False), False
+        release(systemd, sha), 5, 3, "anna deploys", f"run {sha}", controller or Controller(False), False, **ALONE
     )
 
 
@@ -399,7 +429,8 @@ def test_a_cutover_is_taken_back_by_its_own_run(serving: MemorySystemd) -> None:
     assert steps.undo("b", "bob takes back", run="run b")["state"] == "taken back"
     after = "journal: proving a\nstart shop-candidate.service\n" + RESTART
     after += "journal: Went back to a, which serves.\nstate.json: a served\n"
-    assert serving.observe() == (BACK + after).splitlines()
+    back = BACK.replace("reset-failed", "health: b answers\nreset-failed")
+    assert serving.observe() == (back + after).splitlines()
     assert (serving.release(serving.app.service), installed(serving.app)) == ("a", "BOOTY_UNIT=aa")
 
 
@@ -478,7 +509,7 @@ def test_a_setting_alone_is_a_cutover_and_comes_back(serving: MemorySystemd) -> 
     def switch(env: str) -> dict[str, Any]:
         wanted = release(serving, "a", env)
         assert "has other settings" in unsettled(app, serving, wanted)
-        return steps.cut_over(wanted, 5, 3, "anna deploys", "run", Controller(False), False)
+        return steps.cut_over(wanted, 5, 3, "anna deploys", "run", Controller(False), False, **ALONE)
 
     assert switch(first)["state"] == "switched"
     assert labels(app, serving.main[app.service])["GREETING"] == "it's  5"
@@ -602,3 +633,293 @@ def test_a_record_that_cannot_be_written_is_a_notice(app: App) -> None:
         raise OSError(28, "No space left on device")
     (notice,) = notices
     assert notice.startswith(f"But {app.state} can't be written: [Errno 28] No space left on device.")
+
+
+def process(name: str, count: int = 1, one_host: str = "no", command: str = "1") -> dict[str, str]:
+    text = f"BOOTY_UNIT={command}\n[X-Booty]\nApp=shop\nCount={count}\nOneHost={one_host}\n"
+    return {f"shop-{name}@.service": text}
+
+
+def timer(name: str, schedule: str = "03:00", one_host: str = "yes") -> dict[str, str]:
+    section = f"[X-Booty]\nApp=shop\nOneHost={one_host}\n"
+    text = f"[Timer]\nOnCalendar={schedule}\n{section}"
+    return {f"shop-{name}.timer": text, f"shop-{name}.service": f"BOOTY_UNIT=1\n{section}"}
+
+
+HERE = {"host": "web1", "here": True}
+ELSEWHERE = {"host": "web2", "here": False}
+
+
+def bring(
+    systemd: MemorySystemd,
+    sha: str,
+    units: dict[str, str],
+    places: dict[str, Any] | None = None,
+    restart: bool = False,
+    seconds: float = 0,
+) -> dict[str, Any]:
+    """Cut over to a release with processes and timers, and return the answer; `steps` are those since."""
+    app = systemd.app
+    (app.releases / sha).mkdir(exist_ok=True)
+    (app.releases / sha / "release.json").write_text(json.dumps({"layer": "", "python": "", "contract": 1}))
+    systemd.observe().clear()
+    return Cutover(app, systemd).cut_over(
+        release(systemd, sha, units=units),
+        5,
+        3,
+        "anna deploys",
+        f"run {sha}",
+        Controller(False),
+        False,
+        places or {},
+        seconds,
+        restart=restart,
+    )
+
+
+def of_programs(systemd: MemorySystemd) -> list[str]:
+    """Return the steps about processes and timers, and those of the service that come between."""
+    words = (" shop-worker", " shop-beat", " shop-nightly", "restart shop.service", "state.json: ")
+    steps = [step for step in systemd.observe() if any(word in f" {step}" for word in words)]
+    return [step for step in steps if not step.startswith("journal: ") and "taken back" not in step]
+
+
+def up(systemd: MemorySystemd) -> dict[str, str]:
+    """Return the release of each process that is up, by its instance."""
+    return {
+        name.removeprefix("shop-").removesuffix(".service"): systemd.release(name)
+        for name, state in sorted(systemd.active.items())
+        if "@" in name and state == "active"
+    }
+
+
+def at_boot(app: App) -> list[str]:
+    return sorted(path.name for path in app.unit_files.glob("*.wants/*"))
+
+
+WORKERS = process("worker", 2)
+BOTH = {**WORKERS, **process("beat", one_host="yes")}
+
+
+def settled(systemd: MemorySystemd, sha: str, units: dict[str, str], here: set[str]) -> str:
+    return Programs(systemd.app, systemd).unsettled(release(systemd, sha, units=units), here)
+
+
+def test_new_processes_start_beside_the_old_ones_after_the_service(systemd: MemorySystemd) -> None:
+    """Those with one_host end first, so that no two of them ever run."""
+    assert bring(systemd, "a", BOTH, {"beat": HERE})["state"] == "switched"
+    first = ["shop-beat@1.service", "shop-worker@1.service", "shop-worker@2.service"]
+    assert of_programs(systemd) == [
+        "restart shop.service",
+        f"reset-failed {' '.join(sorted(first, reverse=False))}",
+        f"start {' '.join(first)}",
+        "state.json: a served",
+    ]
+    assert at_boot(systemd.app) == first
+    assert settled(systemd, "a", BOTH, {"beat"}) == ""
+    assert bring(systemd, "b", BOTH, {"beat": HERE})["state"] == "switched"
+    second = "shop-beat@1.service shop-worker@3.service shop-worker@4.service"
+    assert of_programs(systemd) == [
+        "restart shop.service",
+        "stop shop-beat@1.service",
+        f"reset-failed {second}",
+        f"start {second}",
+        "stop --no-block shop-worker@1.service shop-worker@2.service",
+        "state.json: b a served",
+    ]
+    assert up(systemd) == {"beat@1": "b", "worker@3": "b", "worker@4": "b"}
+    assert at_boot(systemd.app) == second.split()
+    # The next ones get the lowest free numbers.
+    systemd.busy = {"shop-worker@3.service", "shop-worker@4.service"}
+    bring(systemd, "c", BOTH, {"beat": HERE})
+    assert up(systemd) == {"beat@1": "c", "worker@1": "c", "worker@2": "c"}
+    assert settled(systemd, "c", BOTH, {"beat"}) == ""
+    bring(systemd, "d", BOTH, {"beat": HERE})
+    assert up(systemd) == {"beat@1": "d", "worker@5": "d", "worker@6": "d"}
+
+
+def test_a_process_that_does_not_stay_up_brings_service_and_processes_back(systemd: MemorySystemd) -> None:
+    """A worker of the old release was never stopped; a scheduler is started again."""
+    bring(systemd, "a", BOTH, {"beat": HERE})
+    old = {name: systemd.main[name] for name in ("shop-worker@1.service", "shop-worker@2.service")}
+    systemd.unsteady = {"b"}
+    answer = bring(systemd, "b", {**BOTH, **process("other")}, {"beat": HERE})
+    assert (answer["state"], answer["failed"]) == ("went back", True)
+    message = "b does not serve: shop-beat@1.service does not stay up for 0 s (exit-code)\nThe journal of shop-beat@1"
+    assert answer["msg"].startswith(message)
+    assert answer["msg"].endswith("Went back to a, which serves.")
+    assert up(systemd) == {"beat@1": "a", "worker@1": "a", "worker@2": "a"}
+    assert {name: systemd.main[name] for name in old} == old
+    assert systemd.release(systemd.app.service) == "a"
+    assert not (systemd.app.unit_files / "shop-other@.service").exists()
+    assert settled(systemd, "a", BOTH, {"beat"}) == ""
+
+
+def test_a_first_release_whose_process_fails_leaves_nothing(systemd: MemorySystemd) -> None:
+    systemd.unsteady = {"a"}
+    assert "so nothing does now" in bring(systemd, "a", {**WORKERS, **timer("nightly")}, {"nightly": HERE})["msg"]
+    assert up(systemd) == {}
+    assert at_boot(systemd.app) == []
+    assert not [*systemd.app.unit_files.glob("shop-worker*"), *systemd.app.unit_files.glob("shop-nightly*")]
+
+
+@pytest.mark.parametrize(
+    ("units", "steps", "after"),
+    [
+        (WORKERS, [], {"worker@1": "a", "worker@2": "a"}),
+        (
+            process("worker", 3),
+            ["reset-failed shop-worker@3.service", "start shop-worker@3.service"],
+            {"worker@1": "a", "worker@2": "a", "worker@3": "a"},
+        ),
+        (process("worker", 1), ["stop --no-block shop-worker@2.service"], {"worker@1": "a"}),
+        (process("worker", 0), ["stop --no-block shop-worker@1.service shop-worker@2.service"], {}),
+        ({}, ["stop --no-block shop-worker@1.service shop-worker@2.service"], {}),
+        (
+            process("beat"),
+            [
+                "reset-failed shop-beat@1.service",
+                "start shop-beat@1.service",
+                "stop --no-block shop-worker@1.service shop-worker@2.service",
+            ],
+            {"beat@1": "a"},
+        ),
+        (
+            process("worker", 2, command="2"),
+            [
+                "reset-failed shop-worker@3.service shop-worker@4.service",
+                "start shop-worker@3.service shop-worker@4.service",
+                "stop --no-block shop-worker@1.service shop-worker@2.service",
+            ],
+            {"worker@3": "a", "worker@4": "a"},
+        ),
+    ],
+    ids=["the same", "more", "fewer", "none of it", "no process", "another name", "another command"],
+)
+def test_processes_that_change_leave_the_service_alone(
+    systemd: MemorySystemd, units: dict[str, str], steps: list[str], after: dict[str, str]
+) -> None:
+    bring(systemd, "a", WORKERS)
+    main = systemd.main[systemd.app.service]
+    assert bool(settled(systemd, "a", units, set())) == bool(steps)
+    assert bring(systemd, "a", units)["state"] == "switched"
+    assert of_programs(systemd) == steps
+    assert (up(systemd), systemd.main[systemd.app.service]) == (after, main)
+    assert settled(systemd, "a", units, set()) == ""
+    assert sorted(path.name for path in systemd.app.unit_files.glob("shop-*@.service")) == sorted(units)
+
+
+def test_a_restart_takes_the_processes_along(systemd: MemorySystemd) -> None:
+    bring(systemd, "a", WORKERS)
+    bring(systemd, "a", WORKERS, restart=True)
+    assert "restart shop.service" in systemd.observe()
+    assert up(systemd) == {"worker@3": "a", "worker@4": "a"}
+
+
+def test_a_cutover_that_is_taken_back_takes_the_processes_along(systemd: MemorySystemd) -> None:
+    bring(systemd, "a", {**BOTH, **timer("nightly")}, {"beat": HERE, "nightly": HERE})
+    bring(systemd, "b", process("worker", 1, command="2"))
+    assert up(systemd) == {"worker@3": "b"}
+    assert Cutover(systemd.app, systemd).undo("b", "bob takes back", run="run b")["state"] == "taken back"
+    assert up(systemd) == {"beat@1": "a", "worker@1": "a", "worker@2": "a"}
+    assert systemd.active["shop-nightly.timer"] == "active"
+    assert settled(systemd, "a", {**BOTH, **timer("nightly")}, {"beat", "nightly"}) == ""
+
+
+def test_only_one_host_has_a_process_with_one_host(systemd: MemorySystemd) -> None:
+    units = {**process("beat", one_host="yes"), **timer("nightly")}
+    bring(systemd, "a", units, {"beat": ELSEWHERE, "nightly": ELSEWHERE})
+    assert (up(systemd), at_boot(systemd.app)) == ({}, [])
+    assert settled(systemd, "a", units, set()) == ""
+    # It moves here: nothing on the disk changes.
+    assert settled(systemd, "a", units, {"beat"}) == "shop-beat@1.service does not run the release"
+    bring(systemd, "a", units, {"beat": HERE, "nightly": HERE})
+    assert up(systemd) == {"beat@1": "a"}
+    assert at_boot(systemd.app) == ["shop-beat@1.service", "shop-nightly.timer"]
+    assert State.load(systemd.app).here == {"beat", "nightly"}
+    # And away again.
+    systemd.app.stamps.mkdir(parents=True)
+    (systemd.app.stamps / "stamp-shop-nightly.timer").touch()
+    bring(systemd, "a", units, {"beat": ELSEWHERE, "nightly": ELSEWHERE})
+    assert (up(systemd), at_boot(systemd.app)) == ({}, [])
+    assert [*systemd.app.stamps.iterdir()] == []
+
+
+def test_a_scheduler_with_another_name_starts_after_the_old_one_has_ended(systemd: MemorySystemd) -> None:
+    bring(systemd, "a", process("beat", one_host="yes"), {"beat": HERE})
+    bring(systemd, "b", process("worker", one_host="yes"), {"worker": HERE})
+    stop, _, start = of_programs(systemd)[1:4]
+    assert (stop, start) == ("stop shop-beat@1.service", "start shop-worker@1.service")
+
+
+def test_what_was_killed_between_service_and_processes_is_found_and_brought_to_the_release(
+    systemd: MemorySystemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring(systemd, "a", WORKERS)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Programs, "follow", killed)
+        with pytest.raises(KeyboardInterrupt):
+            bring(systemd, "b", WORKERS)
+    assert (systemd.release(systemd.app.service), up(systemd)) == ("b", {"worker@1": "a", "worker@2": "a"})
+    assert unsettled(systemd.app, systemd, release(systemd, "b", units=WORKERS)) == ""
+    assert settled(systemd, "b", WORKERS, set()) == "shop-worker@3.service does not run the release"
+    bring(systemd, "b", WORKERS)
+    assert "restart shop.service" not in systemd.observe()
+    assert up(systemd) == {"worker@3": "b", "worker@4": "b"}
+
+
+def test_a_timer_changes_and_goes_with_the_release(systemd: MemorySystemd) -> None:
+    bring(systemd, "a", timer("nightly"), {"nightly": HERE})
+    assert of_programs(systemd)[1] == "start shop-nightly.timer"
+    # A run is under way, so its unit stays for the time being.
+    systemd.active["shop-nightly.service"] = "activating"
+    bring(systemd, "b", {})
+    assert "stop shop-nightly.timer" in systemd.observe()
+    assert [path.name for path in systemd.app.unit_files.glob("shop-nightly*")] == ["shop-nightly.service"]
+    assert systemd.active["shop-nightly.service"] == "activating"
+    assert settled(systemd, "b", {}, set()) == ""
+
+
+def test_a_release_that_an_old_process_runs_is_not_pruned(systemd: MemorySystemd) -> None:
+    bring(systemd, "a", WORKERS)
+    systemd.busy = {"shop-worker@1.service", "shop-worker@2.service"}
+    # As a program does that sets its own title.
+    for environ in systemd.app.root.glob("proc/*/environ"):
+        environ.write_text("")
+    for sha in ("b", "c", "d"):
+        (systemd.app.root / "proc").mkdir(exist_ok=True)
+        bring(systemd, sha, WORKERS)
+    state = State.load(systemd.app)
+    assert prune(systemd.app, systemd, state, 2, 0)[0] == ["b"]
+    del systemd.active["shop-worker@1.service"], systemd.active["shop-worker@2.service"]
+    assert prune(systemd.app, systemd, state, 2, 0)[0] == ["a"]
+
+
+def test_another_app_with_the_same_units_is_found(app: App, systemd: MemorySystemd) -> None:
+    def reasons(name: str, units: dict[str, str]) -> list[str]:
+        return programs.problems(App(name, app.root), release(systemd, "a", units=units))
+
+    assert reasons("shop", process("worker")) == []
+    for part in ("incoming", "releases"):
+        (app.root / "opt/shop-api" / part).mkdir(parents=True)
+    (clash,) = reasons("shop", process("api"))
+    assert clash.startswith("api of shop and the app shop-api of this host would both be shop-api. Give the process")
+    (clash,) = reasons("shop", process("api-worker"))
+    assert "would both be shop-api-worker" in clash
+    assert reasons("shop", process("apis")) == []
+    (app.unit_files / "shop-api@.service").write_text(process("api")["shop-api@.service"])
+    (clash,) = reasons("shop-api", {})
+    assert clash.endswith("shop-api@.service is of a process or timer of the app shop. Give this app another name.")
+    (app.unit_files / "shop-own@.service").write_text("[Service]\n")
+    (clash,) = reasons("shop", process("own"))
+    assert clash.endswith(
+        "shop-own@.service is there already, and not of shop. Give the process or timer another name."
+    )
+    (clash,) = reasons("shop", timer("nightly", "25:00"))
+    assert clash.startswith(
+        "systemd refuses the schedule of the timer nightly: Failed to parse calendar specification '25:00'"
+    )

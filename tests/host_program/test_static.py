@@ -38,7 +38,7 @@ def switch(app: App, sha: str) -> None:
     static.offer(app, sha)
     write_atomically(app.release_env, f"SENTRY_RELEASE={sha}\n")
     static.show(app, sha)
-    State(app, [sha, *State.load(app).served], {}, {}, []).save()
+    State.load(app).serve(sha)
 
 
 def served(app: App) -> dict[str, str]:

@@ -25,7 +25,7 @@ from packaging.utils import canonicalize_name
 from . import describe, locks
 from .archive import Link, cached, described, files, installed, key, once, pack, tidy, use
 from .git import Tree, objects, source_of
-from .layer import build_layer, facts_of, options_for
+from .layer import LEFT_OUT, build_layer, facts_of, options_for
 from .lock import Host, bill, incomplete, outdated, packages_in, project
 from .locks import PLATFORM, Lock, Work
 from .process import BuildError
@@ -138,6 +138,9 @@ def artifact(work: Work, description: Mapping[str, Any], host: Host, app_name: s
                         f" {lock.file} locks all packages that it imports. Declare them in {project_file}: [project]"
                         " dependencies."
                     )
+            locked = {name: package for name, package in lock.packages.items() if name != LEFT_OUT}
+            if locked != lock.packages:
+                work.notices.append(f"Leaves out {LEFT_OUT} of {lock.file}: Booty's runner serves the app.")
             tree: Mapping[str, Path | Link] = dict(walk(work.top()))
             if description["build"]:
                 try:
@@ -145,7 +148,7 @@ def artifact(work: Work, description: Mapping[str, Any], host: Host, app_name: s
                 except BuildError as error:
                     note_failure(archive, steps.run, str(error))
                     raise
-            materials = bill(name, lock.packages, packages_in(runner_lock(), host, "."), sha, work.time)
+            materials = bill(name, locked, packages_in(runner_lock(), host, "."), sha, work.time)
             pack_release(archive, work, target, manifest, materials, facts["programs"], app_name, tree)
 
         if not (steps.check and description["build"]):

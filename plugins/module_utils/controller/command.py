@@ -65,7 +65,7 @@ class CommandAction(HostProgramAction):
             verb, call = "run_command", {"command": commands[0], "by": f"{who()} runs a command"}
         else:
             options = self.options(task_vars)
-            texts = {**rendered(options, release), **config_of(options)}
+            texts = {**rendered(options, release, {}), **config_of(options)}
             by = f"{who()} runs the {kind} command of {release}"
             verb, call = "release_command", {**arguments, **texts, "by": by}
             del call["release"]

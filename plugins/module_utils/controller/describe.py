@@ -33,16 +33,21 @@ KEYS: dict[str, Any] = {
     "health_host": "",
     "release_command": [],
     "post_deploy_command": [],
+    "packages": [],
     "build": [],
     "build_settings": {},
     "static": {},
+    "processes": {},
+    "timers": {},
 }
-# The inventory overrides these when they run, so that a change of the inventory needs no other build.
 COMMANDS = ("release_command", "post_deploy_command")
+PROGRAMS = ("processes", "timers")
+# The inventory overrides these when they are used, so that a change of the inventory needs no other build.
+LATE = (*COMMANDS, *PROGRAMS, "packages")
 # The value of `build` that stands for what the next source says. An empty list is a value of it: no steps.
 AUTO = ["auto"]
 # The variables of the inventory that are the same for all hosts of a run.
-DESCRIBED = [f"app_{name}" for name in KEYS if not name.startswith("health") and name not in COMMANDS]
+DESCRIBED = [f"app_{name}" for name in KEYS if not name.startswith("health") and name not in LATE]
 HEALTH = {
     "health_path": (r"/[^\s#]*", "a path that begins with a slash, such as /health"),
     "health_host": (r"[\w.:\[\]-]+", "a host name, such as shop.example.com"),
@@ -60,9 +65,10 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
 
     Returns:
         `path`, `serve`, `import_paths`, `health` (`path` and `host`), `state_paths`, `static`, `lock` (relative to the
-        app's folder; "" without one), `extras`, `groups`, `dotenv`, the lists `release_command` and
-        `post_deploy_command`, `build`, the commands of the build; `build_settings`, the names of their settings, and
-        `build_values`, a hash of the values, which may be secrets; and `found`, a sentence for each detection.
+        app's folder; "" without one), `extras`, `groups`, `dotenv`, the lists `release_command`,
+        `post_deploy_command` and `packages`, `build`, the commands of the build; `build_settings`, the names of their
+        settings, and `build_values`, a hash of the values, which may be secrets; `processes` and `timers` as
+        `programs.table` returns them; and `found`, a sentence for each detection.
 
     Raises:
         BuildError: the description can't be made; the message has the line to write.
@@ -108,7 +114,11 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
     settings = build_settings(inventory, committed) if commands else {}
     if settings:
         found.append(f"settings of the build: {', '.join(sorted(settings))}")
-    if others := detect.other_lines(folder):
+    if values["packages"]:
+        found.append(f"needs {', '.join(values['packages'])} of Debian ({source})")
+    for kind, noun in zip(PROGRAMS, ("process", "timer"), strict=True):
+        found += [f"{noun} {name}: {each['command']} ({source})" for name, each in values[kind].items()]
+    if others := [name for name in detect.other_lines(folder) if name not in values["processes"]]:
         found.append(f"does not start {', '.join(others)} (Procfile)")
     return {
         "path": path,
@@ -123,9 +133,12 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         "dotenv": values["dotenv"],
         "release_command": values["release_command"] or released,
         "post_deploy_command": values["post_deploy_command"],
+        "packages": values["packages"],
         "build": commands,
         "build_settings": sorted(settings),
         "build_values": key(json.dumps(settings, sort_keys=True)) if settings else "",
+        "processes": values["processes"],
+        "timers": values["timers"],
         "found": found,
     }
 

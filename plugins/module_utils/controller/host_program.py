@@ -11,10 +11,11 @@ import json
 import os
 import pwd
 import shlex
+import time
 import uuid
 import zipfile
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from ansible.plugins.filter.core import FilterModule
 from ansible.plugins.test.core import TestModule
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from . import variables
+from . import programs, variables
 from .git import descends
+from .playbook import completed, playbook
 from .settings import config_files, config_place
 
 ROLE = Path(__file__).parents[3] / "roles" / "app"
@@ -62,9 +64,20 @@ VERBS: dict[str, dict[str, Any]] = {
         "seen": {"type": "dict", "required": True},
         "goes_back": {"type": "bool", "default": False},
         "commands": {"type": "list", "elements": "dict", "default": []},
+        "description": {"type": "dict", "required": True},
+        "places": {"type": "dict", "default": {}},
     },
     "shell": {},
-    "status": {"release": {"type": "str"}, "every": {"type": "bool", "default": False}},
+    "give_up": {
+        "by": {"type": "str", "required": True},
+        "places": {"type": "dict", "required": True},
+        "wait": {"type": "int", "default": 0},
+    },
+    "status": {
+        "release": {"type": "str"},
+        "description": {"type": "dict", "default": {}},
+        "every": {"type": "bool", "default": False},
+    },
     "logs": {
         "lines": {"type": "int", "required": True},
         "since": {"type": "str", "default": ""},
@@ -79,13 +92,23 @@ VERBS: dict[str, dict[str, Any]] = {
         "release": {"type": "str", "required": True},
         "by": {"type": "str", "required": True},
         "wait": {"type": "int", "default": 0},
+        "refuse": {"type": "str", "default": ""},
         "step": {"type": "str", "choices": ["begin", "end"]},
+    },
+    "observe": {
+        "prove": {"type": "bool", "default": False},
+        "seconds": {"type": "int", "default": 0},
+        "by": {"type": "str", "default": "watches"},
+    },
+    "record": {
+        "message": {"type": "str", "required": True},
+        "fields": {"type": "dict", "required": True},
     },
 }
 # These verbs continue when the connection ends, so each runs in a systemd scope of its own. In the scope of the login,
 # logind would kill the process at the end of the login (`KillUserProcesses=yes`). `systemd-run --scope` executes the
 # command in its own process, so standard input, standard output and parent process stay the same.
-DETACHED = ("cutover", "remove", "take_back", "run_command", "release_command")
+DETACHED = ("cutover", "give_up", "remove", "take_back", "run_command", "release_command")
 ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 
 
@@ -119,7 +142,9 @@ def templates() -> Environment:
     # Jinja's filters and tests override Ansible's, which expect Ansible's own class of undefined values.
     environment.filters = FilterModule().filters() | environment.filters
     environment.tests = TestModule().tests() | environment.tests
-    for name in ("release.env.j2", "app-http.socket.j2", *templates_of_units("booty").values()):
+    environment.filters["escaped"] = programs.escaped
+    others = ("release.env.j2", "app-http.socket.j2", "app-process.service.j2", "app.timer.j2")
+    for name in (*others, *templates_of_units("booty").values()):
         environment.get_template(name)
     return environment
 
@@ -127,6 +152,8 @@ def templates() -> Environment:
 CODE = program()
 # The ID of this run of a playbook. The verb take_back undoes only a cutover with the same ID.
 RUN = uuid.uuid4().hex
+# When this run began, in seconds since 1970. Errors from before are not those of its release.
+BEGAN = time.time()
 # Stands in `success_msg` for the process that serves.
 PID = "<PID>"
 TEMPLATES = templates()
@@ -135,12 +162,13 @@ TEMPLATES = templates()
 NOTHING: dict[str, Any] = {"pointer": "", "units": {}}
 
 
-def rendered(options: dict[str, Any], release: str) -> dict[str, Any]:
+def rendered(options: dict[str, Any], release: str, description: Mapping[str, Any]) -> dict[str, Any]:
     """Return the texts of release.env and of the units.
 
     Args:
         options: the options of the role app.
-        release: the commit; empty for a rollback to the release before, which the host chooses.
+        release: the commit; empty for a question that is about no release.
+        description: the description of the app in the commit, or the release's manifest.
 
     Returns:
         `pointer`, the text of release.env, empty without a release; `units`, the text of each unit by its name.
@@ -148,14 +176,24 @@ def rendered(options: dict[str, Any], release: str) -> dict[str, Any]:
 
     config_dir = config_place(options["app_name"], config_files(options["app_config_dir"]))
 
-    def render(name: str) -> str:
+    def render(name: str, **more: Any) -> str:
         return TEMPLATES.get_template(name).render(
-            options, release=release, config_dir=config_dir, ansible_managed="Ansible managed"
+            options, release=release, config_dir=config_dir, ansible_managed="Ansible managed", **more
         )
 
     units = {name: render(template) for name, template in templates_of_units(options["app_name"]).items()}
     if options["app_domains"]:
         units[f"{options['app_name']}-http.socket"] = render("app-http.socket.j2")
+    processes, timers = programs.chosen(options, description)
+    folder = description.get("path", ".")
+    for name, process in processes.items():
+        units[f"{options['app_name']}-{name}@.service"] = render(
+            "app-process.service.j2", program=name, folder=folder, **process
+        )
+    for name, timer in timers.items():
+        unit = f"{options['app_name']}-{name}"
+        units[f"{unit}.service"] = render("app-process.service.j2", program=name, folder=folder, **timer)
+        units[f"{unit}.timer"] = render("app.timer.j2", program=name, **timer)
     return {"pointer": render("release.env.j2") if release else "", "units": units}
 
 
@@ -230,28 +268,10 @@ class HostProgramAction(ActionBase):
             raise AnsibleActionFail(f"booty.deploy.host_program knows no verb '{verb}', but {', '.join(VERBS)}.")
         common = {"verb": {"type": "str"}, "success_msg": {"type": "str"}}
         _, arguments = self.validate_argument_spec({**common, **VERBS[verb]})
-        message, attached = arguments.pop("success_msg"), b""
+        message = arguments.pop("success_msg")
         del arguments["verb"]
         step, release = arguments.pop("step", None), arguments.get("release")
-        if verb == "info":
-            arguments |= NOTHING
-        elif verb == "status":
-            release = arguments.pop("release")
-            arguments |= NOTHING if release is None else rendered(self.options(task_vars), release)
-        elif verb == "logs":
-            arguments |= {"after": "", "wait": 0}
-        elif verb != "shell":
-            arguments["by"] = f"{who()} {arguments['by']}"
-        if verb in {"cutover", "take_back"}:
-            arguments["run"] = RUN
-        if verb == "cutover":
-            brought = arguments.pop("brought")
-            attached = Path(brought["file"]).read_bytes() if brought else b""
-            arguments |= {name: brought.get(name, "") for name in ("dest", "sha256")}
-            options = self.options(task_vars)
-            arguments |= rendered(options, arguments.pop("release"))
-            arguments |= config_of(options)
-            arguments["over_ssh"] = self._connection.transport == "ssh"
+        attached = self.complete(verb, arguments, task_vars or {})
         if step == "begin":
             begin(self._task.delegate_to, lambda: self.ask(verb, arguments))
             return result
@@ -266,6 +286,37 @@ class HostProgramAction(ActionBase):
             result["msg"] = "\n".join([*result.get("notices", []), message])
             result["_ansible_verbose_always"] = True
         return result
+
+    def complete(self, verb: str, arguments: dict[str, Any], task_vars: dict[str, Any]) -> bytes:
+        """Add what the host program needs beside a task's arguments; return what is attached to the call."""
+        if verb == "info":
+            arguments |= NOTHING
+        elif verb == "status":
+            release, description = arguments.pop("release"), arguments.pop("description")
+            arguments |= NOTHING if release is None else rendered(self.options(task_vars), release, description)
+        elif verb == "logs":
+            arguments |= {"after": "", "wait": 0}
+        elif verb == "record":
+            arguments["fields"] |= {"run": RUN}
+        elif verb == "shell":
+            arguments["again"] = f"{playbook(task_vars, 'run')} -e shell=true"
+        elif "by" in arguments:
+            arguments["by"] = f"{who()} {arguments['by']}"
+        if verb in {"cutover", "take_back"}:
+            arguments["run"] = RUN
+        if verb in {"cutover", "give_up"}:
+            arguments["host"] = task_vars["inventory_hostname"]
+        if verb == "cutover":
+            brought = arguments.pop("brought")
+            arguments |= {name: brought.get(name, "") for name in ("dest", "sha256")}
+            options = self.options(task_vars)
+            arguments |= rendered(options, arguments.pop("release"), arguments.pop("description"))
+            arguments |= config_of(options)
+            arguments |= {"process_seconds": options["app_process_seconds"], "restart": options["app_restart"]}
+            arguments["over_ssh"] = self._connection.transport == "ssh"
+            if brought:
+                return Path(brought["file"]).read_bytes()
+        return b""
 
     def ask(self, verb: str, arguments: dict[str, Any], attached: bytes = b"") -> dict[str, Any]:
         """Return a host's answer to a call.
@@ -323,6 +374,11 @@ class HostProgramAction(ActionBase):
         except (IndexError, ValueError):
             output = (done["stderr"] or done["stdout"]).strip() or "no reason given"
             return {"failed": True, "rc": done["rc"], "msg": f"The host's Python said: {output}"}
+        variables = self._templar.available_variables
+        if "msg" in answer:
+            answer["msg"] = completed(answer["msg"], variables)
+        for name in {"notices", "warnings"} & answer.keys():
+            answer[name] = [completed(text, variables) for text in answer[name]]
         return answer
 
     def _pin(self, verb: str) -> None:

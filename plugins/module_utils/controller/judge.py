@@ -6,7 +6,6 @@ All checks are one task, because each task costs time on every host, even if it 
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,10 +13,11 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 
-from . import host_program
+from . import host_program, programs, trackers, watch
 from .build import MACHINES
 from .git import descends
-from .host_program import PID, HostProgramAction
+from .host_program import NOTHING, PID, HostProgramAction
+from .playbook import completed
 from .settings import suspects
 
 # The disk space that a release may need, and the difference between two clocks at which preflight fails.
@@ -45,7 +45,7 @@ def problems_of(
     description: dict[str, Any],
     name: str,
     check: bool,
-    secrets_command: Callable[[], str],
+    secrets_step: Callable[[str], str],
 ) -> Iterator[str]:
     """Yield each problem that keeps a host from taking a release.
 
@@ -55,8 +55,8 @@ def problems_of(
         release: the commit; empty for a rollback, whose release is on the host.
         description: the description of the app in the commit; empty for a rollback.
         name: the name of the host in the inventory.
-        check: whether Ansible is in check mode, which a host that was never bootstrapped passes too.
-        secrets_command: returns the command that places secrets.env on the host.
+        check: whether to accept a host that was never bootstrapped, as check mode does.
+        secrets_step: returns the next step for a `remedy` of secrets.env.
     """
     app, user, port = options["app_name"], options["app_user"], options["app_port"]
     production = options["app_environment"].lower() in {"production", "prod"}
@@ -71,8 +71,11 @@ def problems_of(
             f" which bootstrap.yml makes: app_user: {app}"
         )
     elif not host["ready"] and not check:
+        needed = ", and the secrets that production needs, for which bootstrap.yml prints a command"
+        needed = needed if production and host["secrets"]["usable"] else ""
         yield (
-            f"{name} lacks the user {user} or Booty's directories. Make it ready first: ansible-playbook bootstrap.yml"
+            f"{name} lacks the user {user} or Booty's directories{needed}. Make it ready first: ansible-playbook"
+            " bootstrap.yml"
         )
     seconds = int(abs(host["clock"] - time.time()))
     if seconds >= CLOCK_SECONDS:
@@ -92,8 +95,8 @@ def problems_of(
             f"{options['app_address']}:{port} is taken on {name}: {host['port_taken']}. Stop that, or choose another"
             " app_port."
         )
-    if options["app_domains"] and not host["proxy"] and not check:
-        yield f"{name} has no proxy yet for app_domains. Install it: ansible-playbook bootstrap.yml"
+    yield from not_installed(host, options, description, name, check)
+    yield from (f"On {name}, {problem}" for problem in host["problems"])
     # At the start of the candidate, systemd would give StateDirectory= to the new user while the old service needs it.
     if host["running"] and host["state_owner"] not in {"", user}:
         yield (
@@ -113,11 +116,30 @@ def problems_of(
             f"{secrets['closed']}. On {name}, as root: chown root:root /etc/{app}/secrets.env; chmod 0600"
             f" /etc/{app}/secrets.env"
         )
-    elif secrets["readable"] or (production and secrets["usable"] and (host["ready"] or not check)):
+    elif secrets["readable"] or (production and secrets["usable"] and host["ready"]):
         problem = (
             secrets["readable"] or f"Production does not start without a usable SENTRY_DSN, and {secrets['usable']}"
         )
-        yield f"{problem}.\nType the file's lines (SENTRY_DSN=…), then Ctrl-D:\n  {secrets_command()}"
+        yield f"{problem}.\n{secrets_step(secrets['remedy'])}"
+
+
+def not_installed(
+    host: dict[str, Any], options: dict[str, Any], description: dict[str, Any], name: str, check: bool
+) -> Iterator[str]:
+    """Yield a problem for the Debian packages, and for the proxy, that a bootstrap of the host would install."""
+    if host["lacks"] and (host["ready"] or not check):
+        yield (
+            f"{name} lacks {', '.join(host['lacks'])}, which the app needs (app_packages). Install it: ansible-playbook"
+            f" bootstrap.yml -e app_packages={','.join(packages(options, description))}"
+        )
+    if options["app_domains"] and not host["proxy"] and not check:
+        yield f"{name} has no proxy yet for app_domains. Install it: ansible-playbook bootstrap.yml"
+
+
+def packages(options: dict[str, Any], description: dict[str, Any]) -> list[str]:
+    """Return the Debian packages that a release needs: those of the inventory, or else those of the commit."""
+    named: list[str] = options["app_packages"] or description.get("packages", [])
+    return named
 
 
 def unusable_copy(
@@ -157,6 +179,21 @@ def not_an_ancestor(host: dict[str, Any], options: dict[str, Any], release: str,
             f"{name} serves {before}, which is no ancestor of {release} in {repository}, so its changes would be lost."
             " Fetch and merge it first, or deploy without them: -e app_require_ancestor=false"
         )
+
+
+def taken_back(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
+    """Yield a problem if a watch took the release back from this host, unless the deploy is forced."""
+    if release in host["refused"] and not options["app_watch_force"]:
+        yield (
+            f"{release} was taken back from {name}: {host['refused'][release]}. Deploy a commit that mends it. Or"
+            " deploy it all the same, and keep it whatever a watch finds: -e app_watch_force=true"
+        )
+
+
+def unwatchable(options: dict[str, Any]) -> Iterator[str]:
+    """Yield a problem if a watch should act, and the tracker can't be asked."""
+    if options["app_watch"] in {"hold", "back"} and (reason := trackers.why_not(os.environ)):
+        yield f"app_watch is {options['app_watch']}, and the tracker can't be asked: {reason}"
 
 
 def no_rollback_target(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
@@ -212,8 +249,8 @@ class PreflightAction(HostProgramAction):
         """Return the `problems`, and the host's answer as `host`.
 
         With `host` come the `release`; `due`, whether the cutover has anything to do; `by`, the words for the journal;
-        `crosses`, why a rollback is refused for all hosts; and `success_msg`, the message after a cutover. Without
-        `host` comes `rendered`, the text of the units.
+        `crosses`, why a rollback is refused for all hosts; `watch`, app_watch as it is in force; and `success_msg`, the
+        message after a cutover. Without `host` comes `rendered`, the text of the units.
         """
         result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
         _, arguments = self.validate_argument_spec(
@@ -228,44 +265,62 @@ class PreflightAction(HostProgramAction):
         registers = options["app_registration"] and options["app_registration_required"]
         if registers and not os.environ.get("SENTRY_AUTH_TOKEN"):
             return {**result, "problems": [NO_TOKEN]}
-        rendered = host_program.rendered(options, release)
+        description, answer = arguments["description"], NOTHING
+        if goes_back:
+            # The host knows the release before, and the processes of each release that it has.
+            answer = self.call("info", {"user": options["app_user"], **NOTHING})
+            if host := answer.get("host"):
+                others = (each for each in host["served"] if each in host["releases"] and each != serving(host))
+                release = release or next(others, "")
+                description = host["manifests"].get(release, {})
+        rendered = host_program.rendered(options, release, description)
         by = f"{'goes back to' if goes_back else 'deploys'} {release}"
-        lock = {"by": f"{host_program.who()} {by}", "wait": options["app_lock_wait"]}
-        answer = self.call("info", {"user": options["app_user"], **lock, **rendered})
+        if "host" in answer or not goes_back:
+            lock = {"by": f"{host_program.who()} {by}", "wait": options["app_lock_wait"]}
+            # A release that has served is not kept back by a package.
+            needs = [] if goes_back else packages(options, description)
+            answer = self.call("info", {"user": options["app_user"], "packages": needs, **lock, **rendered})
         if "host" not in answer:
             return {**result, **answer, "failed": False, "problems": [answer["msg"]], "rendered": rendered}
         host, name = answer["host"], (task_vars or {})["inventory_hostname"]
         if goes_back:
-            others = (each for each in host["served"] if each in host["releases"] and each != serving(host))
-            release = release or next(others, "")
-            by = f"goes back to {release}"
             problems = [*no_rollback_target(host, options, release, name)]
         else:
-            problems = [*not_an_ancestor(host, options, release, name)]
+            problems = [
+                *not_an_ancestor(host, options, release, name),
+                *taken_back(host, options, release, name),
+                *unwatchable(options),
+            ]
         # A rollback target has served before, so its manifest is not compared with a description and with Python.
         copy = "" if goes_back else release
-        problems += problems_of(host, options, copy, arguments["description"], name, check, self._secrets_command)
+        problems += programs.clashes(options, description)
+        of_deploy, of_check = (
+            [*problems_of(host, options, copy, arguments["description"], name, each, self._secrets_step)]
+            for each in (False, check)
+        )
+        problems += of_check
         if problems:
             fields = {"result": "refused", "release": release, "from": host["pointer"].get("SENTRY_RELEASE", "")}
             self.call("record", {"message": " ".join(problems), "fields": {**fields, "by": host_program.who()}})
-        if "app" in (task_vars or {}):  # the commands in the texts need the option as well
-            option = rf"\1 -e app={options['app_name']}"
-            problems = [re.sub(r"(ansible-playbook \w+\.yml)", option, problem) for problem in problems]
         if sentences := [*warnings(options, arguments["description"])]:
             result["warnings"] = sentences
+        if later := [problem for problem in of_deploy if problem not in of_check]:
+            text = completed("\n".join(later), task_vars or {})
+            result["warnings"] = [*result.get("warnings", []), f"A deploy would be refused as things are: {text}"]
         serves = f"{name} serves {release} as {options['app_environment']}, process {PID}"
         message = [serves, *notices(host, options, name)]
         return {
             **result,
             "host": host,
             "release": release,
-            "problems": problems,
+            "problems": [completed(problem, task_vars or {}) for problem in problems],
             "crosses": commands_between(host, options, release, name) if goes_back else "",
+            "watch": watch.mode_of(options["app_watch"]),
             "due": options["app_restart"] or bool(host["unsettled"]),
             "by": by,
-            "success_msg": "\n".join(message),
+            "success_msg": completed("\n".join(message), task_vars or {}),
         }
 
-    def _secrets_command(self) -> str:
-        command: str = self._templar.template(trust_as_template("{{ __app_secrets_command }}"))
-        return command
+    def _secrets_step(self, remedy: str) -> str:
+        lines: list[str] = self._templar.template(trust_as_template(f"{{{{ __app_secrets_steps.{remedy} }}}}"))
+        return "\n".join(lines)

@@ -21,6 +21,8 @@ from .uv import package_environment, uv, workplace
 # Dependencies without a wheel are built with the newest build tools of this day, so that the bytes of a layer depend on
 # its lock alone. Raise RECIPE with it.
 TOOLS = "2026-11-01T00:00:00Z"
+# A server in C without wheels. The runner takes its place, and no other Python process can import it.
+LEFT_OUT = "uwsgi"
 
 
 def facts_file(layer: Path) -> Path:
@@ -40,6 +42,7 @@ def build_layer(archive: Path, lock: Lock, host: Host) -> None:
         target = directory / "layer"
         target.mkdir()
         packages = [package for _, package in sorted(lock.packages.items()) if not package.path]
+        packages = [package for package in packages if package.name != LEFT_OUT]
         repositories = [package for package in packages if package.url.startswith("git+")]
         sources = [
             package

@@ -55,12 +55,19 @@ def text(content: bytes, name: str) -> str:
 
 
 def installable(tree: Tree, path: str, pyproject: Mapping[str, Any]) -> bool:
-    """Return whether the project in a folder is a package that can be installed."""
+    """Return whether the project in a folder is a package that can be installed.
+
+    A setup.py beside a requirements.txt is left alone, as `pip install -r requirements.txt` leaves it: many need the
+    app's dependencies to be there already, and so do not build in isolation.
+    """
     tool = pyproject.get("tool", {})
     off = (("uv", "package"), ("poetry", "package-mode"), ("pdm", "distribution"))
     if any(tool.get(name, {}).get(switch, True) is False for name, switch in off):
         return False
-    return "build-system" in pyproject or posixpath.normpath(f"{path}/setup.py") in tree.entries
+    setup, requirements = (
+        posixpath.normpath(f"{path}/{name}") in tree.entries for name in ("setup.py", "requirements.txt")
+    )
+    return "build-system" in pyproject or (setup and not requirements)
 
 
 def choose(tree: Tree, path: str, pyproject: Mapping[str, Any], explicit: str, of: str) -> tuple[str, str]:

@@ -28,6 +28,7 @@ class ResolveAction(ActionBase):
                 "path": {"type": "str", "required": True},
                 "release": {"type": "str", "required": True},
                 "describe": {"type": "bool", "default": False},
+                "quiet": {"type": "bool", "default": False},
             },
         )
         repository = Path(arguments["repository"]).resolve()
@@ -42,8 +43,9 @@ class ResolveAction(ActionBase):
                 ]
             if arguments["describe"]:
                 result["description"] = describe(repository, sha, path, self._inventory(task_vars or {}))
-                result["msg"] = "\n".join(result["description"]["found"])
-                result["_ansible_verbose_always"] = True
+                if not arguments["quiet"]:
+                    result["msg"] = "\n".join(result["description"]["found"])
+                    result["_ansible_verbose_always"] = True
         except BuildError as error:
             raise AnsibleActionFail(str(error)) from None
         return {**result, "release": sha, "changed": False}

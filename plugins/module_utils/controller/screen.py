@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 from ansible.utils.display import Display
 
 ENDS = {signal.SIGINT, signal.SIGTERM}
+# On a terminal, booty.deploy.brief shows the step in a line that the next one overwrites; this clears the rest of it.
+# Ansible imports this module before it forks, and a worker has no terminal.
+CLEAR = "\033[K" if sys.stdout.isatty() else ""
 
 
 def write(text: str, color: str | None = None, stderr: bool = False, newline: bool = True) -> None:

@@ -51,7 +51,7 @@ class StageAction(HostProgramAction):
                     options["app_build_settings"],
                     options["app_config_dir"],
                     RUN,
-                    lambda line: screen.write(f"{INDENT}{line}"),
+                    lambda line: screen.write(f"{screen.CLEAR}{INDENT}{line}"),
                     self._task.check_mode,
                 ),
             )

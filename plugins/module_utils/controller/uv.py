@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +43,16 @@ UV_KEPT = (
 BARRIERS = {"uv.toml": "", ".gitignore": "", ".hgignore": "", "pyproject.toml": "[tool.uv.workspace]\n"}
 
 
+PREFIX = "booty-build-"
+# Seconds in which a new folder may not be locked yet.
+FRESH = 60
+
+
 @contextmanager
 def workplace() -> Iterator[Path]:
     """Make a temporary folder in which Python, uv and build backends read none of the controller's other settings."""
-    with tempfile.TemporaryDirectory() as name:
+    sweep()
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as name, held(name):
         directory = Path(name).resolve()
         for barrier, content in BARRIERS.items():
             (directory / barrier).write_text(content)
@@ -57,6 +66,27 @@ def workplace() -> Iterator[Path]:
             (directory / level / "uv").mkdir(parents=True)
             (directory / level / "uv/uv.toml").write_text(sources(file))
         yield directory
+
+
+@contextmanager
+def held(directory: str | Path) -> Iterator[None]:
+    """Hold an flock on a folder; raise OSError if another process holds it."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sweep() -> None:
+    """Remove the folders of builds that were killed, as by Ctrl-C: they may be large."""
+    for abandoned in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        # The folder may be another user's or in use, or another process removes it too.
+        with suppress(OSError):
+            if time.time() - abandoned.stat().st_mtime > FRESH:
+                with held(abandoned):
+                    shutil.rmtree(abandoned)
 
 
 def sources(file: Path) -> str:

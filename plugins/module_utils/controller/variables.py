@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ import yaml
 from ansible.errors import AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
+from ansible.utils.display import Display
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
-from . import apps, domains, settings, static
+from . import apps, domains, programs, settings, static
 
 ROLES = Path(__file__).parents[3] / "roles"
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -134,7 +136,11 @@ RULES = {
             and value not in RESERVED
         ),
     ),
+    "app_packages": Rule(
+        "names of Debian packages, such as libpq5, without versions", matches("[a-z0-9][a-z0-9+.-]*[a-z0-9+.]")
+    ),
     "app_port": PORT,
+    "app_process_seconds": SECONDS,
     "app_release_command_seconds": least(1, "seconds"),
     "app_registration_seconds": least(1, "seconds"),
     "app_start_seconds": least(1, "seconds"),
@@ -148,6 +154,7 @@ RULES = {
     "app_threads": least(1),
     "app_user": USER,
     "app_wave_pause": SECONDS,
+    "app_watch_seconds": least(0),
     "app_waves": Rule(
         "for each wave a number of hosts, 1 or more, or a share of all, 1% to 100%",
         matches("[1-9][0-9]*|[1-9][0-9]?%|100%"),
@@ -186,9 +193,11 @@ MULTILINE = {"app_wave_check", "command"}
 # A string for these lists is split at its line ends, because an entry may have commas. Other lists are split at commas.
 BY_LINES = {"host_deploy_keys", "app_build", "app_release_command", "app_post_deploy_command"}
 # Each table with the function that returns its value in its type; the function raises ValueError as `convert` does.
-TABLES = {
+TABLES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "app_settings": settings.typed_settings,
     "app_build_settings": settings.typed_settings,
+    "app_processes": programs.processes,
+    "app_timers": programs.timers,
     "app_static": static.typed_static,
 }
 # Lists that can't be empty, each with an example.
@@ -210,12 +219,20 @@ RUN_WIDE = (
     "app_static",
     "app_canary",
     "app_waves",
+    "app_wave_pause",
+    "app_wave_check",
     "app_failed_run",
     "app_unreachable",
     "app_unreachable_max",
+    "app_watch",
+    "app_watch_seconds",
+    "app_watch_force",
     "app_release_command",
     "app_release_command_seconds",
     "app_post_deploy_command",
+    "app_processes",
+    "app_timers",
+    "app_one_host",
     "app_registration",
     "app_registration_required",
     "app_registration_seconds",
@@ -294,6 +311,8 @@ def _scalar(name: str, spec: dict[str, Any], kind: str, value: Any) -> Any:
             raise ValueError(rule.write)
         value = int(value)
     elif choices := spec.get("choices"):
+        if value is False and "off" in choices:
+            value = "off"  # YAML's word for false
         rule = Rule(f"{', '.join(choices[:-1])} or {choices[-1]}", lambda value: value in choices)
     else:
         # YAML reads `yes` as true and 1.10 as 1.1, so the original text is lost.
@@ -425,6 +444,18 @@ def _trusted(value: Any) -> Any:
     return trust_as_template(value) if isinstance(value, str) else value
 
 
+def unknown(variables: Iterable[str]) -> list[str]:
+    """Return the names among these that begin as Booty's do, and are none."""
+    known = {*specs("app"), *specs("host"), *REPLACED}
+    return [name for name in variables if name.startswith(("app_", "host_")) and name not in known]
+
+
+def similar(name: str) -> str:
+    """Return a sentence with the variable of Booty that a name resembles; "" if there is none."""
+    found = get_close_matches(name, [*specs("app"), *specs("host")], n=1, cutoff=0.8)
+    return f" Did you mean {found[0]}?" if found else ""
+
+
 def hosts_of(context: Context) -> list[str]:
     """Return the hosts of the group booty in this run, in the order of the inventory."""
     if "hostvars" not in context:  # --syntax-check starts no play
@@ -451,7 +482,7 @@ def all_problems(context: Context, roles: list[str], complete: bool) -> list[str
     hosts = hosts_of(context)
     if of_apps := [*apps.load(context, hosts, {*specs("app"), *specs("host")})]:
         return of_apps
-    problems, values = Problems(hosts), {}
+    problems, strays, values = Problems(hosts), Problems(hosts), {}
     for host in hosts:
         variables = context["hostvars"].raw_get(host)
         names = [name for name in known if name in variables]
@@ -467,7 +498,13 @@ def all_problems(context: Context, roles: list[str], complete: bool) -> list[str
             problems.add(name, rest, host)
         for name in (name for name in REPLACED if name in variables):
             problems.add(name, REPLACED[name], host)
-    return [*problems] or [*differing(values), *domains.crowded(values)]
+        for name in unknown(variables):
+            strays.add(name, f"is no variable of Booty, so it has no effect.{similar(name)}", host)
+    for sentence in strays:
+        Display().warning(sentence)
+    ports = {options.get("app_port", spec_of("app_port")["default"]) for options in values.values()}
+    clashes = apps.clashing(context, ports) if complete else ()
+    return [*problems] or [*differing(values), *domains.crowded(values), *clashes]
 
 
 @pass_context

@@ -21,6 +21,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from . import view_programs
+from .playbook import completed
+
 # From the best to the worst. A `broken` host does not serve its release, or gave no answer.
 LEVELS = ("ok", "look", "broken")
 WORDS = {"ok": "in order", "look": "to look at", "broken": "broken"}
@@ -42,7 +45,17 @@ def rows_of(answers: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     several = len({row["app"] for row in rows if row["app"]}) > 1
     for row in rows:
         row["name"] = f"{row['host']} {row['app']}" if several and row["app"] else row["host"]
+    for app in sorted({row["app"] for row in rows if row["app"]}):
+        lost = view_programs.lost(answers, app)
+        for row in (row for row in rows if row["app"] == app and row["host"] in lost):
+            note(row, lost[row["host"]])
     return rows
+
+
+def note(row: dict[str, Any], notes: list[str]) -> None:
+    """Add notes to a row, which is to look at then if it was in order."""
+    row["level"] = max(row["level"], "look", key=LEVELS.index)
+    row["notes"] = [*row["notes"], *notes]
 
 
 def judge(host: str, answer: dict[str, Any]) -> list[dict[str, Any]]:
@@ -130,8 +143,11 @@ def around(app: str, status: dict[str, Any]) -> list[tuple[str, str]]:
     problems += [f"is not as it should be: {each}" for each in status["damaged"]]
     if (last := status["last"]) and not went_well(last):
         problems.append(f"{last['result']} on {last['at']}: {last['message'].splitlines()[0]}")
+    if (watch := status.get("watch")) and (problem := WATCHED.get(watch["result"])):
+        problems.append(problem.format(**watch))
     if status.get("outdated"):
         problems.append("runs a library that an upgrade has replaced on disk: deploy.yml -e app_restart=true")
+    problems += view_programs.problems(status)
     problems += [f"drift: {change}" for change in status["drift"] or []]
     return [*proxy_problems(status.get("proxy")), *(("look", problem) for problem in problems)]
 
@@ -216,6 +232,7 @@ def cells(row: dict[str, Any], now: datetime) -> dict[str, tuple[str, bool]]:
         ),
         "previous": (short(row["previous"]) if row["previous"] else NOTHING, False),
         "tracker": tracker_cell(row["tracker"]) if memory else (NOTHING, False),
+        "watch": watch_cell(row.get("watch")),
         "free": (size(row["free"]["bytes"]), row["free"]["share"] < LOW),
         "last result": (f"{last.get('result', 'unknown')}, {ago(last['at'], now)} ago", not went_well(last))
         if last
@@ -231,14 +248,40 @@ def tracker_cell(tracker: dict[str, Any] | None) -> tuple[str, bool]:
     return word, word == "fails"
 
 
+# The notes on a watch, by its result.
+WATCHED = {
+    "bad": "{message}",
+    "blind": "{message}",
+    "cut off": "its watch, begun on {at}, was cut off. To look again: ansible-playbook watch.yml",
+}
+
+
+def watch_cell(watch: dict[str, Any] | None) -> tuple[str, bool]:
+    """Return the cell of the last watch of the release that serves."""
+    if watch is None:
+        return NOTHING, False
+    return "goes on" if watch["result"] == "began" else watch["result"], watch["result"] in WATCHED
+
+
 def went_well(last: dict[str, Any]) -> bool:
     """Return whether the last deploy or rollback succeeded, or is under way and has no result yet."""
     return bool(last.get("result", "switched") == "switched")
 
 
-HEADINGS = ("serves", "for", "on disk", "in memory", "environment", "previous", "tracker", "free", "last result")
+HEADINGS = (
+    "serves",
+    "for",
+    "on disk",
+    "in memory",
+    "environment",
+    "previous",
+    "tracker",
+    "watch",
+    "free",
+    "last result",
+)
 # Columns to drop on a narrow terminal, in this order. The notes have the problems of all columns.
-EXPENDABLE = ("previous", "free", "last result", "tracker", "in memory", "environment")
+EXPENDABLE = ("previous", "free", "last result", "watch", "tracker", "in memory", "environment")
 
 
 def served(row: dict[str, Any]) -> str | None:
@@ -257,6 +300,13 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "releases": dict(releases.most_common()),
         "drifting": [row["name"] for row in rows if row.get("drift")],
     }
+
+
+def numbers(rows: list[dict[str, Any]]) -> str:
+    """Return in words how many hosts there are, and how many services if a host has several."""
+    count = len({row["host"] for row in rows})
+    hosts = f"{count} host{'s' * (count != 1)}"
+    return hosts if len(rows) == count else f"{len(rows)} services on {hosts}"
 
 
 def table(rows: list[dict[str, Any]], now: datetime, width: int, colored: bool) -> str:
@@ -280,9 +330,12 @@ def table(rows: list[dict[str, Any]], now: datetime, width: int, colored: bool) 
         shown = grid(rows, now, headings)
     counts = summary(rows)
     levels = [f"{count} {WORDS[level]}" for level, count in counts["levels"].items() if count]
-    console.print(Text(f"{counts['hosts']} host{'s' * (counts['hosts'] != 1)}: {', '.join(levels)}", style="bold"))
+    console.print(Text(f"{numbers(rows)}: {', '.join(levels)}", style="bold"))
     console.print()
     console.print(shown)
+    if any(programs := [lines(row, now) for row in rows]):
+        console.print()
+        console.print(grid_of_programs(rows, programs))
     if any(row["notes"] for row in rows):
         console.print()
     for row in rows:
@@ -303,6 +356,24 @@ def grid(rows: list[dict[str, Any]], now: datetime, headings: list[str]) -> Tabl
     return lines
 
 
+def lines(row: dict[str, Any], now: datetime) -> list[dict[str, tuple[str, bool]]]:
+    """Return the cells of the processes and timers of a row."""
+    return view_programs.lines(row, now, ago, short, NOTHING)
+
+
+def grid_of_programs(rows: list[dict[str, Any]], programs: list[list[dict[str, tuple[str, bool]]]]) -> Table:
+    """Return the table of the processes and timers of all rows."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
+    for heading in ("host", *view_programs.HEADINGS):
+        table.add_column(heading, no_wrap=True)
+    for row, of_row in zip(rows, programs, strict=True):
+        for by_heading in of_row:
+            name = Text(row["name"], style=STYLES[row["level"]])
+            cells = (Text(*styled(by_heading[heading], row["level"])) for heading in view_programs.HEADINGS)
+            table.add_row(name, *cells)
+    return table
+
+
 def styled(cell: tuple[str, bool], level: str) -> tuple[str, str]:
     """Return the text and the style of a cell: a highlighted cell has the color of its row's level."""
     text, highlighted = cell
@@ -312,11 +383,16 @@ def styled(cell: tuple[str, bool], level: str) -> tuple[str, str]:
 def page(template: str, rows: list[dict[str, Any]], now: datetime) -> str:
     """Return rows as a self-contained HTML page; texts from hosts are escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    with_cells = [{**row, "cells": cells(row, now), "notes": [*map(brief, row["notes"])]} for row in rows]
+    with_cells = [
+        {**row, "cells": cells(row, now), "lines": lines(row, now), "notes": [*map(brief, row["notes"])]}
+        for row in rows
+    ]
     return environment.from_string(template).render(
         rows=sorted(with_cells, key=lambda row: -LEVELS.index(row["level"])),
         headings=HEADINGS,
+        program_headings=view_programs.HEADINGS,
         summary=summary(rows),
+        numbers=numbers(rows),
         words=WORDS,
         nothing=NOTHING,
         at=now,
@@ -342,13 +418,12 @@ def mixed(rows: list[dict[str, Any]]) -> list[str]:
                 f"{environment} is on {len(names)} releases: {'; '.join(map(' on '.join, names.items()))}."
             )
             for row in (row for hosts in releases.values() for row in hosts):
-                row["level"] = max(row["level"], "look", key=LEVELS.index)
-                row["notes"] = [*row["notes"], f"serves one of {len(names)} releases of {environment}"]
+                note(row, [f"serves one of {len(names)} releases of {environment}"])
     return sentences
 
 
-def failure(rows: list[dict[str, Any]], mixture: list[str]) -> str | None:
-    """Return the message if a host is broken or drifts, or an environment has several releases; None otherwise."""
+def failure(rows: list[dict[str, Any]], mixture: list[str]) -> str:
+    """Return the message if a host is broken or drifts, or an environment has several releases; "" otherwise."""
     broken = [row["name"] for row in rows if row["level"] == "broken"]
     drifting = [row["name"] for row in rows if row.get("drift")]
     sentences = [*mixture, "Deploy one: ansible-playbook deploy.yml -e app_release=<sha>"] if mixture else []
@@ -356,7 +431,7 @@ def failure(rows: list[dict[str, Any]], mixture: list[str]) -> str | None:
         sentences.append(f"Broken: {', '.join(broken)}.")
     if drifting:
         sentences.append(f"A deploy would change: {', '.join(drifting)}.")
-    return " ".join(sentences) or None
+    return " ".join(sentences)
 
 
 class StatusAction(ActionBase):
@@ -374,10 +449,10 @@ class StatusAction(ActionBase):
         )
         now = datetime.now(UTC)
         rows = rows_of(arguments["answers"])
-        message = failure(rows, mixed(rows))
+        message = completed(failure(rows, mixed(rows)), task_vars or {})
         if arguments["format"] == "json":
             at = now.isoformat(timespec="seconds")
-            document = {"at": at, "summary": summary(rows), "hosts": rows, "message": message}
+            document = {"at": at, "summary": summary(rows), "hosts": rows, "message": message or None}
             screen = json.dumps(document, indent=2, ensure_ascii=False)
         elif arguments["format"] == "html":
             screen = page(Path(self._find_needle("templates", "status.html.j2")).read_text(), rows, now)

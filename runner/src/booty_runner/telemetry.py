@@ -54,7 +54,7 @@ def start(settings: Settings) -> None:
     spec = find_spec(hook.SDKS[0])
     sdk = import_module(hook.SDKS[0] if spec and spec.origin else hook.SDKS[1])
     # Django's integration imports modules that need Django's settings. It works after the app's import as well.
-    hook.after.update({framework: partial(_enable, framework) for framework in _REPORTING - {"django"}})
+    hook.after.update({framework: partial(enable, framework) for framework in _REPORTING - {"django"}})
     sdk.init(dsn=settings.sentry_dsn, environment=settings.sentry_environment, auto_enabling_integrations=False)
 
 
@@ -63,14 +63,14 @@ def fit(app: Any) -> None:
     global _framework  # noqa: PLW0603 - a process runs one app
     _framework = type(app).__module__.partition(".")[0]
     for framework in _REPORTING & sys.modules.keys():
-        _enable(framework)
+        enable(framework)
 
 
 # The framework of the app that this process runs.
 _framework = ""
 
 
-def _enable(framework: str, _: ModuleType | None = None) -> None:
+def enable(framework: str, _: ModuleType | None = None) -> None:
     """Enable an integration in the runner's own client; a client of the app has the integrations that the app chose."""
     client = in_force()
     if client is None or client.options.place or framework in client.integrations:

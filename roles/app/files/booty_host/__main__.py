@@ -13,6 +13,7 @@ from booty_host.app import App
 # The module of each verb that is not named like its module.
 MODULES = {
     "record": "journal",
+    "give_up": "programs",
     "take_back": "cutover",
     **dict.fromkeys(("run_command", "release_command", "output", "shell"), "command"),
 }

@@ -44,6 +44,8 @@ class App:
         # The PIDs of the old main process and of the candidate's, during a handover, and the script that settles it.
         self.handover: Final = run / name / "handover"
         self.settle: Final = run / name / "settle"
+        # A record of the start of each process, and of each run of a timer, by its unit.
+        self.started: Final = run / name / "started"
         # The text of a socket unit that was replaced while its sockets stayed open: see `sockets.opened`.
         self.opened: Final = run / name / "opened"
         # The output of commands while they run, and a script that starts a shell.
@@ -53,6 +55,8 @@ class App:
         self.lock: Final = run / f"{name}-deploy.lock"
         # Which run last changed the host or found it in order, and when.
         self.last: Final = run / f"{name}-deploy.last"
+        # When each persistent timer ran last.
+        self.stamps: Final = root / "var/lib/systemd/timers"
         self.unit_files: Final = root / "etc/systemd/system"
         self.service: Final = f"{name}.service"
         self.socket: Final = f"{name}.socket"

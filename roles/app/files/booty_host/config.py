@@ -8,13 +8,14 @@ import os
 import pwd
 from pathlib import Path
 
-from booty_host import HostError
+from booty_host import HostError, programs
 from booty_host.app import App
 from booty_host.files import parse_pointer
 from booty_host.processes import in_use
 from booty_host.release import labels_on_disk
 from booty_host.stage import appearing
 from booty_host.state import State
+from booty_host.systemd import Systemd
 
 
 def directory(labels: dict[str, str]) -> Path | None:
@@ -69,8 +70,9 @@ def listing(contents: dict[str, bytes]) -> str:
     return "".join(f"{name} {hashlib.sha256(contents[name]).hexdigest()[:12]}\n" for name in sorted(contents))
 
 
-def unneeded(app: App, state: State) -> list[Path]:
+def unneeded(app: App, systemd: Systemd, state: State) -> list[Path]:
     """Return the folders that neither release.env, nor the way back, nor a process of the app names."""
     pointers = labels_on_disk(app), parse_pointer(state.previous.get("pointer", ""))
     needed = {directory(labels) for labels in pointers} | in_use(app, "BOOTY_CONFIG_DIR")
+    needed |= programs.in_use(app, systemd, "BOOTY_CONFIG_DIR")
     return [path for path in app.configs.glob("[!.]*") if path not in needed]

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from booty_host import HostError, config, journal, lease, sockets, stage, static
+from booty_host import HostError, config, journal, lease, programs, sockets, stage, static
 from booty_host.app import App
 from booty_host.controller import Controller
 from booty_host.files import parse_pointer, read, write_atomically
 from booty_host.handover import Handover, RefusedError, obstacles
 from booty_host.processes import labels
+from booty_host.programs import Programs
 from booty_host.prune import prune
 from booty_host.release import Release, ask_installed, differs, fault, labels_on_disk, manifest, question, unsettled
 from booty_host.state import State
@@ -49,6 +50,10 @@ def cutover(
     seen: dict[str, str],
     goes_back: bool,
     commands: list[dict[str, Any]],
+    places: dict[str, str],
+    host: str,
+    process_seconds: int,
+    restart: bool,
     check: bool,
 ) -> dict[str, Any]:
     """Switch to a release.
@@ -56,10 +61,10 @@ def cutover(
     The release starts as a candidate beside the service, on the same sockets. Once it is ready, the old process pauses
     while the candidate answers on the real socket. Then the units and release.env are replaced, the candidate becomes
     the service's main process, and the old one drains. Where that can't be (see `handover.obstacles`), the service
-    restarts while the candidate answers, and the candidate retires. A failure of the candidate leaves the service
-    untouched; a later failure goes back. The steps run in a process of their own, which holds the app's deploy lock. If
-    the controller is gone, that process ends what it has begun, but it begins no switch: nobody could take the switch
-    back.
+    restarts while the candidate answers, and the candidate retires. Then the processes and timers follow. A failure of
+    the candidate leaves the service untouched; a later failure goes back. A service that is in order is left alone. The
+    steps run in a process of their own, which holds the app's deploy lock. If the controller is gone, that process ends
+    what it has begun, but it begins no switch: nobody could take the switch back.
 
     Args:
         app: the app.
@@ -79,6 +84,10 @@ def cutover(
             refused.
         goes_back: whether this is a rollback, which goes on if the tracker accepts no event.
         commands: the records of the commands that ran on other hosts, as in `State.commands`.
+        places: the host of each process and timer with one_host, by name.
+        host: this host's name there.
+        process_seconds: how long a new process must stay up.
+        restart: whether the service and the processes restart although they are in order.
         check: only return what would change.
 
     Returns:
@@ -104,13 +113,18 @@ def cutover(
         if refusal := changed_since(app, seen, release.sha, by):
             return refusal
         config.stage(app, release.labels, files, user)
-        return steps.cut_over(release, keep, keep_assets, by, run, controller, goes_back)
+        by_name = programs.places_of(places, host)
+        return steps.cut_over(
+            release, keep, keep_assets, by, run, controller, goes_back, by_name, process_seconds, restart=restart
+        )
 
     return {**result, **lease.detached(app, work, by, wait)}
 
 
-def take_back(app: App, release: str, by: str, run: str, wait: int, check: bool) -> dict[str, Any]:
+def take_back(app: App, release: str, by: str, run: str, wait: int, refuse: str, check: bool) -> dict[str, Any]:
     """Undo the last cutover, to `release`, if the same run made it; the other arguments are those of `cutover`.
+
+    With `refuse`, the result of the watch that found the release bad, the host refuses the release from now on.
 
     Returns:
         `notices`, which name the release that the host went back to.
@@ -118,13 +132,14 @@ def take_back(app: App, release: str, by: str, run: str, wait: int, check: bool)
     if check:
         return {"changed": False}
     steps = Cutover(app, Systemd(app))
-    return {"changed": True, **lease.detached(app, lambda: steps.undo(release, by, run), by, wait)}
+    return {"changed": True, **lease.detached(app, lambda: steps.undo(release, by, run, refuse), by, wait)}
 
 
 def difference(release: Release) -> list[dict[str, str]]:
     """Return what changes on disk, as Ansible shows it."""
     app = release.app
-    pairs = [(app.unit_files / name, text) for name, text in release.units.items()] + [(app.release_env, release.env)]
+    units = {**dict.fromkeys(programs.on_disk(app), ""), **release.units}
+    pairs = [(app.unit_files / name, text) for name, text in units.items()] + [(app.release_env, release.env)]
     return [
         {"before": before, "after": after, "before_header": str(path), "after_header": str(path)}
         for path, after in pairs
@@ -182,11 +197,25 @@ class Cutover:
 
     def __init__(self, app: App, systemd: Systemd) -> None:
         self.app, self.systemd = app, systemd
+        self.programs = Programs(app, systemd)
 
     def cut_over(
-        self, release: Release, keep: int, keep_assets: int, by: str, run: str, controller: Controller, goes_back: bool
+        self,
+        release: Release,
+        keep: int,
+        keep_assets: int,
+        by: str,
+        run: str,
+        controller: Controller,
+        goes_back: bool,
+        places: dict[str, dict[str, Any]],
+        process_seconds: float,
+        *,
+        restart: bool,
     ) -> dict[str, Any]:
         """Prove and switch; go back if the switch fails, and do not begin it if the controller is gone.
+
+        The arguments are those of `cutover`; `places` is as in `State.places`.
 
         Returns:
             the answer of `cutover`, with `failed` and `msg` if the release does not serve.
@@ -207,29 +236,35 @@ class Cutover:
 
         touched = False
         try:
-            state.previous = {"run": run, "pointer": before.env, "units": before.units, "served": state.served}
+            state.previous = {
+                "run": run,
+                "pointer": before.env,
+                "units": before.units,
+                "served": state.served,
+                "places": state.places,
+            }
             state.save()
             self.verify(release)
             restarts = next(obstacles(app, self.systemd, release), "")
-            try:
-                self.prove(release, socket, candidate)
-            except HostError as error:
-                if not goes_back or GATED not in release.units[app.candidate]:
-                    raise
-                self.prove_without_tracker(release)
-                notices.append(without_tracker(release.sha, str(error)))
+            if due := restart or bool(unsettled(app, self.systemd, release)):
+                notices += self.try_out(release, socket, candidate, goes_back)
             # If a rollback fails, the other hosts do not return to the newer release; so it needs no controller.
             if not goes_back and controller.gone():
                 raise HostError("it is proven, but the controller is gone: nobody could take it back with its wave")
             touched = True
             lease.note(app, by)
-            if reopened := self.switch(release, restarts) if restarts else self.hand_over(release):
+            if due and (reopened := self.switch(release, restarts) if restarts else self.hand_over(release)):
                 notices.append(reopened)
+            self.follow(release, state, places, process_seconds, restart)
         except Exception as error:  # whatever failed, the release that served before must go on
             reason = str(error) or repr(error)
             journal.log(app, f"failed: {reason}")
-            outcome = self.go_back(before) if touched else self.leave(before, socket["ActiveState"] == "active")
+            state.places = state.previous["places"]
+            outcome = (
+                self.go_back(before, state.here) if touched else self.leave(before, socket["ActiveState"] == "active")
+            )
             with suppress(OSError):
+                state.save()
                 state.abandon(release.sha, reason.splitlines()[0])
             end = "went back" if touched else "not switched"
             record(f"{release.sha} does not serve. {outcome}", end)
@@ -250,7 +285,7 @@ class Cutover:
             "warnings": self.warnings(),
         }
         try:
-            result["pruned"], failures = prune(app, state, keep, keep_assets)
+            result["pruned"], failures = prune(app, self.systemd, state, keep, keep_assets)
         except Exception as error:
             failures = [repr(error)]
         if failures:
@@ -265,6 +300,17 @@ class Cutover:
             case ("", _, _):
                 return [NO_HEALTH_PATH]
         return []
+
+    def follow(
+        self, release: Release, state: State, places: dict[str, dict[str, Any]], seconds: float, restart: bool
+    ) -> None:
+        """Bring the processes and timers to a release; the arguments are those of `cut_over`."""
+        self.install(release.units)
+        if {**state.places, **places} != state.places:
+            # Before a process starts, so that a run that is killed leaves none that the host does not know of.
+            state.places = {**state.places, **places}
+            state.save()
+        self.programs.follow(release, state.here, seconds, restart)
 
     def settle(self, state: State, pid: int, candidate: str) -> list[str]:
         """Clear what an interrupted cutover left, and return notices of it.
@@ -301,6 +347,7 @@ class Cutover:
         app = self.app
         named = {name: value for name, value in running.items() if name != "BOOTY_UNIT"} or labels_on_disk(app)
         units = {path.name: read(path) for path in map(app.unit_files.joinpath, app.units) if path.exists()}
+        units |= programs.on_disk(app)
         env = read(app.release_env)
         if named and parse_pointer(env) != named:
             header = [line for line in like.env.splitlines() if line.startswith("#")]
@@ -314,6 +361,8 @@ class Cutover:
         if changed and (faults := self.systemd.verify(release.units)):
             raise HostError(f"systemd finds fault with the units:\n{faults}")
         contract = int(manifest(self.app.releases / release.sha).get("contract", 1))
+        if sentences := programs.problems(self.app, release):
+            raise HostError("\n".join(sentences))
         if self.app.http_socket in release.units and contract < SERVES_PROXY:
             raise HostError(
                 f"{release.sha} was built by a Booty that had no proxy (contract {contract}), and would answer the"
@@ -353,6 +402,19 @@ class Cutover:
         except HostError:
             self.retire()
             raise
+
+    def try_out(
+        self, release: Release, socket: dict[str, str], candidate: dict[str, str], goes_back: bool
+    ) -> list[str]:
+        """Prove a release, a rollback's without a tracker if need be; return notices. For the arguments see `prove`."""
+        try:
+            self.prove(release, socket, candidate)
+        except HostError as error:
+            if not goes_back or GATED not in release.units[self.app.candidate]:
+                raise
+            self.prove_without_tracker(release)
+            return [without_tracker(release.sha, str(error))]
+        return []
 
     def prove_without_tracker(self, release: Release) -> None:
         """Prove a release once more, with a candidate whose tracker need not accept an event."""
@@ -460,11 +522,17 @@ class Cutover:
                 raise HostError(f"{problem}\n{self.systemd.journal(app.service)}")
             time.sleep(0.05)
 
-    def go_back(self, before: Release) -> str:
-        """Restore the release that served before, without losing a request, and return how that went."""
+    def go_back(self, before: Release, here: set[str]) -> str:
+        """Restore the release that served before, without losing a request, and return how that went.
+
+        Args:
+            before: the release.
+            here: the names of its processes and timers with one_host that run on this host.
+        """
         app, systemctl = self.app, self.systemd.systemctl
         try:
             if not before.sha:
+                self.programs.follow(Release(app, "", {}), set(), 0)
                 app.release_env.unlink(missing_ok=True)
                 systemctl("disable", *app.enabled, check=False)
                 self.retire()
@@ -479,21 +547,26 @@ class Cutover:
             self.point(before)
             if handing_over:
                 self.retire()
-                if not unsettled(app, self.systemd, before):
-                    return f"Went back to {before.sha}, which serves."
-            systemctl("reset-failed", app.service, app.socket, check=False)
-            socket, candidate = self.systemd.units(app.socket, app.candidate)
-            if candidate["ActiveState"] != "active":
-                try:
-                    self.prove(before, socket, candidate)
-                except (HostError, OSError) as error:
-                    # The proof may fail for another reason, such as a tracker that is down: the release served before.
-                    journal.log(app, f"{before.sha} as a candidate: {error}")
-            # Else the release that failed as the service still answers as the candidate, while the service restarts.
-            self.switch(before, "it goes back")
+            if unsettled(app, self.systemd, before):
+                self.serve_again(before)
+            self.programs.follow(before, here, 0)
         except Exception as error:
             return f"And {before.sha}, which served before, does not come back: {error or repr(error)}"
         return f"Went back to {before.sha}, which serves."
+
+    def serve_again(self, before: Release) -> None:
+        """Have the service run the release that served before, whose units are installed and that release.env names."""
+        app, systemctl = self.app, self.systemd.systemctl
+        systemctl("reset-failed", app.service, app.socket, check=False)
+        socket, candidate = self.systemd.units(app.socket, app.candidate)
+        if candidate["ActiveState"] != "active":
+            try:
+                self.prove(before, socket, candidate)
+            except (HostError, OSError) as error:
+                # The proof may fail for another reason, such as a tracker that is down: the release served before.
+                journal.log(app, f"{before.sha} as a candidate: {error}")
+        # Else the release that failed as the service still answers as the candidate, while the service restarts.
+        self.switch(before, "it goes back")
 
     def leave(self, before: Release, listened: bool) -> str:
         """Undo the changes of a failed proof, and return what serves.
@@ -509,7 +582,7 @@ class Cutover:
         untouched = f"{before.sha or 'What served'} was not touched."
         return untouched if self.systemd.labels(self.app.service) else "Nothing was served before."
 
-    def undo(self, release: str, by: str, run: str) -> dict[str, Any]:
+    def undo(self, release: str, by: str, run: str, refuse: str = "") -> dict[str, Any]:
         """Go back to what the last cutover replaced, if the same run made that cutover, to `release`."""
         app = self.app
         began = time.monotonic()
@@ -519,10 +592,14 @@ class Cutover:
             return {"notices": [f"{serving or 'Nothing'} serves, and not by this run: it stays."]}
         before = Release(app, state.previous.get("pointer", ""), state.previous.get("units", {}))
         lease.note(app, by)
-        notices = [self.go_back(before) + ran_before(state, before.sha, release)]
+        state.places = state.previous.get("places", {})
+        notices = [self.go_back(before, state.here) + ran_before(state, before.sha, release)]
         state.served = state.previous.get("served", [])
         with unsaved(app, notices):
-            state.abandon(release, "taken back, since it failed on another host")
+            if refuse:
+                state.refused[release] = refuse
+            state.abandon(release, refuse or "taken back, since it failed on another host")
+            state.save()
         seconds = f"{time.monotonic() - began:.2f}"
         fields = {"result": "taken back", "release": before.sha, "from": release, "by": by, "seconds": seconds}
         journal.log(app, notices[0], **fields)

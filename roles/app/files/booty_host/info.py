@@ -6,14 +6,16 @@ import platform
 import pwd
 import re
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from booty_host import lease, secrets, sockets
+from booty_host import lease, programs, secrets, sockets
 from booty_host.app import App
 from booty_host.files import directories, read
+from booty_host.programs import Programs
 from booty_host.release import Release, labels_on_disk, layers_of, manifest, unsettled
 from booty_host.state import State
 from booty_host.systemd import Systemd
@@ -44,8 +46,25 @@ def user_id(name: str) -> int | None:
         return None
 
 
+def lacking(packages: list[str]) -> list[str]:
+    """Return those Debian packages that are neither installed nor provided by an installed one."""
+    if not packages:
+        return []
+    query = ["dpkg-query", "--show", "--showformat=${db:Status-Abbrev} ${Package}, ${Provides}\n"]
+    lines = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
+    installed = {name for line in lines if line.startswith("ii ") for name in re.split("[ ,]+", line)}
+    return [name for name in packages if name not in installed]
+
+
 def info(
-    app: App, user: str, pointer: str, units: dict[str, str], check: bool, by: str = "", wait: int = 0
+    app: App,
+    user: str,
+    pointer: str,
+    units: dict[str, str],
+    check: bool,
+    by: str = "",
+    wait: int = 0,
+    packages: list[str] | None = None,
 ) -> dict[str, Any]:
     """Return everything as `host`, each part under the name that the tasks use.
 
@@ -57,6 +76,7 @@ def info(
         check: whether no run follows; then the call waits for no other run, and leaves no note.
         by: who asks and for what; the note for other runs if the host is in order.
         wait: how long to wait while another run holds the app's deploy lock, in seconds.
+        packages: Debian packages that the release needs.
 
     Raises:
         HostError: another run still holds the lock.
@@ -80,6 +100,7 @@ def info(
         "clock": time.time(),
         "free": shutil.disk_usage(app.opt if app.opt.is_dir() else "/").free,
         "lets_in": lets_in(),
+        "lacks": lacking(packages or []),
         "proxy": (app.unit_files / "booty-front.socket").exists(),
         "state_owner": owner(app.var),
         "port_taken": sockets.takers(app, *release.address) if units else "",
@@ -93,8 +114,13 @@ def info(
         "layers": layers,
         "served": state.served,
         "commands": state.commands,
+        "refused": state.refused,
         "running": systemd.labels(app.service),
-        "unsettled": unsettled(app, systemd, release) if units else "",
+        "places": state.places,
+        "problems": programs.problems(app, release),
+        "unsettled": unsettled(app, systemd, release) or Programs(app, systemd).unsettled(release, state.here)
+        if units
+        else "",
         "secrets": secrets.judge(app),
     }
     if run_follows and not answer["unsettled"]:

@@ -9,17 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from booty_host import config, journal, static
+from booty_host import config, journal, programs, static
 from booty_host.app import App
 from booty_host.files import directories, remove
 from booty_host.processes import in_use
 from booty_host.release import labels_on_disk, layers_of, manifest
 from booty_host.state import State
+from booty_host.systemd import Systemd
 
 DAY = 86400
 
 
-def prune(app: App, state: State, keep: int, keep_assets: int) -> tuple[list[str], list[str]]:
+def prune(app: App, systemd: Systemd, state: State, keep: int, keep_assets: int) -> tuple[list[str], list[str]]:
     """Remove what is not needed; return the names of the removed releases, and why others could not be removed."""
     now, removed, failures = time.time(), [], []
 
@@ -37,7 +38,8 @@ def prune(app: App, state: State, keep: int, keep_assets: int) -> tuple[list[str
     arriving = (*app.incoming.glob("*"), *login_home(app).glob(".ansible/tmp/ansible-tmp-*"))
     leftovers = (*app.releases.glob(".*"), *app.layers.glob(".*"), *app.configs.glob(".*"), *arriving)
     staged = {path.name: path.stat().st_mtime for path in directories(app.releases)}
-    run = {path.name for path in in_use(app, "BOOTY_RELEASE_DIR") if path.parent == app.releases}
+    used = in_use(app, "BOOTY_RELEASE_DIR") | programs.in_use(app, systemd, "BOOTY_RELEASE_DIR")
+    run = {path.name for path in used if path.parent == app.releases}
     needed_now = {labels_on_disk(app).get("SENTRY_RELEASE", ""), *run}
     for name in removable(staged, state.served, {*state.abandoned}, needed_now, keep, now):
         journal.log(app, f"removing {name}")
@@ -51,7 +53,7 @@ def prune(app: App, state: State, keep: int, keep_assets: int) -> tuple[list[str
         # A layer that another deploy has just staged has no release yet.
         if path.name not in needed and path.stat().st_mtime < now - DAY:
             attempt(remove, path)
-    for path in (*config.unneeded(app, state), *static.unneeded(app, state, keep_assets)):
+    for path in (*config.unneeded(app, systemd, state), *static.unneeded(app, state, keep_assets)):
         attempt(remove, path)
     for path in leftovers:
         if path.lstat().st_mtime < now - DAY:

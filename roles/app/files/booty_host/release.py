@@ -91,7 +91,7 @@ def unfit_for_proxy(app: App, systemd: Systemd, release: Release) -> str:
 
 
 def unsettled(app: App, systemd: Systemd, release: Release, times: int = 1) -> str:
-    """Name the first thing that a cutover to a release would still change; "" if the release serves as it should.
+    """Name the first thing that a cutover to a release would still change at the web service; "" if it serves.
 
     The function looks at what runs. An interrupted deploy leaves no handler behind that would run later.
 
@@ -102,9 +102,9 @@ def unsettled(app: App, systemd: Systemd, release: Release, times: int = 1) -> s
         times: how many times in a row its process must answer.
     """
     socket, service, candidate = systemd.units(app.socket, app.service, app.candidate)
-    for name, text in release.units.items():
+    for name in (name for name in app.units if name in release.units):
         # A cutover installs the candidate's unit each time.
-        if name != app.candidate and read(app.unit_files / name) != text:
+        if name != app.candidate and read(app.unit_files / name) != release.units[name]:
             return f"{app.unit_files / name} differs"
     if labels_on_disk(app) != release.labels:
         return f"{app.release_env} does not name {release.sha}, or has other settings"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from booty_host import journal, lease, sockets
+from booty_host import journal, lease, programs, sockets
 from booty_host.app import App
 from booty_host.files import read
-from booty_host.release import labels_on_disk
+from booty_host.programs import Programs
+from booty_host.release import Release, labels_on_disk
 from booty_host.systemd import Systemd
 
 
@@ -25,7 +26,8 @@ def remove(app: App, by: str, wait: int, confirmed: bool, check: bool) -> dict[s
         check: as without `confirmed`.
     """
     systemd = Systemd(app)
-    paths = (*(app.unit_files / unit for unit in app.units), app.opt, app.release_env, app.static)
+    units = (*app.units, *programs.on_disk(app))
+    paths = (*(app.unit_files / unit for unit in units), app.opt, app.release_env, app.static)
     present = [path for path in paths if path.exists()]
     serves = labels_on_disk(app).get("SENTRY_RELEASE", "")
     answer = {
@@ -37,6 +39,11 @@ def remove(app: App, by: str, wait: int, confirmed: bool, check: bool) -> dict[s
         return {**answer, "changed": bool(present)}
 
     def work() -> dict[str, Any]:
+        Programs(app, systemd).follow(Release(app, "", {}), set(), 0)
+        if ending := programs.running(app, systemd):
+            # Each has its own time to end, which the call before has begun.
+            systemd.systemctl("stop", *ending)
+            Programs(app, systemd).follow(Release(app, "", {}), set(), 0)
         # The sockets first, so that no connection starts the service again.
         units = [
             unit for unit in (app.socket, app.http_socket, app.service, app.candidate) if read(app.unit_files / unit)
@@ -55,6 +62,7 @@ def remove(app: App, by: str, wait: int, confirmed: bool, check: bool) -> dict[s
         shutil.rmtree(app.static, ignore_errors=True)
         shutil.rmtree(app.commands, ignore_errors=True)
         app.shell.unlink(missing_ok=True)
+        shutil.rmtree(app.started, ignore_errors=True)
         journal.log(app, f"removed; {by}", result="removed", release=serves, by=by)
         return {**answer, "changed": True}
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
-import socket
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from booty_host import HostError, lease
+from booty_host import HostError, lease, programs
 from booty_host.app import App, installed
 from booty_host.files import directories, parse_assignments, parse_pointer, read
+from booty_host.observe import ask_internal
 from booty_host.processes import labels, outdated, run
+from booty_host.programs import Programs
 from booty_host.release import Release, ask_installed, labels_on_disk, manifest, unsettled
 from booty_host.state import State
 from booty_host.systemd import Systemd
@@ -25,6 +27,8 @@ FIELDS = {
     "from": "BOOTY_FROM",
     "by": "BOOTY_BY",
     "seconds": "BOOTY_SECONDS",
+    "watch": "BOOTY_WATCH",
+    "until": "BOOTY_UNTIL",
     "message": "MESSAGE",
 }
 
@@ -70,10 +74,13 @@ def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
     damaged = [
         f"{path} has no release.json that can be read" for path in directories(app.releases) if not manifest(path)
     ]
+    journal = run(*JOURNAL, f"BOOTY_APP={app.name}").stdout
     try:
-        served = State.load(app).served
+        state = State.load(app)
+        served, places = state.served, state.places
     except HostError as error:
-        served, damaged = [], [str(error), *damaged]
+        served, places, damaged = [], {}, [str(error), *damaged]
+    here = {name for name, place in places.items() if place["here"]}
     return {
         "ready": app.releases.is_dir() and app.etc.is_dir(),
         "service": service.get("ActiveState", "unknown"),
@@ -88,6 +95,7 @@ def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
         "damaged": damaged,
         "outdated": bool(running) and outdated(app.root, int(service["MainPID"])),
         "tracker": tracker(app) if running else None,
+        "programs": programs_of(app, systemd, places),
         "previous": next((name for name in served if name != serving and (app.releases / name).is_dir()), None),
         "candidate": None
         if candidate.get("ActiveState") in {"inactive", "failed"}
@@ -95,15 +103,70 @@ def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
         or {"release": parse_pointer(read(app.candidate_env)).get("SENTRY_RELEASE")},
         "lease": lease.holder(app, read(Path("/proc/locks"))),
         "free": free(app.opt if app.opt.is_dir() else Path("/")),
-        "last": last(run(*JOURNAL, f"BOOTY_APP={app.name}").stdout),
-        "drift": drift(app, systemd, Release(app, pointer, units)) if units else None,
+        "last": last(journal),
+        "watch": watch(journal, serving, time.time()),
+        "drift": drift(app, systemd, Release(app, pointer, units), here) if units else None,
     }
 
 
 def show(systemd: Systemd, name: str) -> dict[str, str]:
     """Return the state of a unit, with its times as seconds since 1970."""
-    properties = "ActiveState,MainPID,ExecMainStartTimestamp,StatusText,NRestarts"
+    properties = "ActiveState,MainPID,ExecMainStartTimestamp,StatusText,NRestarts,InvocationID"
     return parse_assignments(systemd.show(name, "--timestamp=unix", f"--property={properties}"))
+
+
+def programs_of(app: App, systemd: Systemd, places: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the processes and timers of the installed units.
+
+    Args:
+        app: the app.
+        systemd: the host's.
+        places: as in `State.places`.
+
+    Returns:
+        for each its `name`, `kind` (process or timer), `host` (the one that has it alone, or None), and `here`, whether
+        it runs on this host; for a process `count`, and `instances`, each with `unit`, `state`, `release`, `since` and
+        `restarts`; for a timer `active`, `next`, `last`, `result`, and `release`, that of a run that is under way.
+    """
+    units, answer = programs.on_disk(app), []
+    for unit, text in units.items():
+        name, fields = programs.name_of(app, unit), programs.fields(text)
+        place = places.get(name, {"host": "", "here": False}) if fields["OneHost"] == "yes" else {"host": None}
+        entry = {"name": name, "host": place["host"], "here": place.get("here", True)}
+        if unit.endswith(".timer"):
+            timer, service = systemd.timer(unit), show(systemd, f"{app.name}-{name}.service")
+            under_way = service.get("ActiveState") in {"active", "activating", "deactivating"}
+            answer.append(
+                {
+                    **entry,
+                    "kind": "timer",
+                    "active": bool(timer.get("next")),
+                    "next": moment(timer["next"] / 1_000_000) if timer.get("next") else None,
+                    **last_run(f"{app.name}-{name}.service"),
+                    "release": programs.labels(app, f"{app.name}-{name}.service", service).get("SENTRY_RELEASE")
+                    if under_way
+                    else None,
+                }
+            )
+        elif unit.endswith("@.service"):
+            at_boot = programs.linked(app, unit)
+            names = sorted({*systemd.loaded(unit.replace("@.", "@*.")), *at_boot}, key=programs.number)
+            states = {name: show(systemd, name) for name in names}
+            instances = [
+                {
+                    "unit": name,
+                    "state": "ending" if state["ActiveState"] == "deactivating" else state["ActiveState"],
+                    "release": programs.labels(app, name, state).get("SENTRY_RELEASE"),
+                    "since": since(state["ExecMainStartTimestamp"]),
+                    "restarts": int(state["NRestarts"] or 0),
+                }
+                for name, state in states.items()
+                # One that has ended and does not start at boot is of an earlier release.
+                if state["ActiveState"] not in programs.STOPPED or name in at_boot
+            ]
+            count = int(fields["Count"]) if entry["here"] else 0
+            answer.append({**entry, "kind": "process", "count": count, "instances": instances})
+    return answer
 
 
 def since(timestamp: str) -> str | None:
@@ -141,18 +204,11 @@ def tracker(app: App) -> dict[str, Any] | None:
 
     None if the service reports no errors at all; a `status` in words is the reason why it gives no answer.
     """
-    connection = http.client.HTTPConnection("localhost", timeout=5)
     try:
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(5)
-        connection.sock.connect(str(app.internal_socket))
-        connection.request("GET", "/status")
-        telemetry = json.loads(connection.getresponse().read())["telemetry"]
+        telemetry = ask_internal(app, "GET", "/status", 5)["telemetry"]
         return telemetry and {name: telemetry.get(name) for name in ("status", "since", "dropped")}
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
         return {"status": f"the service does not say: {error or type(error).__name__}", "since": None, "dropped": None}
-    finally:
-        connection.close()
 
 
 def free(path: Path) -> dict[str, float]:
@@ -178,12 +234,45 @@ def last(journal: str) -> dict[str, Any] | None:
     record = next(ends, records[0] if records else None)
     if record is None:
         return None
+    return named(record)
+
+
+def named(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a record of the journal by their names in the answer, and its time as `at`."""
     # The journal writes a value that is not text as a list of bytes.
     fields = {name: record[field] for name, field in FIELDS.items() if isinstance(record.get(field), str)}
     return {**fields, "at": moment(int(record["__REALTIME_TIMESTAMP"]) / 1_000_000)}
 
 
-def drift(app: App, systemd: Systemd, release: Release) -> list[str]:
+def last_run(unit: str) -> dict[str, Any]:
+    """Return the end of a timer's `last` run and its `result`, by the journal: systemd forgets it at a reboot."""
+    options = ("--lines=1", "--quiet", "--no-pager", "--output=json", "--output-fields=JOB_RESULT")
+    text = run("journalctl", *options, f"UNIT={unit}", "JOB_TYPE=start").stdout
+    record = json.loads(text or "{}")
+    at = moment(int(record["__REALTIME_TIMESTAMP"]) / 1_000_000) if record else None
+    return {"last": at, "result": record.get("JOB_RESULT", "")}
+
+
+def watch(journal: str, release: str | None, now: float) -> dict[str, Any] | None:
+    """Return how the last watch of a release ended, as `result`, `message` and `at`; None if it was not watched.
+
+    The result is `began` while the watch may go on, and `cut off` if it has no end after its longest time.
+
+    Args:
+        journal: as for `last`.
+        release: the one that serves.
+        now: the time, in seconds since 1970.
+    """
+    for line in journal.splitlines():
+        fields = named(json.loads(line))
+        if "watch" in fields and fields.get("release") == release:
+            cut_off = fields["watch"] == "began" and now > float(fields.get("until", 0))
+            result = "cut off" if cut_off else fields["watch"]
+            return {"result": result, "message": fields.get("message", ""), "at": fields["at"]}
+    return None
+
+
+def drift(app: App, systemd: Systemd, release: Release, here: set[str]) -> list[str]:
     """Name everything that a deploy of a release would change on the host."""
     on_disk = labels_on_disk(app)
     words = {"SENTRY_RELEASE": "release", "SENTRY_ENVIRONMENT": "environment", "BOOTY_CONFIG_DIR": "app_config_dir"}
@@ -196,4 +285,6 @@ def drift(app: App, systemd: Systemd, release: Release) -> list[str]:
     for name, text in release.units.items():
         if (installed := read(app.unit_files / name)) != text and name != app.candidate:
             changes.append(f"{name} {'differs' if installed else 'is not there'}")
-    return changes or [change for change in [unsettled(app, systemd, release)] if change]
+    changes += [f"{name} is left over" for name in programs.on_disk(app) if name not in release.units]
+    problem = unsettled(app, systemd, release) or Programs(app, systemd).unsettled(release, here)
+    return changes or [change for change in [problem] if change]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -9,6 +10,7 @@ import struct
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from booty_host import HostError, failures
 from booty_host.app import App
@@ -47,6 +49,17 @@ class Systemd:
     def unit(self, name: str) -> dict[str, str]:
         """Return the state of one unit."""
         return self.units(name)[0]
+
+    def loaded(self, *patterns: str) -> list[str]:
+        """Return the names of the units that systemd has in memory and that match these patterns."""
+        done = run("systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager", *patterns)
+        return [line.split()[0] for line in done.stdout.splitlines() if line]
+
+    def timer(self, name: str) -> dict[str, Any]:
+        """Return when a timer elapses `next`, in microseconds since 1970; nothing if it is off."""
+        done = run("systemctl", "list-timers", "--output=json", name)
+        timers: list[dict[str, Any]] = json.loads(done.stdout or "[]")
+        return next(iter(timers), {})
 
     def labels(self, name: str) -> dict[str, str]:
         """Return the labels of a service's main process; none if the service does not run."""

@@ -84,7 +84,7 @@ def test_dependencies_and_runner_are_in_layers_of_their_own(repository: Reposito
             "static": {},
             "build": [],
             "build_settings": [],
-            "build_values": "",
+            "build_settings_hash": "",
             "processes": {},
             "timers": {},
             "found": [

@@ -272,7 +272,7 @@ def test_the_inventory_overrides_the_commit_which_overrides_detection(tmp_path: 
         "packages": [],
         "build": [],
         "build_settings": [],
-        "build_values": "",
+        "build_settings_hash": "",
         "processes": {},
         "timers": {},
         "found": [

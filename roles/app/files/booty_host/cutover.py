@@ -113,6 +113,9 @@ def cutover(
         if refusal := changed_since(app, seen, release.sha, by):
             return refusal
         config.stage(app, release.labels, files, user)
+        # history.yml takes a cutover without a result for one that was cut off.
+        fields = {"release": release.sha, "from": seen["release"], "by": by, "run": run}
+        journal.log(app, f"the cutover to {release.sha} begins", **fields)
         by_name = programs.places_of(places, host)
         return steps.cut_over(
             release, keep, keep_assets, by, run, controller, goes_back, by_name, process_seconds, restart=restart
@@ -229,12 +232,10 @@ class Cutover:
         before = self.serving(release, running)
 
         def record(message: str, result: str) -> None:
-            seconds = f"{time.monotonic() - began:.2f}"
-            journal.log(
-                app, message, result=result, release=release.sha, **{"from": before.sha}, by=by, seconds=seconds
-            )
+            fields = {"release": release.sha, "from": before.sha, "by": by, "run": run}
+            journal.log(app, message, result=result, seconds=f"{time.monotonic() - began:.2f}", **fields)
 
-        touched = False
+        touched, due = False, True
         try:
             state.previous = {
                 "run": run,
@@ -267,11 +268,12 @@ class Cutover:
                 state.save()
                 state.abandon(release.sha, reason.splitlines()[0])
             end = "went back" if touched else "not switched"
-            record(f"{release.sha} does not serve. {outcome}", end)
+            does = "does not serve" if due else "serves, but its processes do not follow"
+            record(f"{release.sha} {does}. {outcome}", end)
             return {
                 "failed": True,
                 "state": end,
-                "msg": f"{release.sha} does not serve: {reason}\n{outcome}{ran_before(state, before.sha, release.sha)}",
+                "msg": f"{release.sha} {does}: {reason}\n{outcome}{ran_before(state, before.sha, release.sha)}",
                 "notices": notices,
             }
         # The release serves. A failure after this point must not fail the run, which would take back other hosts.
@@ -601,8 +603,8 @@ class Cutover:
             state.abandon(release, refuse or "taken back, since it failed on another host")
             state.save()
         seconds = f"{time.monotonic() - began:.2f}"
-        fields = {"result": "taken back", "release": before.sha, "from": release, "by": by, "seconds": seconds}
-        journal.log(app, notices[0], **fields)
+        fields = {"result": "taken back", "release": before.sha, "from": release, "by": by, "run": run}
+        journal.log(app, notices[0], seconds=seconds, **fields)
         return {"state": "taken back", "notices": notices}
 
     def install(self, units: dict[str, str]) -> None:

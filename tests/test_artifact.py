@@ -81,6 +81,7 @@ def test_dependencies_and_runner_are_in_layers_of_their_own(repository: Reposito
             "release_command": [],
             "post_deploy_command": [],
             "packages": [],
+            "static": {},
             "build": [],
             "build_settings": [],
             "build_settings_hash": "",
@@ -238,3 +239,15 @@ def test_an_unsupported_machine_is_refused(repository: Repository, tmp_path: Pat
     with pytest.raises(process.BuildError, match="The host is armv7l"):
         build.build(repository.path, {}, sha, lock.Host("3.11.2", "armv7l"), tmp_path / "cache", "booty")
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_of_app_static_is_there_once_the_build_has_ended(repository: Repository, cache: Path) -> None:
+    sha = repository.git("rev-parse", "HEAD")
+    with pytest.raises(process.BuildError) as error:
+        artifact(repository.path, sha, cache, static={"/static/": "dist"})
+    assert str(error.value) == (
+        f"app_static: app/dist of commit {sha[:12]} is missing, and the commands of app_build don't make it. Write for"
+        " /static/ a folder that is there after the build, relative to app_path."
+    )
+    built = artifact(repository.path, sha, cache, static={"/static/": "dist"}, build=["mkdir dist; echo 1 > dist/a.js"])
+    assert "tree/app/dist/a.js" in names(built["release"]["file"])

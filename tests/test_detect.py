@@ -262,6 +262,7 @@ def test_the_inventory_overrides_the_commit_which_overrides_detection(tmp_path: 
         "import_paths": [],
         "health": {"path": "/up", "host": "example.com"},
         "state_paths": ["x"],
+        "static": {},
         "lock": "requirements.txt",
         "extras": [],
         "groups": [],

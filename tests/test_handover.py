@@ -61,7 +61,8 @@ after(Handover, "complete", "complete")
 after(Cutover, "retire", "retired")
 text = read(app.release_env).replace(labels_on_disk(app)["SENTRY_RELEASE"], sha)
 release = Release(app, text, {name: read(app.unit_files / name) for name in app.units})
-print(Cutover(app, Systemd(app)).cut_over(release, 5, "a test", "a run", Controller(False), False)["state"])
+steps = Cutover(app, Systemd(app))
+print(steps.cut_over(release, 5, 3, "a test", "a run", Controller(False), False, {}, 0, restart=False)["state"])
 """
 # What the host says of itself, as JSON.
 STATE = r"""

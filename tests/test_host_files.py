@@ -82,11 +82,11 @@ def test_pruning_skips_files_that_are_not_booty_s(app: App) -> None:
         stage(directory / ".half")
         os.utime(directory / ".notes", (0, 0))
     state = State(app, ["cc", "bb", "aa"], {}, {}, [], {}, {})
-    assert prune(app, Systemd(app), state, 2) == (["aa"], [])
+    assert prune(app, Systemd(app), state, 2, 0) == (["aa"], [])
     assert {path.name for path in app.releases.iterdir()} == {"bb", "cc", "notes.txt", "current", ".notes"}
     assert {path.name for path in app.layers.iterdir()} == {"layer-bb", "layer-cc", "notes.txt", "current", ".notes"}
     (app.releases / "bb" / "release.json").write_text("{")
-    assert prune(app, Systemd(app), state, 2) == ([], [])
+    assert prune(app, Systemd(app), state, 2, 0) == ([], [])
     assert (app.layers / "layer-bb").is_dir()
 
 
@@ -97,7 +97,7 @@ def test_a_release_that_cannot_be_removed_does_not_keep_others(app: App) -> None
     stage(app.releases / ".aa.removed")
     (app.releases / ".aa.removed" / "file").touch()
     os.utime(app.releases / ".aa.removed")
-    assert prune(app, Systemd(app), State(app, ["dd", "cc", "bb", "aa"], {}, {}, [], {}, {}), 2) == (
+    assert prune(app, Systemd(app), State(app, ["dd", "cc", "bb", "aa"], {}, {}, [], {}, {}), 2, 0) == (
         ["bb"],
         [f"{app.releases}/aa: Directory not empty"],
     )
@@ -110,7 +110,7 @@ def test_the_state_does_not_grow(app: App) -> None:
     state = State(
         app, ["cc", "bb", "aa", *gone], {"dd": "it failed", **dict.fromkeys(gone, "it failed")}, {}, [], {}, {}
     )
-    prune(app, Systemd(app), state, 2)
+    prune(app, Systemd(app), state, 2, 0)
     assert json.loads(app.state.read_text()) == {
         "served": ["cc", "bb"],
         "abandoned": {},
@@ -127,7 +127,7 @@ def test_archives_that_did_not_arrive_are_removed_after_a_day(app: App) -> None:
     for name, days in (("old.tar.gz", 2), (".ansible_tmpold", 2), ("arriving.tar.gz", 0)):
         (app.incoming / name).write_text("half")
         os.utime(app.incoming / name, (time.time() - days * DAY,) * 2)
-    prune(app, Systemd(app), State(app, [], {}, {}, [], {}, {}), 2)
+    prune(app, Systemd(app), State(app, [], {}, {}, [], {}, {}), 2, 0)
     assert [path.name for path in app.incoming.iterdir()] == ["arriving.tar.gz"]
     assert [path.name for path in copies.iterdir()] == ["ansible-tmp-2"]
 

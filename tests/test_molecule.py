@@ -59,6 +59,8 @@ def test_everything_is_changed_from_its_default() -> None:
             "app_domain",
             "app_acme_",
             "app_certificate",
+            "app_static",
+            "app_keep_assets",
             "app_hsts_",
             "app_body_",
             "app_client_",

@@ -11,6 +11,7 @@ import jinja2
 import pytest
 from ansible.plugins.filter.core import FilterModule
 from ansible_collections.booty.deploy.plugins.module_utils.controller import domains, proxy, variables
+from booty_host.app import App
 from booty_proxy import apply, certificates, config, firewall, peers
 from booty_proxy.config import Site, System
 from booty_proxy.paths import Paths
@@ -167,6 +168,33 @@ def test_a_certificate_of_ones_own_has_one_pair_of_files_for_all_names() -> None
     text = config.app(own, BOOKWORM)
     assert "    a.example.com shop-0123456789ab;" in text
     assert "    b.example.com shop-0123456789ab;" in text
+
+
+def test_every_name_serves_the_files_of_its_release() -> None:
+    serves, leads = (server(config.app(SHOP, BOOKWORM), name, 443) for name in ("b.example.com", "www.example.com"))
+    top = "/var/lib/booty-front/static/my-shop/current"
+    assert f"if (-f {top}/marks$booty_first_part) {{ set $booty_way files; }}" in serves
+    assert serves.count(f"root {top}/files;") == serves.count("include files.conf;") == 2
+    assert f"{App('my-shop').static}/current" == top
+    assert "static" not in leads
+
+
+@pytest.mark.parametrize(
+    ("path", "is_hashed"),
+    [
+        *((f"/static/{name}", True) for name in ("main.8e2f7c1a.js", "css/base.0a1b2c3d4e5f.css", "x-8e2f7c1a.js.map")),
+        *((f"/assets/{name}", True) for name in ("index-BxK3lQ9a.js", "vendor-5W7X3YZA.css", "a.b-D_3x-Qzz.mjs")),
+        ("/_app/immutable/chunks/entry.js", True),
+        *((f"/static/{name}", False) for name in ("style.css", "jq-3.7.1.min.js", "my-settings.js", "a-feedbeef.js")),
+        *((f"/static/{name}", False) for name in ("a-20240101.pdf", "logo-original.png", "a-Version2.png", "8e2f")),
+        *((f"/static/{name}", False) for name in ("main.8e2f7c1a/style.css", "app-1.0.0-beta.js", "immutable.js")),
+    ],
+)  # fmt: skip
+def test_only_plain_hashes_are_cached_for_ever(path: str, is_hashed: bool) -> None:
+    (block,) = re.findall(r"map \$uri \$booty_caching \{\n(.*?)\}\n", config.main(TRIXIE), re.DOTALL)
+    patterns = re.findall(r'^ +"~(.+)" "public, max-age=31536000, immutable";$|^ +"~(.+?)" ', block, re.MULTILINE)
+    assert len(patterns) == 3
+    assert any(re.search(one or other, path, re.ASCII) for one, other in patterns) == is_hashed
 
 
 @pytest.mark.parametrize("header", ["Forwarded", "X-Real-IP", "X-Forwarded-Prefix", "X-Booty-Ask", "X-Rewrite-URL"])

@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[dict[str, str | bytes], dict[str, Any], str]] = {
         {},
         "[tool.booty] in pyproject.toml of commit {sha} has the unknown key port. Booty reads serve, lock, lock_extras,"
         " lock_groups, state_paths, dotenv, health_path, health_host, release_command, post_deploy_command,"
-        " packages, build, build_settings, processes, timers.",
+        " packages, build, build_settings, static, processes, timers.",
     ),
     "a wrong type": ({"booty.toml": "serve = 3\n"}, {}, "booty.toml of commit {sha}: serve is 3. Write a text."),
     "a list for a text": (
@@ -273,6 +273,27 @@ REFUSED: dict[str, tuple[dict[str, str | bytes], dict[str, Any], str]] = {
         {"main.py": FASTAPI},
         {"state_paths": ["media/", "media/x"]},
         "app_state_paths has both media/ and media/x, which lies in it. Remove one of them.",
+    ),
+    "static files at a state path": (
+        {"main.py": FASTAPI, "media/a": ""},
+        {"static": {"/media/": "media"}, "state_paths": ["media/"]},
+        "app_static: media (/media/) can't have media, which app_state_paths keeps in the state directory: the proxy"
+        " serves files of a release alone. Move them, or let the app serve them.",
+    ),
+    "a state path within static files": (
+        {"main.py": FASTAPI},
+        {"static": {"/static/": "static"}, "state_paths": ["static/uploads/"]},
+        "app_static: static (/static/) can't have static/uploads, which app_state_paths keeps",
+    ),
+    "a wrong prefix": (
+        {"booty.toml": 'static = {"static" = "static"}\n'},
+        {},
+        "booty.toml of commit {sha}: static has a wrong entry. Write a path of one or two parts with a slash at both",
+    ),
+    "a prefix twice": (
+        {"booty.toml": '[static]\n"/static/" = "a"\n"/static/" = "b"\n'},
+        {},
+        "booty.toml of commit {sha} can't be read: Cannot overwrite a value (at line 3",
     ),
     # What the build finds
     "another Python": (

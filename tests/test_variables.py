@@ -57,6 +57,7 @@ GOOD: dict[str, Any] = {
         "beat": {"command": "celery beat", "count": 1, "stop_signal": "SIGINT", "stop_seconds": 5, "one_host": True}
     },
     "app_timers": {"nightly": {"command": "echo it, too", "schedule": "Mon 03:00", "one_host": True}},
+    "app_static": {"/assets/": "web/dist", "/shop/static/": "public"}, "app_keep_assets": 1,
     "process": "worker", "command": "echo a\necho b", "since": "10min",
 }  # fmt: skip
 
@@ -176,6 +177,45 @@ SERVES = ("shop", "a-b:app", "shop:1a", "shop:app(1)", "shop/web:app", "shop:app
 )  # fmt: skip
 def test_bad_values_of_the_right_type(name: str, value: Any, write: str) -> None:
     assert problems({"web1": {name: value}}) == [f"{name} is {json.dumps(value, ensure_ascii=False)}: write {write}."]
+
+
+@pytest.mark.parametrize(
+    ("value", "write"),
+    [
+        ("static", 'URL prefixes with folders, such as {"/static/": "static"}'),
+        (["static"], 'URL prefixes with folders, such as {"/static/": "static"}'),
+        *(
+            (
+                {prefix: "static"},
+                "a path of one or two parts with a slash at both ends, such as /static/, in place of " + repr(prefix),
+            )
+            for prefix in (
+                *("static", "/static", "static/", "/", "//", "", "/a/b/c/", "/../", "/.git/", "/a//", "/a b/", "/é/"),
+                *("/static/;", "/$host/", "/a{}/", "/a\n/", "https://cdn.example.com/", "/static/*"),
+            )
+        ),
+        *(
+            (
+                {"/static/": folder},
+                f"a folder below the app's folder, such as static, for /static/ in place of {folder!r}",
+            )
+            for folder in ("", ".", "/srv/static", "../static", "a/../..", "a\nb", 3, None, ["a"])
+        ),
+        (
+            {"/static/": "a", "/static/admin/": "b"},
+            "one of /static/ and /static/admin/, which lies in it",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_static_folders(value: Any, write: str) -> None:
+    (message,) = problems({"web1": {"app_static": value}})
+    assert message.endswith(f": write {write}.")
+
+
+def test_static_folders_have_a_normal_form() -> None:
+    value = {"/static/": "./public/", "/assets/": "web//dist/.vite/..", "/~a/_b/": ".output/public"}
+    assert variables.convert("app_static", value) == {
+        "/assets/": "web/dist", "/static/": "public", "/~a/_b/": ".output/public"}  # fmt: skip
 
 
 ADDRESS = {"A": "postgres://me:hunter2@db/shop"}

@@ -32,6 +32,7 @@ def test_defaults():
         "booty_log_format": "text",
         "booty_log_level": "info",
         "booty_workers": 1,
+        "booty_access_log": False,
         "booty_threads": 10,
         "booty_health_path": "",
         "booty_health_host": "",

@@ -24,6 +24,7 @@ def test_the_default_app_keeps_its_names() -> None:
         "incoming": "/opt/booty/incoming",
         "state": "/opt/booty/state.json",
         "var": "/var/lib/booty",
+        "static": "/var/lib/booty-front/static/booty",
         "candidate_env": "/run/booty/candidate.env",
         "handover": "/run/booty/handover",
         "settle": "/run/booty/settle",

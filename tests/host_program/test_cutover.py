@@ -274,7 +274,7 @@ def cut_over(
     (systemd.app.releases / sha / "release.json").write_text(json.dumps(fields))
     steps = Cutover(systemd.app, systemd)
     return steps.cut_over(
-        release(systemd, sha), 5, "anna deploys", f"run {sha}", controller or Controller(False), False, **ALONE
+        release(systemd, sha), 5, 3, "anna deploys", f"run {sha}", controller or Controller(False), False, **ALONE
     )
 
 
@@ -509,7 +509,7 @@ def test_a_setting_alone_is_a_cutover_and_comes_back(serving: MemorySystemd) -> 
     def switch(env: str) -> dict[str, Any]:
         wanted = release(serving, "a", env)
         assert "has other settings" in unsettled(app, serving, wanted)
-        return steps.cut_over(wanted, 5, "anna deploys", "run", Controller(False), False, **ALONE)
+        return steps.cut_over(wanted, 5, 3, "anna deploys", "run", Controller(False), False, **ALONE)
 
     assert switch(first)["state"] == "switched"
     assert labels(app, serving.main[app.service])["GREETING"] == "it's  5"
@@ -666,6 +666,7 @@ def bring(
     return Cutover(app, systemd).cut_over(
         release(systemd, sha, units=units),
         5,
+        3,
         "anna deploys",
         f"run {sha}",
         Controller(False),
@@ -903,9 +904,9 @@ def test_a_release_that_an_old_process_runs_is_not_pruned(systemd: MemorySystemd
         (systemd.app.root / "proc").mkdir(exist_ok=True)
         bring(systemd, sha, WORKERS)
     state = State.load(systemd.app)
-    assert prune(systemd.app, systemd, state, 2)[0] == ["b"]
+    assert prune(systemd.app, systemd, state, 2, 0)[0] == ["b"]
     del systemd.active["shop-worker@1.service"], systemd.active["shop-worker@2.service"]
-    assert prune(systemd.app, systemd, state, 2)[0] == ["a"]
+    assert prune(systemd.app, systemd, state, 2, 0)[0] == ["a"]
 
 
 def test_another_app_with_the_same_units_is_found(app: App, systemd: MemorySystemd) -> None:

@@ -30,6 +30,7 @@ from .lock import Host, bill, incomplete, outdated, packages_in, project
 from .locks import PLATFORM, Lock, Work
 from .process import BuildError
 from .scripts import Programs, programs
+from .static import demand_there
 from .steps import Steps, failed_before, note_failure, products, python_for, run_commands, walk
 from .uv import build_environment, uv, workplace
 from .vendor import vendor
@@ -341,6 +342,7 @@ def pack_release(
         app_name: app_name.
         tree: the files of the tree, by their names in it.
     """
+    demand_there(manifest["static"], tree, work.path, work.of)
     archive.with_name(archive.name.replace(".tar.gz", ".cdx.json")).write_bytes(materials)
     entries = {
         **tree_entries(work, tree, manifest["state_paths"], app_name),

@@ -18,6 +18,7 @@ from . import detect, locks
 from .archive import key
 from .git import LINK, Tree, is_dotenv, normal
 from .process import BuildError
+from .static import demand_lasting
 from .variables import convert
 
 # The keys of `[tool.booty]`, each with an empty value of its type. An inventory has them with the prefix `app_`.
@@ -35,6 +36,7 @@ KEYS: dict[str, Any] = {
     "packages": [],
     "build": [],
     "build_settings": {},
+    "static": {},
     "processes": {},
     "timers": {},
 }
@@ -62,9 +64,9 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         inventory: the values of the variables in DESCRIBED, without the prefix; an empty value is not set.
 
     Returns:
-        `path`, `serve`, `import_paths`, `health` (`path` and `host`), `state_paths`, `lock` (relative to the app's
-        folder; "" without one), `extras`, `groups`, `dotenv`, the lists `release_command`, `post_deploy_command` and
-        `packages`, `build`, the commands of the build; `build_settings`, the names of their settings;
+        `path`, `serve`, `import_paths`, `health` (`path` and `host`), `state_paths`, `static`, `lock` (relative to the
+        app's folder; "" without one), `extras`, `groups`, `dotenv`, the lists `release_command`, `post_deploy_command`
+        and `packages`, `build`, the commands of the build; `build_settings`, the names of their settings;
         `build_settings_hash`, a hash of the values, which may be secrets; `processes` and `timers` as `programs.table`
         returns them; and `found`, a sentence for each detection.
 
@@ -98,6 +100,8 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
     found.append(sentence)
     states = state_paths(folder, values["state_paths"])
     found += [f"keeps {each} in the state directory" for each in states]
+    demand_lasting(values["static"], states)
+    found += [f"the proxy serves {prefix} from {each}" for prefix, each in values["static"].items()]
     if left_out := [name for name in tree.entries if is_dotenv(name)]:
         names = ", ".join(left_out[:5]) + (" …" if left_out[5:] else "")
         found.append(f"{'ships' if values['dotenv'] else 'leaves out'} {names} (app_dotenv)")
@@ -122,6 +126,7 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         "import_paths": served.import_paths,
         "health": {"path": values["health_path"], "host": values["health_host"]},
         "state_paths": states,
+        "static": values["static"],
         "lock": lock,
         "extras": values["lock_extras"],
         "groups": values["lock_groups"],

@@ -57,6 +57,7 @@ VERBS: dict[str, dict[str, Any]] = {
     "cutover": {
         "release": {"type": "str", "required": True},
         "keep": {"type": "int", "required": True},
+        "keep_assets": {"type": "int", "required": True},
         "by": {"type": "str", "required": True},
         "wait": {"type": "int", "default": 0},
         "brought": {"type": "dict", "default": {}},

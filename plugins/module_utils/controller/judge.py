@@ -32,6 +32,10 @@ SUSPECT = (
     "app_settings: {} looks like a secret, and settings are shown: in the inventory, by --diff and by status. A secret"
     " belongs in secrets.env. If it is none, add its name to the setting BOOTY_NOT_SECRET."
 )
+NO_PROXY = (
+    "app_static needs the proxy, which is there with app_domains alone: the app gets the requests for {} and has to"
+    " serve these files itself."
+)
 
 
 def problems_of(
@@ -230,6 +234,14 @@ def notices(host: dict[str, Any], options: dict[str, Any], name: str) -> Iterato
         )
 
 
+def warnings(options: dict[str, Any], description: dict[str, Any]) -> Iterator[str]:
+    """Yield the warnings about a host's options and what a commit wants; a rollback has no description."""
+    if suspicious := [*suspects(options["app_settings"])]:
+        yield SUSPECT.format(", ".join(suspicious))
+    if (static := description.get("static")) and not options["app_domains"]:
+        yield NO_PROXY.format(", ".join(static))
+
+
 class PreflightAction(HostProgramAction):
     """Check a host for a `release`; with `goes_back`, for a rollback, by default to the release that served before."""
 
@@ -292,8 +304,8 @@ class PreflightAction(HostProgramAction):
             fields = {"result": "refused", "release": release, "from": host["pointer"].get("SENTRY_RELEASE", "")}
             fields |= {"by": f"{host_program.who()} {by}", "run": host_program.RUN}
             self.call("record", {"message": " ".join(problems), "fields": fields})
-        if suspicious := [*suspects(options["app_settings"])]:
-            result["warnings"] = [SUSPECT.format(", ".join(suspicious))]
+        if sentences := [*warnings(options, arguments["description"])]:
+            result["warnings"] = sentences
         if later := [problem for problem in of_deploy if problem not in of_check]:
             text = completed("\n".join(later), task_vars or {})
             result["warnings"] = [*result.get("warnings", []), f"A deploy would be refused as things are: {text}"]

@@ -26,7 +26,7 @@ from ansible.utils.display import Display
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
-from . import apps, domains, programs, settings
+from . import apps, domains, programs, settings, static
 
 ROLES = Path(__file__).parents[3] / "roles"
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -202,6 +202,7 @@ TABLES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "app_build_settings": settings.typed_settings,
     "app_processes": programs.processes,
     "app_timers": programs.timers,
+    "app_static": static.typed_static,
 }
 # Lists that can't be empty, each with an example.
 NOT_EMPTY = {"app_waves": '["25%", "100%"]'}
@@ -219,6 +220,7 @@ RUN_WIDE = (
     "app_dotenv",
     "app_build",
     "app_build_settings",
+    "app_static",
     "app_canary",
     "app_waves",
     "app_wave_pause",

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Literal
 
@@ -57,6 +58,7 @@ class _JsonFormatter(logging.Formatter):
         }
         if request := request_id.get():
             event["request_id"] = request
+        event |= getattr(record, "fields", {})  # of the access log
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
         return json.dumps({name: self._redactor.value(value) for name, value in event.items()}, ensure_ascii=False)
@@ -95,6 +97,19 @@ def configure(log_format: Literal["text", "json"] = "text", level: str = "info")
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.captureWarnings(True)
     threading.excepthook = _log_thread_error
+
+
+def write(name: str, line: str, fields: Mapping[str, object]) -> None:
+    """Write a line at the level info, with fields for JSON, straight to the handler.
+
+    That takes half as long as a logger, which looks for its caller and its parents' handlers, and Sentry does not keep
+    the line for its next event.
+    """
+    record = logging.makeLogRecord(
+        {"name": name, "levelno": logging.INFO, "levelname": "INFO", "msg": line, "fields": fields}
+    )
+    for handler in _handlers:
+        handler.handle(record)
 
 
 def keep() -> None:

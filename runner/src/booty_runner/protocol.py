@@ -15,6 +15,7 @@ from booty_runner._vendor.uvicorn.protocols.http.httptools_impl import (
     HttpToolsProtocol,
     RequestResponseCycle,
 )
+from booty_runner.access import AccessLog
 from booty_runner.identity import HEADER, Identity
 from booty_runner.websocket import WebSocketProtocol
 
@@ -61,6 +62,7 @@ class Protocol(HttpToolsProtocol):
     - closes a connection whose head is late, and answers 431 to a head that is too large;
     - upgrades to WebSockets if the app may have some, and ignores other upgrades, as RFC 9110, 7.8 allows: the app gets
       the request and its body, without the `Upgrade` header;
+    - logs requests when they have ended, without the query (`access`);
     - tells those who ask with this process's invocation id which release answers (see `identity`);
     - keeps the trailer fields after a chunked body out of the request's headers (RFC 9110, 6.5.1);
     - answers the complete requests on a connection before it refuses a broken one after them.
@@ -328,6 +330,13 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        if self.config.access_log:
+            app = AccessLog(
+                app,
+                # The host program's question who serves: its answer has headers of its own.
+                quiet=lambda: cycle.default_headers is not self.server_state.default_headers,
+                aborted=lambda: cycle.disconnected,
+            )
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:

@@ -209,6 +209,7 @@ async def _serve(
                 config = Config(
                     loaded_app=answers,
                     timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                    access_log=settings.booty_access_log and not listener.internal,
                     ws_protocol_class=protocol,
                     counted=not listener.internal,
                 )

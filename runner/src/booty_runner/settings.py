@@ -99,6 +99,7 @@ class Settings:
     booty_log_level: str = _setting(
         "debug, info, warning or error", lambda text: _matching("debug|info|warning|error")(text.lower()), "info"
     )
+    booty_access_log: bool = _setting("true or false: whether to log each request", _bool, False)
     booty_workers: int = _setting("the number of processes that serve, 1 or more", _whole, 1)
     booty_threads: int = _setting(
         "the number of requests, 1 or more, that a process answers at a time if the app is a WSGI app", _whole, 10

@@ -10,6 +10,7 @@ from booty_runner._vendor.uvicorn.protocols.websockets.websockets_sansio_impl im
 from booty_runner._vendor.websockets import http11
 from booty_runner._vendor.websockets.frames import Frame
 from booty_runner._vendor.websockets.protocol import State
+from booty_runner.access import AccessLog
 
 # "Service Restart" (the registry of RFC 6455): the client may connect again at once.
 RESTART = 1012
@@ -45,6 +46,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.logger = self.conn.logger = _Log(self.logger)  # type: ignore[assignment]
+        if self.config.access_log:
+            self.app = AccessLog(self.app)
         # Browsers would not accept the drain's `Connection: close` in the answer to a handshake.
         self.default_headers = [header for header in self.default_headers if header[0] != b"connection"]
         self._restarting = False

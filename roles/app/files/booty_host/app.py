@@ -36,6 +36,8 @@ class App:
         self.state: Final = self.opt / "state.json"
         # The service's StateDirectory=.
         self.var: Final = root / "var/lib" / name
+        # The static files of releases, for the proxy: see `static`.
+        self.static: Final = root / "var/lib/booty-front/static" / name
         # A reboot clears /run, and stops the candidate. So only release.env names a release after it.
         run = root / "run"
         self.candidate_env: Final = run / name / "candidate.env"

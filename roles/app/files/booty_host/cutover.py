@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from booty_host import HostError, config, journal, lease, programs, sockets, stage
+from booty_host import HostError, config, journal, lease, programs, sockets, stage, static
 from booty_host.app import App
 from booty_host.controller import Controller
 from booty_host.files import parse_pointer, read, write_atomically
@@ -38,6 +38,7 @@ def cutover(
     pointer: str,
     units: dict[str, str],
     keep: int,
+    keep_assets: int,
     by: str,
     run: str,
     wait: int,
@@ -70,6 +71,7 @@ def cutover(
         pointer: the text of release.env.
         units: the text of each unit by its name.
         keep: how many releases that served are kept.
+        keep_assets: how many releases before the running one the proxy has static files of.
         by: who asks and for what; other runs show it while the lock is held.
         run: the run of the playbook that asks; only the same run can take the cutover back.
         wait: how long to wait for another run's lock, in seconds.
@@ -115,7 +117,9 @@ def cutover(
         fields = {"release": release.sha, "from": seen["release"], "by": by, "run": run}
         journal.log(app, f"the cutover to {release.sha} begins", **fields)
         by_name = programs.places_of(places, host)
-        return steps.cut_over(release, keep, by, run, controller, goes_back, by_name, process_seconds, restart=restart)
+        return steps.cut_over(
+            release, keep, keep_assets, by, run, controller, goes_back, by_name, process_seconds, restart=restart
+        )
 
     return {**result, **lease.detached(app, work, by, wait)}
 
@@ -202,6 +206,7 @@ class Cutover:
         self,
         release: Release,
         keep: int,
+        keep_assets: int,
         by: str,
         run: str,
         controller: Controller,
@@ -282,7 +287,7 @@ class Cutover:
             "warnings": self.warnings(),
         }
         try:
-            result["pruned"], failures = prune(app, self.systemd, state, keep)
+            result["pruned"], failures = prune(app, self.systemd, state, keep, keep_assets)
         except Exception as error:
             failures = [repr(error)]
         if failures:
@@ -378,6 +383,8 @@ class Cutover:
             candidate: the state of the candidate's unit.
         """
         app, systemctl = self.app, self.systemd.systemctl
+        if app.http_socket in release.units:
+            static.offer(app, release.sha)
         if socket["ActiveState"] != "active":
             # The candidate needs the sockets, and nothing serves that their units could disturb.
             self.install(release.units)
@@ -493,6 +500,8 @@ class Cutover:
         """Have release.env name a release. An equal file is not written, so that a full disk stops no way back."""
         if read(self.app.release_env) != release.env:
             write_atomically(self.app.release_env, release.env)
+        if self.app.http_socket in release.units:
+            static.show(self.app, release.sha)
         journal.log(self.app, f"pointing to {release.sha}")
 
     def confirm(self, release: Release, settled: bool = False, timeout: float = 15) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from booty_host import config, journal, programs
+from booty_host import config, journal, programs, static
 from booty_host.app import App
 from booty_host.files import directories, remove
 from booty_host.processes import in_use
@@ -20,7 +20,7 @@ from booty_host.systemd import Systemd
 DAY = 86400
 
 
-def prune(app: App, systemd: Systemd, state: State, keep: int) -> tuple[list[str], list[str]]:
+def prune(app: App, systemd: Systemd, state: State, keep: int, keep_assets: int) -> tuple[list[str], list[str]]:
     """Remove what is not needed; return the names of the removed releases, and why others could not be removed."""
     now, removed, failures = time.time(), [], []
 
@@ -53,7 +53,7 @@ def prune(app: App, systemd: Systemd, state: State, keep: int) -> tuple[list[str
         # A layer that another deploy has just staged has no release yet.
         if path.name not in needed and path.stat().st_mtime < now - DAY:
             attempt(remove, path)
-    for path in config.unneeded(app, systemd, state):
+    for path in (*config.unneeded(app, systemd, state), *static.unneeded(app, state, keep_assets)):
         attempt(remove, path)
     for path in leftovers:
         if path.lstat().st_mtime < now - DAY:

@@ -39,6 +39,20 @@ def labels_on_disk(app: App) -> dict[str, str]:
     return parse_pointer(read(app.release_env))
 
 
+def static_folders(app: App, sha: str) -> dict[str, str]:
+    """Return the folders of a release that the proxy serves, relative to its tree, by their prefix in URLs."""
+    fields = manifest(app.releases / sha)
+    return {prefix: f"{fields['path']}/{folder}" for prefix, folder in fields.get("static", {}).items()}
+
+
+def shown(app: App) -> str:
+    """Return the release whose static files the proxy serves; "" for none."""
+    try:
+        return (app.static / "current").readlink().name.partition(".")[0]
+    except OSError:
+        return ""
+
+
 class Release:
     """The text of release.env for a release, and the texts of the units that belong to it, by their names."""
 
@@ -60,7 +74,7 @@ class Release:
 
 
 def unfit_for_proxy(app: App, systemd: Systemd, release: Release) -> str:
-    """Say what is wrong with the proxy's socket of a release; "" if it is open, or neither needed nor there.
+    """Say what is wrong with the proxy's socket and files of a release; "" if all is well, or it has no proxy.
 
     Only a release of contract 3 is ever given the socket: an older one would serve its internal app there.
     """
@@ -71,6 +85,8 @@ def unfit_for_proxy(app: App, systemd: Systemd, release: Release) -> str:
         state = systemd.unit(app.http_socket)
         if (state["ActiveState"], state["UnitFileState"]) != ("active", "enabled"):
             return f"{app.http_socket} is {state['ActiveState']} and {state['UnitFileState'] or 'not enabled'}"
+        if (sha := shown(app)) != (release.sha if static_folders(app, release.sha) else ""):
+            return f"the proxy serves the static files of {sha or 'no release'}"
     return ""
 
 

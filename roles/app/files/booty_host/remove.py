@@ -26,7 +26,8 @@ def remove(app: App, by: str, wait: int, confirmed: bool, check: bool) -> dict[s
         check: as without `confirmed`.
     """
     systemd = Systemd(app)
-    paths = (*(app.unit_files / unit for unit in (*app.units, *programs.on_disk(app))), app.opt, app.release_env)
+    units = (*app.units, *programs.on_disk(app))
+    paths = (*(app.unit_files / unit for unit in units), app.opt, app.release_env, app.static)
     present = [path for path in paths if path.exists()]
     serves = labels_on_disk(app).get("SENTRY_RELEASE", "")
     answer = {
@@ -58,6 +59,7 @@ def remove(app: App, by: str, wait: int, confirmed: bool, check: bool) -> dict[s
         sockets.leave_proxy(app)
         app.release_env.unlink(missing_ok=True)
         shutil.rmtree(app.opt)
+        shutil.rmtree(app.static, ignore_errors=True)
         shutil.rmtree(app.commands, ignore_errors=True)
         app.shell.unlink(missing_ok=True)
         shutil.rmtree(app.started, ignore_errors=True)

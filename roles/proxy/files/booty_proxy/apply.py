@@ -47,6 +47,7 @@ def texts(host: Paths, all_sites: dict[str, Site], facts: System) -> dict[Path, 
     files = {
         host.etc / "nginx.conf": config.main(facts),
         host.etc / "proxy.conf": config.data("proxy.conf"),
+        host.etc / "files.conf": config.data("files.conf"),
         host.root / "etc/logrotate.d/booty-front": config.data("logrotate"),
         host.root / "etc/needrestart/conf.d/booty-front.conf": config.data("needrestart.conf"),
         host.units / paths.SOCKET: of_sockets(config.data(paths.SOCKET), facts),

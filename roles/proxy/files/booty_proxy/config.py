@@ -195,6 +195,8 @@ def challenge(site: Site) -> list[str]:
     ]
 
 
+# This file tells a worker that its instance is being replaced.
+DRAIN = "/run/booty-front/drain/$pid"
 # A token of another host that has the same name. A host that is asked by another one answers for itself alone.
 PEERS = [
     "location @peers {",
@@ -260,8 +262,9 @@ def serving(site: Site) -> list[str]:
         "if ($booty_closed) { return 503; }",
         "error_page 503 /.booty/closed_$booty_wants;",
         "error_page 413 @large_$booty_wants;",
+        *static(site),
         "location / {",
-        *indent(drain()),
+        *indent(ways(site)),
         *indent(pass_on),
         "}",
         "location @last {",
@@ -294,6 +297,43 @@ def serving(site: Site) -> list[str]:
     ]
 
 
+def ways(site: Site) -> list[str]:
+    """Return the lines that choose who answers: the app, or nginx with a file of app_static.
+
+    The host program publishes the files, and marks the prefixes of the release that serves; see its module `static`.
+    """
+    marks = f"/var/lib/booty-front/static/{site.name}/current/marks"
+    return [
+        "set $booty_way app;",
+        f"if (-f {marks}$booty_first_part) {{ set $booty_way files; }}",
+        f"if (-f {marks}$booty_two_parts) {{ set $booty_way files; }}",
+        f'if (-f {DRAIN}) {{ set $booty_way "$booty_way, last"; }}',
+        "if ($booty_way = files) { return 419; }",
+        'if ($booty_way = "files, last") { return 420; }',
+        'if ($booty_way = "app, last") { return 418; }',
+    ]
+
+
+def static(site: Site) -> list[str]:
+    """Return the locations of the files of app_static."""
+    files = [
+        f"root /var/lib/booty-front/static/{site.name}/current/files;",
+        f"add_header Strict-Transport-Security $booty_hsts_{site.variable} always;",
+        "include files.conf;",
+    ]
+    return [
+        "error_page 419 = @files;",
+        "error_page 420 = @files_last;",
+        "location @files {",
+        *indent(files),
+        "}",
+        "location @files_last {",
+        "    keepalive_timeout 0;",
+        *indent(files),
+        "}",
+    ]
+
+
 def real_ip(site: Site) -> list[str]:
     """Return the directives that take the client's address from proxies in front of this one."""
     if not site.trusted_proxies:
@@ -307,7 +347,7 @@ def real_ip(site: Site) -> list[str]:
 
 def drain() -> list[str]:
     """Return the line that ends a connection after its answer, in a worker of an instance that is being replaced."""
-    return ["if (-f /run/booty-front/drain/$pid) { return 418; }"]
+    return [f"if (-f {DRAIN}) {{ return 418; }}"]
 
 
 def indent(lines: Iterable[str], depth: int = 1) -> list[str]:

@@ -29,13 +29,12 @@ pytestmark = pytest.mark.long
 PASSWORD = os.urandom(12).hex()
 # PostgreSQL and Redis of Debian, open to the other hosts.
 SERVICES = f"""
+set -e
 export DEBIAN_FRONTEND=noninteractive
 apt-get install -qy --no-install-recommends postgresql redis-server
 cd /
-for app in shop; do
-    runuser -u postgres -- psql -qc "CREATE ROLE $app LOGIN PASSWORD '{PASSWORD}'" -c "CREATE DATABASE $app OWNER $app"
-done
-runuser -u postgres -- psql -qc "ALTER SYSTEM SET listen_addresses = '*'"
+runuser -u postgres -- psql -qc "CREATE ROLE shop LOGIN PASSWORD '{PASSWORD}'" -c "CREATE DATABASE shop OWNER shop" \\
+    -c "ALTER SYSTEM SET listen_addresses = '*'"
 echo 'host all all 0.0.0.0/0 scram-sha-256' >> /etc/postgresql/*/main/pg_hba.conf
 printf 'bind 0.0.0.0\\nrequirepass {PASSWORD}\\n' >> /etc/redis/redis.conf
 systemctl restart postgresql redis-server
@@ -241,7 +240,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         hosts = sandbox.up(name, 3, with_tracker=True, inventory=directory / "inventory/hosts.yml")
         tracker = find(sandbox.INSTANCES / name / "tracker")
         assert tracker
-        done = hosts[0].ssh(SERVICES)
+        done = hosts[0].ssh(SERVICES, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         yield Fleet(hosts, tracker, directory)
     finally:

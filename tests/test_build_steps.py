@@ -26,7 +26,7 @@ from ansible_collections.booty.deploy.plugins.module_utils.controller import (
     uv,
 )
 
-from tests.conftest import MACHINE, PYTHON
+from tests.conftest import MACHINE, PYTHON, Site, words
 from tests.test_detect import FASTAPI, MANAGE, WSGI, commit
 
 DJANGO: dict[str, str | bytes] = {
@@ -100,10 +100,10 @@ def test_a_description_has_no_value_of_a_build_setting(tmp_path: Path) -> None:
     assert "hunter2" not in str(one)
     assert one["build_settings"] == ["NPM_TOKEN"]
     # Another value is another build.
-    assert len({one["build_values"], other["build_values"], committed["build_values"]}) == 3
+    assert len({one["build_settings_hash"], other["build_settings_hash"], committed["build_settings_hash"]}) == 3
     # Settings without steps change nothing.
     off = describe.describe(tmp_path, sha, ".", {"build": [], "build_settings": {"A": "1"}})
-    assert (off["build_settings"], off["build_values"]) == ([], "")
+    assert (off["build_settings"], off["build_settings_hash"]) == ([], "")
 
 
 @pytest.fixture(scope="module")
@@ -451,3 +451,51 @@ def test_a_host_with_another_python(builder: Builder, tmp_path: Path, monkeypatc
     assert "Install the host's series here: uv python install 3.12. Or build without commands: app_build: []" in str(
         refusal.value
     )
+
+
+@pytest.mark.long
+def test_a_deploy_with_commands(site: Site) -> None:
+    """A check runs none; a failure and Ctrl-C leave the host as it was; what was made is on the host."""
+    site.deploy()
+    before = site.health()["release"]
+    sha = site.release()
+    commands: Any = {"app_build": '["echo $MODE > made.txt"]'}
+    played = site.play("deploy.yml", "--check", **commands)
+    assert played.status == 0, played.output
+    assert "build: echo $MODE" in played.output
+    assert "The build on this machine" not in played.output
+
+    failing: Any = {
+        "app_build": '["echo one; echo $API_TOKEN; exit 7"]',
+        "app_build_settings": '{"API_TOKEN": "hunter2-x"}',
+    }
+    played = site.play("deploy.yml", "-vvv", "--diff", **failing)
+    assert played.status == 2
+    assert (
+        f"The build of commit {sha[:12]} failed: `echo one; echo $API_TOKEN; exit 7` ended with the status 7."
+        in words(played)
+    )
+    assert "hunter2" not in played.output
+
+    running = site.start("deploy.yml", app_build='["echo sleeps as $$; exec sleep 3600"]')
+    deadline = time.monotonic() + 60
+    while not (match := re.search(r"sleeps as (\d+)", running.so_far())):
+        assert time.monotonic() < deadline, running.so_far()
+        time.sleep(0.1)
+    sleeping = Path("/proc", match[1])
+    assert sleeping.exists()
+    os.kill(running.processes()[0], signal.SIGINT)
+    assert running.end().status != 0
+    deadline = time.monotonic() + 5
+    while sleeping.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert site.health()["release"] == before
+    assert site.host.ssh(f"test -e /opt/booty/releases/{sha}").returncode
+
+    site.deploy(app_build_settings='{"MODE": "of the build"}', **commands)
+    assert site.health()["release"] == sha
+    assert site.run(f"cat /opt/booty/releases/{sha}/tree/app/made.txt") == "of the build"
+    assert site.deploy(app_build_settings='{"MODE": "of the build"}', **commands).recap(site.host.name)["changed"] == 0
+    played = site.play("deploy.yml", app_build_settings='{"MODE": "another"}', **commands)
+    assert f"{site.host.name} has {sha} already, built from build_settings_hash" in words(played)

@@ -271,9 +271,11 @@ def test_the_inventory_overrides_the_commit_which_overrides_detection(tmp_path: 
         "packages": [],
         "build": [],
         "build_settings": [],
-        "build_values": "",
+        "build_settings_hash": "",
         "processes": {},
         "timers": {},
+||||||| b9dab51
+        "build_settings_hash": "",
         "found": [
             "serves a:b (booty.toml)",
             "lock: requirements.txt, with hashes",

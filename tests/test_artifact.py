@@ -86,8 +86,6 @@ def test_dependencies_and_runner_are_in_layers_of_their_own(repository: Reposito
             "build_settings_hash": "",
             "processes": {},
             "timers": {},
-||||||| b9dab51
-            "build_settings_hash": "",
             "found": [
                 "serves booty.main:create_app() ([tool.booty] in pyproject.toml)",
                 "lock: requirements.txt, with hashes",

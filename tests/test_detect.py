@@ -274,8 +274,6 @@ def test_the_inventory_overrides_the_commit_which_overrides_detection(tmp_path: 
         "build_settings_hash": "",
         "processes": {},
         "timers": {},
-||||||| b9dab51
-        "build_settings_hash": "",
         "found": [
             "serves a:b (booty.toml)",
             "lock: requirements.txt, with hashes",

@@ -215,7 +215,7 @@ NIGHTLY: dict[str, Any] = {
     "active": True,
     "next": "2026-11-26T03:00:00+00:00",
     "last": "2026-11-25T03:00:00+00:00",
-    "result": "success",
+    "result": "done",
     "release": None,
 }
 
@@ -248,7 +248,7 @@ def notes(*by_host: list[dict[str, Any]]) -> list[list[str]]:
         ),
         ({**WORKER, "count": 2}, ["worker runs 1 times, and should 2 times"]),
         ({**NIGHTLY, "active": False}, ["the timer nightly is not active"]),
-        ({**NIGHTLY, "result": "exit-code"}, ["the last run of the timer nightly failed (exit-code)"]),
+        ({**NIGHTLY, "result": "failed"}, ["the last run of the timer nightly failed, 2026-11-25T03:00:00+00:00"]),
         ({**NIGHTLY, "host": "web9", "here": False}, ["nightly is on web9, which was not asked"]),
         ({**NIGHTLY, "host": "", "here": False}, ["nightly is on no host"]),
     ],

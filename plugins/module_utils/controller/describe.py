@@ -65,12 +65,8 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         `path`, `serve`, `import_paths`, `health` (`path` and `host`), `state_paths`, `lock` (relative to the app's
         folder; "" without one), `extras`, `groups`, `dotenv`, the lists `release_command`, `post_deploy_command` and
         `packages`, `build`, the commands of the build; `build_settings`, the names of their settings, and
-        `build_settings_hash`, a hash of the values, which may be secrets; `processes` and `timers` as `programs.table` returns
-        them; and `found`, a sentence for each detection.
-||||||| b9dab51
-        folder; "" without one), `extras`, `groups`, `dotenv`, the lists `release_command` and `post_deploy_command`,
-        `build`, the commands of the build; `build_settings`, the names of their settings, and `build_settings_hash`, a hash of
-        the values, which may be secrets; and `found`, a sentence for each detection.
+        `build_settings_hash`, a hash of the values, which may be secrets; `processes` and `timers` as `programs.table`
+        returns them; and `found`, a sentence for each detection.
 
     Raises:
         BuildError: the description can't be made; the message has the line to write.
@@ -138,8 +134,6 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         "build_settings_hash": key(json.dumps(settings, sort_keys=True)) if settings else "",
         "processes": values["processes"],
         "timers": values["timers"],
-||||||| b9dab51
-        "build_settings_hash": key(json.dumps(settings, sort_keys=True)) if settings else "",
         "found": found,
     }
 

@@ -41,9 +41,14 @@ def of_process(process: dict[str, Any], release: str | None) -> list[str]:
 def of_timer(timer: dict[str, Any]) -> list[str]:
     """Return the problems with a timer."""
     found = [] if timer["active"] else [f"the timer {timer['name']} is not active"]
-    if timer["result"] not in {"", "success"}:
-        found.append(f"the last run of the timer {timer['name']} failed ({timer['result']})")
+    if failed(timer):
+        found.append(f"the last run of the timer {timer['name']} failed, {timer['last']}")
     return found
+
+
+def failed(timer: dict[str, Any]) -> bool:
+    """Return whether the last run of a timer failed, by the result of its job in systemd."""
+    return timer["result"] not in {"", "done"}
 
 
 def lost(answers: dict[str, dict[str, Any]], app: str) -> dict[str, list[str]]:
@@ -96,15 +101,14 @@ def lines(
     for program in (each for each in status.get("programs", []) if each["here"]):
         empty = dict.fromkeys(HEADINGS, (nothing, False))
         if program["kind"] == "timer":
-            failed = program["result"] not in {"", "success"}
-            last = (f"{ago(program['last'], now)} ago" if program["last"] else "never") + (", failed" if failed else "")
+            last = f"{ago(program['last'], now)} ago" if program["last"] else nothing
             found.append(
                 {
                     **empty,
                     "process": (program["name"], False),
                     "runs": (short(program["release"]) if program["release"] else nothing, False),
                     "state": ("waits" if program["active"] else "not active", not program["active"]),
-                    "last run": (last, failed),
+                    "last run": (f"{last}, failed" if failed(program) else last, failed(program)),
                     "next run": (f"in {ago(now.isoformat(), datetime.fromisoformat(program['next']))}", False)
                     if program["next"]
                     else (nothing, False),

@@ -106,7 +106,7 @@ def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
 
 def show(systemd: Systemd, name: str) -> dict[str, str]:
     """Return the state of a unit, with its times as seconds since 1970."""
-    properties = "ActiveState,MainPID,ExecMainStartTimestamp,StatusText,NRestarts,InvocationID,Result"
+    properties = "ActiveState,MainPID,ExecMainStartTimestamp,StatusText,NRestarts,InvocationID"
     return parse_assignments(systemd.show(name, "--timestamp=unix", f"--property={properties}"))
 
 
@@ -137,10 +137,7 @@ def programs_of(app: App, systemd: Systemd, places: dict[str, dict[str, Any]]) -
                     "kind": "timer",
                     "active": bool(timer.get("next")),
                     "next": moment(timer["next"] / 1_000_000) if timer.get("next") else None,
-                    # systemd forgets a run at a restart of the host, but not when the timer elapsed last.
-                    "last": since(service.get("ExecMainStartTimestamp", ""))
-                    or (moment(timer["last"] / 1_000_000) if timer.get("last") else None),
-                    "result": service.get("Result", ""),
+                    **last_run(f"{app.name}-{name}.service"),
                     "release": programs.labels(app, f"{app.name}-{name}.service", service).get("SENTRY_RELEASE")
                     if under_way
                     else None,
@@ -242,6 +239,15 @@ def last(journal: str) -> dict[str, Any] | None:
     # The journal writes a value that is not text as a list of bytes.
     fields = {name: record[field] for name, field in FIELDS.items() if isinstance(record.get(field), str)}
     return {**fields, "at": moment(int(record["__REALTIME_TIMESTAMP"]) / 1_000_000)}
+
+
+def last_run(unit: str) -> dict[str, Any]:
+    """Return the end of a timer's `last` run and its `result`, by the journal: systemd forgets it at a reboot."""
+    options = ("--lines=1", "--quiet", "--no-pager", "--output=json", "--output-fields=JOB_RESULT")
+    text = run("journalctl", *options, f"UNIT={unit}", "JOB_TYPE=start").stdout
+    record = json.loads(text or "{}")
+    at = moment(int(record["__REALTIME_TIMESTAMP"]) / 1_000_000) if record else None
+    return {"last": at, "result": record.get("JOB_RESULT", "")}
 
 
 def drift(app: App, systemd: Systemd, release: Release, here: set[str]) -> list[str]:

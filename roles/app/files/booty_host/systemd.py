@@ -56,7 +56,7 @@ class Systemd:
         return [line.split()[0] for line in done.stdout.splitlines() if line]
 
     def timer(self, name: str) -> dict[str, Any]:
-        """Return when a timer elapses next and when it did last, in microseconds since 1970; nothing if it is off."""
+        """Return when a timer elapses `next`, in microseconds since 1970; nothing if it is off."""
         done = run("systemctl", "list-timers", "--output=json", name)
         timers: list[dict[str, Any]] = json.loads(done.stdout or "[]")
         return next(iter(timers), {})

@@ -312,7 +312,7 @@ def test_a_killed_controller_leaves_no_cleaning(celery: App, moment: str) -> Non
     }
     with under_load(celery) as load, Jobs(celery) as jobs:
         running = celery.start("deploy.yml")
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while celery.fleet.hosts[0].ssh(waits[moment]).returncode:
             assert time.monotonic() < deadline, running.so_far()
         running.kill()

@@ -24,8 +24,9 @@ sandbox: setup ## Boot HOSTS sandbox hosts of SUITE and a tracker
 sandbox-down: setup ## Remove every sandbox host and the tracker
 	@$(BIN)/python -m sandbox down --all
 
+# Tests mostly wait for a host, so two processes take little more than half the time. Each test file has one of them.
 test: setup ## Run the tests, except those of `make test-long`
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test-long: setup ## Run the long tests: new hosts in every state, controllers and hosts that fail
 	$(BIN)/pytest -m long

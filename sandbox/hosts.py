@@ -193,11 +193,8 @@ def suite(name: str) -> str:
 
 def is_ours(name: str) -> bool:
     """Whether an instance was made by this checkout, or by a checkout that no longer exists."""
-    try:
-        checkout = _record(name).checkout
-    except SandboxError:
-        return True  # a run crashed before it wrote the record
-    return checkout == str(CHECKOUT) or not Path(checkout).is_dir()
+    checkout = _maker(name)
+    return checkout in {"", str(CHECKOUT)} or not Path(checkout).is_dir()
 
 
 def ssh_options(name: str) -> list[str]:
@@ -238,6 +235,7 @@ def _up(name: str, count: int, suite: str, inventory: Path | None, with_acme: bo
     others = [_record(other) for other in instances() if (INSTANCES / other / "instance.json").exists()]
     # This directory is made first, so that `down` finds the instance even if this function crashes.
     (directory / "tracker").mkdir(parents=True, exist_ok=True, mode=0o700)
+    (directory / "checkout").write_text(str(CHECKOUT))
     give(directory / "tracker")
     if before and before.fits(suite):
         root = Path(before.base)
@@ -403,7 +401,15 @@ def _record(name: str) -> _Record:
         raise SandboxError(f"there is no instance {name}: python -m sandbox up --name {name}") from error
 
 
+def _maker(name: str) -> str:
+    """Return the checkout that makes or made an instance; "" if a run crashed before it wrote that."""
+    try:
+        return _record(name).checkout
+    except SandboxError:  # the instance is being made: its record comes later
+        file = INSTANCES / name / "checkout"
+        return file.read_text() if file.exists() else ""
+
+
 def _check_owner(name: str) -> None:
     if not is_ours(name):
-        owner = _record(name).checkout
-        raise SandboxError(f"the instance {name} belongs to {owner}: run this there, or choose another --name")
+        raise SandboxError(f"the instance {name} belongs to {_maker(name)}: run this there, or choose another --name")

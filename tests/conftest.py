@@ -31,14 +31,24 @@ from sandbox.tracker import Tracker, find
 
 ROOT = Path(__file__).parent.parent
 ROLE = ROOT / "roles" / "app"
-# The name of the sandbox instance. Two test runs at once on one machine need different names.
-INSTANCE = os.environ.get("BOOTY_TEST_INSTANCE", "test")
+# The name of the sandbox instance. Two test runs at once on one machine need different names. So do the processes of
+# `make test`: pytest-xdist calls them gw0 and gw1.
+INSTANCE = os.environ.get("BOOTY_TEST_INSTANCE", "test") + os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
 # The directory of the ControlMaster sockets: all playbooks of this test run share their SSH connections.
 CONNECTIONS = Path(tempfile.mkdtemp(prefix="booty-ssh-", dir="/tmp"))
 atexit.register(shutil.rmtree, CONNECTIONS, ignore_errors=True)
 # Remove the developer's SENTRY_ variables, so that no test sends an event to a real tracker.
 for name in [name for name in os.environ if name.startswith("SENTRY_")]:
     del os.environ[name]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Remove the hosts of an interrupted `make test`, whose processes are killed before they can."""
+    if getattr(session.config.option, "numprocesses", None):
+        for name in sandbox.instances():
+            if re.match(rf"{INSTANCE}\d(-|$)", name):
+                sandbox.down(name)
 
 
 class Repository:
@@ -85,6 +95,7 @@ class Repository:
             "app_repository": str(self.path),
             "app_path": "app",
             "app_cache": str(directory / "artifacts"),
+            "app_watch": "off",
         }
 
 
@@ -138,6 +149,9 @@ router.lifespan_context = lifespan
 @router.get("/hang")
 async def hang() -> None:
     time.sleep(60)
+@router.get("/exit")
+async def leave() -> None:
+    os._exit(1)
 """
 )
 

@@ -196,12 +196,19 @@ def test_one_app_can_not_read_write_or_signal_the_other(apps: Apps, attempt: str
 
 
 def test_an_app_can_not_take_the_port_of_another(apps: Apps) -> None:
-    played = apps.play("deploy.yml", "shop", app_port=PORTS["my-blog"])
-    assert played.status != 0
+    """The inventory shows it before a host is asked; with --limit the host finds it before the build."""
+    port = PORTS["my-blog"]
+    played = apps.play("deploy.yml", "shop", app_port=port)
+    assert played.status == 4
+    assert f"shop and my-blog both have app_port {port}, and each run of an app" in " ".join(played.output.split())
+    played = apps.play("deploy.yml", "shop", "--limit", apps.host.name, app_port=port)
+    assert played.status == 2
+    assert "Build the release" not in played.output
     assert f"is taken on {apps.host.name}: my-blog.socket" in " ".join(played.output.split())
 
 
 def test_status_shows_all_apps_of_the_host(apps: Apps, tmp_path: Path) -> None:
+    assert apps.play("status.yml").output.startswith("2 services on 1 host: 2 to look at\n")
     played = apps.play("status.yml", status_format="json", status_file=str(tmp_path / "all.json"))
     assert played.status == 0, played.output
     rows = json.loads((tmp_path / "all.json").read_text())["hosts"]
@@ -223,7 +230,8 @@ def test_one_app_is_removed_and_the_other_loses_no_request(apps: Apps) -> None:
     output = " ".join(refused.output.split())
     assert "Deletes: /etc/systemd/system/system-my\\x2dblog.slice" in output
     assert "Keeps: /etc/my-blog/secrets.env, /var/lib/my-blog, the user my-blog." in output
-    assert "Nothing was changed. To remove it: ansible-playbook remove.yml -e app=my-blog -e remove=my-blog" in output
+    command = f"ansible-playbook remove.yml -i {apps.inventory} -e app=my-blog -e remove=my-blog"
+    assert f"Nothing was changed. To remove it: {command}" in output
     assert apps.serves("my-blog")
     with Load(apps.host.address, port=PORTS["shop"]) as load:
         apps.ready("remove.yml", "my-blog", remove="my-blog")

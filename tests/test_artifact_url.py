@@ -188,7 +188,12 @@ def refuses(store: Store, archive: Path) -> str:
 
 @pytest.mark.parametrize(
     "fault",
-    [another, missing, forbidden, pytest.param(stalls, marks=pytest.mark.long), ends_early, refuses],
+    [
+        another,
+        missing,
+        ends_early,
+        *(pytest.param(fault, marks=pytest.mark.long) for fault in (forbidden, stalls, refuses)),
+    ],
     ids=lambda fault: fault.__name__,
 )
 def test_an_archive_that_the_store_can_not_serve(site: Site, store: Store, fault: Callable[[Store, Path], str]) -> None:

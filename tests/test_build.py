@@ -255,6 +255,12 @@ CONTROLLERS: dict[str, Callable[[Controller], object]] = {
     "UV_CONFIG_FILE": lambda it: it.sets(UV_CONFIG_FILE=str(it.writes("own.toml", SETTINGS))),
     "settings above the temporary folder": above,
 }
+# One of each kind is in the short tests: settings of git by file and by variable, attributes, a clone that lacks much,
+# settings of uv by file and by variable, and the user's umask.
+SHORT = {
+    *("plain", "core.autocrlf", "info/attributes that ignore", "a shallow clone", "GIT_CONFIG_COUNT", "a umask"),
+    *("variables", "variables of uv", "uv.toml of the user"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +281,9 @@ def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origin: Reposito
     os.umask(before)
 
 
-@pytest.mark.parametrize("kind", CONTROLLERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in SHORT else pytest.mark.long) for kind in CONTROLLERS]
+)
 def test_each_controller_makes_the_same_bytes(
     origin: Repository, reference: Any, controller: Controller, tmp_path: Path, kind: str
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from sandbox import hosts
 from sandbox.demo import RAISE
-from tests.conftest import Site
+from tests.conftest import Site, words
 
 PLANTED = "hunter2-planted-secret"
 
@@ -227,6 +227,10 @@ def test_after_a_reboot_it_serves_the_same_release(site: Site) -> None:
 
 
 def test_a_host_without_python_is_made_ready(site: Site) -> None:
+    checked = site.play("deploy.yml", "--check", on=site.bare, app_environment="production")
+    assert checked.status == 0, checked.output
+    assert f"A deploy would be refused as things are: {site.bare.name} lacks the user booty or" in words(checked)
+    assert "the secrets that production needs, for which bootstrap.yml prints a command. Make it" in words(checked)
     purged = site.bare.ssh(
         "apt-get -qy purge python3-minimal python3 && apt-get -qy autoremove && ! command -v python3"
     )
@@ -236,7 +240,7 @@ def test_a_host_without_python_is_made_ready(site: Site) -> None:
     assert "Would install python3" in checked.output
     checked = site.play("deploy.yml", "--check", "--diff", on=site.bare)
     assert checked.status == 0, checked.output
-    assert "run bootstrap.yml first" in checked.output
+    assert "This host has no Python yet, so a deploy would be refused." in checked.output
     refused = site.play("deploy.yml", on=site.bare)
     assert refused.status != 0
     assert "ansible-playbook bootstrap.yml" in refused.output

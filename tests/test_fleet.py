@@ -96,7 +96,7 @@ def test_hosts_that_go_back_when_a_later_wave_fails(pair: Site, tmp_path: Path, 
         assert f"taken back {pair.host.name}, {pair.bare.name}" in output
     else:
         assert serving(pair.host, pair.bare) == [new, old]
-        assert f"ansible-playbook rollback.yml --limit {pair.host.name} PLAY RECAP" in output
+        assert f"ansible-playbook rollback.yml -i {pair.inventory} --limit {pair.host.name} PLAY RECAP" in output
 
 
 @pytest.mark.long
@@ -289,7 +289,8 @@ def test_a_rollback_keeps_what_it_achieved(pair: Site) -> None:
     assert output.index(f"{one}, {other}: from {new} back to {old}") < output.index("Prove the release and switch")
     assert f"{other} did not go back: {old} does not serve: systemctl start booty-candidate.service" in output
     assert f"These hosts went back, and stay there: {one}." in output
-    assert f"Fix that, then: ansible-playbook rollback.yml --limit {other} -e app_release={old}" in output
+    command = f"ansible-playbook rollback.yml -i {pair.inventory} --limit {other} -e app_release={old}"
+    assert f"Fix that, then: {command}" in output
     # The hosts serve different releases, and Booty can't tell which of them is bad.
     status, output = rollback()
     assert status != 0

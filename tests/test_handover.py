@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ansible_collections.booty.deploy.plugins.module_utils.controller import host_program
 
-from tests.conftest import Site
+from tests.conftest import ROUTES, Site, words
 from tests.load import Load
-from tests.test_cutover import pair
+from tests.test_cutover import ASKED_TWICE, pair
+from tests.test_your_app import WebSocket
 
-# Runs on the host: a cutover to the release in the first argument. After the step in the second one it kills a process,
-# or runs a command.
+# Runs on the host: a cutover to the release in the first argument. After the step in the second one, once, it kills a
+# process, fails, or runs a command.
 PROGRAM = """
 import os, signal, subprocess, sys, time
 sys.path.insert(0, "/root/booty_host.zip")
@@ -34,7 +39,8 @@ def after(owner, name, step, is_step=lambda *arguments: True):
         answer = method(self, *arguments, **options)
         if isinstance(self, Handover):
             handovers.append(self)
-        if step == chosen and handovers and is_step(self, *arguments):
+        if step == chosen and handovers and not acts and is_step(self, *arguments):
+            acts.append(step)
             act(handovers[-1])
         return answer
 
@@ -43,18 +49,21 @@ def after(owner, name, step, is_step=lambda *arguments: True):
 def act(handover):
     print("acts", flush=True)
     victims = {"host program": os.getpid(), "old": handover.old, "new": handover.new, "lease": handover.lease}
+    if action == "error":
+        raise OSError("the host program fails here")
     if action in victims:
         os.kill(victims[action], signal.SIGKILL)
     else:
         subprocess.run(action, shell=True, check=True)
 
-handovers = []
+handovers, acts = [], []
 after(Handover, "begin", "begun")
 after(Handover, "pause", "paused")
 after(Handover, "confirm", "confirmed")
 after(Cutover, "point", "pointed")
 after(Handover, "move", "parted", lambda handover, pids, unit: pids != [handover.lease])
 after(Handover, "complete", "complete")
+after(Cutover, "retire", "retired")
 text = read(app.release_env).replace(labels_on_disk(app)["SENTRY_RELEASE"], sha)
 release = Release(app, text, {name: read(app.unit_files / name) for name in app.units})
 print(Cutover(app, Systemd(app)).cut_over(release, 5, "a test", "a run", Controller(False), False)["state"])
@@ -79,6 +88,8 @@ CASES += [
     for step in ("paused", "pointed", "complete")
     for command in ("systemctl restart booty.service", "systemctl stop booty.service", "systemctl daemon-reexec")
 ]
+# An error of the host program, also right after systemd took the new main process and after the old one ended.
+CASES += [(step, "error", "old") for step in (*STEPS, "retired")]
 SHORT = {("paused", "host program"), ("parted", "host program"), ("parted", "lease")}
 
 
@@ -116,3 +127,48 @@ def test_a_handover_is_settled_whatever_is_killed(
     if action not in {"new", "old"}:
         assert load.report["failures"] == []
     site.run("rm /root/hand_over.py /root/booty_host.zip")
+
+
+ECHO = """
+from fastapi import WebSocket
+@router.websocket("/ws/")
+async def echo(socket: WebSocket) -> None:
+    await socket.accept()
+    while True:
+        await socket.send_text(await socket.receive_text())
+"""
+
+
+@pytest.mark.long
+def test_a_websocket_is_closed_once_and_only_when_the_new_release_is_confirmed(site: Site) -> None:
+    """A handover that fails closes none; one that succeeds closes it with 1012 after release.env names the release."""
+    address: Any = SimpleNamespace(site=site, settings={"app_port": 8000})
+    site.release(text=ROUTES + ECHO)
+    site.deploy()
+    with WebSocket(address) as old:
+        site.release(text=ROUTES + ECHO + "from booty import health\n" + ASKED_TWICE)
+        failed = site.play("deploy.yml")
+        assert "GET /health answers 503: no disk any more" in words(failed), failed.output
+        old.send(b"still")
+        assert old.receive() == (1, b"still")
+        closed: list[float] = []
+
+        def wait() -> None:
+            kind, data = old.receive()
+            assert (kind, int.from_bytes(data[:2], "big")) == (8, 1012)
+            closed.append(time.time())
+
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        newer = site.release(text=ROUTES + ECHO)
+        site.deploy()
+        waiter.join(40)
+    entries = site.run("journalctl -t booty-deploy --output=short-unix --no-pager --lines=30").splitlines()
+    pointed = [float(line.split()[0]) for line in entries if f"pointing to {newer}" in line]
+    assert closed[0] > pointed[-1]
+    with WebSocket(address) as new:
+        time.sleep(3)
+        new.send(b"again")
+        assert new.receive() == (1, b"again")
+    site.release()
+    site.deploy()

@@ -154,7 +154,7 @@ def test_the_command_for_the_secrets_has_ansibles_ssh_options(tmp_path: Path) ->
         "tasks": [
             {
                 "name": "Show it",
-                "ansible.builtin.debug": {"msg": "{{ inventory_hostname }}: {{ __app_secrets_command }}"},
+                "ansible.builtin.debug": {"msg": "{{ inventory_hostname }}: {{ __app_secrets_steps.write[1] }}"},
             }
         ],
     }

@@ -81,7 +81,7 @@ def test_pruning_skips_files_that_are_not_booty_s(app: App) -> None:
         (directory / ".notes").write_text("mine")
         stage(directory / ".half")
         os.utime(directory / ".notes", (0, 0))
-    state = State(app, ["cc", "bb", "aa"], {}, {}, [], {})
+    state = State(app, ["cc", "bb", "aa"], {}, {}, [], {}, {})
     assert prune(app, Systemd(app), state, 2) == (["aa"], [])
     assert {path.name for path in app.releases.iterdir()} == {"bb", "cc", "notes.txt", "current", ".notes"}
     assert {path.name for path in app.layers.iterdir()} == {"layer-bb", "layer-cc", "notes.txt", "current", ".notes"}
@@ -97,7 +97,7 @@ def test_a_release_that_cannot_be_removed_does_not_keep_others(app: App) -> None
     stage(app.releases / ".aa.removed")
     (app.releases / ".aa.removed" / "file").touch()
     os.utime(app.releases / ".aa.removed")
-    assert prune(app, Systemd(app), State(app, ["dd", "cc", "bb", "aa"], {}, {}, [], {}), 2) == (
+    assert prune(app, Systemd(app), State(app, ["dd", "cc", "bb", "aa"], {}, {}, [], {}, {}), 2) == (
         ["bb"],
         [f"{app.releases}/aa: Directory not empty"],
     )
@@ -107,7 +107,9 @@ def test_the_state_does_not_grow(app: App) -> None:
     for release in ("aa", "bb", "cc", "dd"):
         stage(app.releases / release, layer="layer", python="3.11")
     gone = [f"{number:040}" for number in range(1000)]
-    state = State(app, ["cc", "bb", "aa", *gone], {"dd": "it failed", **dict.fromkeys(gone, "it failed")}, {}, [], {})
+    state = State(
+        app, ["cc", "bb", "aa", *gone], {"dd": "it failed", **dict.fromkeys(gone, "it failed")}, {}, [], {}, {}
+    )
     prune(app, Systemd(app), state, 2)
     assert json.loads(app.state.read_text()) == {
         "served": ["cc", "bb"],
@@ -125,7 +127,7 @@ def test_archives_that_did_not_arrive_are_removed_after_a_day(app: App) -> None:
     for name, days in (("old.tar.gz", 2), (".ansible_tmpold", 2), ("arriving.tar.gz", 0)):
         (app.incoming / name).write_text("half")
         os.utime(app.incoming / name, (time.time() - days * DAY,) * 2)
-    prune(app, Systemd(app), State(app, [], {}, {}, [], {}), 2)
+    prune(app, Systemd(app), State(app, [], {}, {}, [], {}, {}), 2)
     assert [path.name for path in app.incoming.iterdir()] == ["arriving.tar.gz"]
     assert [path.name for path in copies.iterdir()] == ["ansible-tmp-2"]
 

@@ -110,6 +110,22 @@ def test_an_event_loop_that_hangs_is_seen(site: Site, needy: str) -> None:
     site.run("systemctl restart booty.service")
 
 
+def test_an_app_that_ends_itself_is_started_again(site: Site, needy: str) -> None:
+    """Its exit status is that of a refused start; the service was active, though."""
+    pid, opened = site.pid(), show(site, "booty.socket", "InvocationID")
+    with closing(http.client.HTTPConnection(site.host.address, 8000, timeout=20)) as connection:
+        connection.request("GET", "/exit")
+        with pytest.raises((http.client.HTTPException, OSError)):
+            connection.getresponse()
+    waiting = Waiting(site)
+    waiting.join()
+    assert waiting.answer == "200"
+    assert site.pid() != pid
+    assert show(site, "booty.service", "NRestarts") == ["1"]
+    assert show(site, "booty.socket", "InvocationID") == opened
+    site.run("systemctl restart booty.service")
+
+
 def test_a_start_that_is_refused_stays_refused(site: Site, needy: str) -> None:
     """Clients are refused as well, where each of them would start it again."""
     site.run("mv /etc/booty/secrets.env /root/secrets.env; cp -a /etc/booty/release.env /root/release.env")

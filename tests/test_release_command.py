@@ -48,7 +48,7 @@ def test_a_host_remembers_the_commands_that_ran_since_a_release_served(tmp_path:
 
 
 def test_commands_ran_if_the_last_ones_were_the_same(tmp_path: Path) -> None:
-    state = State(App("shop", tmp_path), [], {}, {}, [], {})
+    state = State(App("shop", tmp_path), [], {}, {}, [], {}, {})
     state.note([entry("1", "a")])
     assert state.ran("release", "a", ["migrate"])
     assert not state.ran("post-deploy", "a", ["migrate"])

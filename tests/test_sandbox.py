@@ -16,8 +16,9 @@ import yaml
 
 from sandbox import hosts, machine, network, tracker
 from sandbox.machine import SandboxError
+from tests.conftest import INSTANCE
 
-NAME = "sandbox-test"
+NAME = f"{INSTANCE}-sandbox"
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,10 @@ def test_another_checkouts_instance_is_left_alone(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(hosts, "INSTANCES", tmp_path)
     with pytest.raises(SandboxError, match="belongs to /:"):
         hosts._find("theirs", "booty1")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/checkout").write_text("/")
+    with pytest.raises(SandboxError, match="belongs to /:"):
+        hosts._check_owner("begun")
     record["checkout"] = str(tmp_path / "deleted")
     (tmp_path / "theirs/instance.json").write_text(json.dumps(record))
     assert hosts.is_ours("theirs")

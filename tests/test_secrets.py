@@ -102,6 +102,20 @@ def test_typed_over_ssh(site: Site, kept: str) -> None:
     assert left == ""
 
 
+def test_a_line_is_added_to_what_is_there(site: Site, kept: str) -> None:
+    """The printed command never drops a line."""
+    site.run("echo 'DATABASE_URL=postgres://db/shop' >/etc/booty/secrets.env")
+    command = command_of(site.play("deploy.yml", app_environment="production").output)
+    dsn = f"SENTRY_DSN={site.tracker.dsn}\n"
+    assert subprocess.run(command, shell=True, input=dsn, text=True, check=False).returncode == 0
+    assert "with usable secrets" in " ".join(site.play("bootstrap.yml").output.split())
+    assert site.run("cat /etc/booty/secrets.env") == f"DATABASE_URL=postgres://db/shop\n\n{dsn}".strip()
+    assert mode(site) == "root:root 600"
+    site.run("echo 'SENTRY_DSN=x' >/etc/booty/secrets.env")
+    played = site.play("deploy.yml", app_environment="production")
+    assert f"Mend that on {site.host.name}, as root, in an editor." in " ".join(played.output.split())
+
+
 def documented(language: str, word: str) -> str:
     """Return the code block of the document that has a word."""
     blocks = re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)

@@ -155,11 +155,14 @@ def test_rows_of_several_apps_have_both_names() -> None:
     assert fleet.mixed(rows) == []  # each app has a release of its own
     assert fleet.failure(rows, []) == "Broken: web2. A deploy would change: web1 shop."
     assert fleet.summary(rows)["hosts"] == 2
+    assert fleet.table(rows, NOW, 150, colored=False).startswith(
+        "3 services on 2 hosts: 1 in order, 1 to look at, 1 broken\n"
+    )
 
 
 def test_a_broken_or_drifting_host_fails_the_run() -> None:
     rows = [judged(), judged(candidate={"release": B}), judged(tracker=None)]
-    assert fleet.failure(rows, []) is None
+    assert fleet.failure(rows, []) == ""
     assert fleet.failure([*rows, judged(drift=["x"])], []) == "A deploy would change: web1."
     assert fleet.failure([*rows, judge("web2", {"unreachable": True})], []) == "Broken: web2."
 
@@ -172,7 +175,7 @@ def test_a_fleet_on_two_releases_is_not_in_order() -> None:
     assert message == f"production is on 2 releases: {A} on web1, web2; {B} on web3."
     assert [row["level"] for row in rows] == ["look"] * 3
     assert rows[2]["notes"] == ["serves one of 2 releases of production"]
-    assert (fleet.failure(rows, [message]) or "").startswith(message)
+    assert fleet.failure(rows, [message]).startswith(message)
     elsewhere = {**other, "environment": "staging"}
     apart = judge("web4", answer(memory=elsewhere, disk=elsewhere, health={**HEALTHY, **elsewhere}))
     assert fleet.mixed([judged(), apart, judge("web5", {"unreachable": True})]) == []

@@ -95,6 +95,7 @@ def test_the_unit_sets_what_apps_expect() -> None:
         "PORT=8000",
         "WEB_CONCURRENCY=2",
         "PYTHONUNBUFFERED=1",
+        "SPT_NOENV=1",
         "HOME=/var/lib/booty",
         "PATH=${BOOTY_RELEASE_DIR}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     } <= {*start(app_workers=2)}

@@ -174,7 +174,7 @@ def test_a_release_on_trial_accepts_jobs_and_runs_none(place):
     candidate = place.service(BOOTY_CANDIDATE="true")
     place.post(candidate, "work", {"name": "a"})
     service = place.service()
-    wait_for(lambda: "end a" in place.lines())
+    wait_for(lambda: "end a" in place.lines() and not place.jobs(service))
     kill(service)
     place.post(candidate, "work", {"name": "b"})
     time.sleep(1)
@@ -236,6 +236,7 @@ def test_sys_exit_in_a_job_ends_the_job_alone(place):
 @pytest.mark.long
 def test_a_job_that_kills_its_process_is_parked_at_last(place, tracker):
     service = place.service(SENTRY_DSN=tracker.dsn)
+    (beside,) = place.post(service, "work", {"name": "a", "seconds": 0.5})
     (deadly,) = place.post(service, "kill", {"name": "deadly"})
     for _ in range(MAX_LOST - 1):
         service.process.wait(40)
@@ -243,8 +244,9 @@ def test_a_job_that_kills_its_process_is_parked_at_last(place, tracker):
     service.process.wait(40)
     service = place.service(SENTRY_DSN=tracker.dsn)
     wait_for(lambda: place.jobs(service)[deadly]["state"] == "failed")
-    assert place.lines() == ["deadly"] * MAX_LOST
-    # The periodic job `verify` may have run beside it each time. Then `verify` is parked too.
+    # The job that ran beside it each time had to run alone the last time, and could end.
+    assert place.lines() == [*["begin a", "deadly"] * (MAX_LOST - 1), "begin a", "end a", "deadly"]
+    assert beside not in place.jobs(service)
     (event,) = wait_for(lambda: [event for event in tracker.events if event["tags"]["job_id"] == deadly])
     assert "its process died each time" in (event.get("message") or event["logentry"]["message"])
 
@@ -433,6 +435,14 @@ def test_a_claim_is_one_process_s(store, tmp_path):
     assert store.finish("1", None)
     assert store.counts() == {"waiting": 0, "running": 0, "failed": 0}
     other.close()
+
+
+def test_a_suspect_is_claimed_alone_and_others_wait_for_it(store):
+    store.put("1", "work", "[[], {}]")
+    store.put("2", "work", "[[], {}]", wait=-1)
+    store._execute("UPDATE booty_job SET lost = 4 WHERE id = '2'")
+    assert store.claim(["work"], alone=False) is None
+    assert (store.claim(["work"]).id, store.claim(["work"], alone=False).id) == ("2", "1")
 
 
 def test_a_claim_whose_answer_got_lost_is_freed(store):

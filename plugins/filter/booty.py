@@ -7,6 +7,7 @@ from ansible_collections.booty.deploy.plugins.module_utils.controller import (
     fleet,
     host_access,
     host_files,
+    playbook,
     run_check,
     variables,
 )
@@ -14,6 +15,7 @@ from ansible_collections.booty.deploy.plugins.module_utils.controller import (
 FILTERS: dict[str, Callable[..., Any]] = {
     "app_ports": host_access.app_ports,
     "end_with": run_check.end_with,
+    "playbook": playbook.playbook,
     "problems": variables.all_problems,
     "fleet": fleet.fleet,
     "keep_open": host_access.keep_open,

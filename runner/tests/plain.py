@@ -1,12 +1,33 @@
-"""An ASGI app without a framework. TEST_LIFESPAN says how its lifespan behaves."""
+"""An ASGI app without a framework. TEST_LIFESPAN says how its lifespan behaves, TEST_IMPORT how its import does."""
 
 import asyncio
 import json
 import os
+import sys
 
 import booty_runner
 
 KIND = os.environ.get("TEST_LIFESPAN", "none")
+
+
+class Stop(BaseException):
+    pass
+
+
+match os.environ.get("TEST_IMPORT"):
+    case "leaves":
+        sys.exit(0)
+    case "leaves with a message":
+        sys.exit("no database")
+    case "refuses":
+        sys.exit(1)
+    case "stops":
+        raise Stop("here")
+    case "closes":
+        os.closerange(3, 100)
+    case "reopens":
+        os.closerange(3, 100)
+        files = [open(os.devnull) for _ in range(9)]  # noqa: SIM115
 
 
 async def note(*words):
@@ -37,6 +58,8 @@ async def lifespan(scope, receive, send):
         return
     if KIND == "refuses":
         raise SystemExit(1)
+    if KIND == "leaves":
+        sys.exit(0)
     scope["state"]["pool"] = "open"
     booty_runner.on_ready(lambda state: print("ready", state, flush=True, file=open(os.environ["TEST_NOTES"], "a")))  # noqa: SIM115
     booty_runner.on_drain(drain)

@@ -253,6 +253,7 @@ FORWARDED = {"x-forwarded-for": "1.2.3.4, 5.6.7.8", "x-forwarded-proto": "https"
         ("127.0.0.1", {"x-forwarded-for": "1.2.3.4, [2001:db8::1]:443"}, ("2001:db8::1", "http")),
         ("127.0.0.1", {"x-forwarded-for": "1.2.3.4:5555"}, ("1.2.3.4", "http")),
         ("127.0.0.1", {"x-forwarded-for": "::ffff:1.2.3.4", "x-forwarded-proto": "https, http"}, ("1.2.3.4", "http")),
+        ("127.0.0.1", {"x-forwarded-proto": "wss"}, ("127.0.0.1", "https")),
         ("127.0.0.1", {"x-forwarded-proto": "gopher"}, ("127.0.0.1", "http")),
     ],
 )

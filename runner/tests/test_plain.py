@@ -12,13 +12,14 @@ from runner.tests.conftest import SRC
 
 @pytest.fixture
 def plain(start, tcp, unix, tmp_path):
-    def plain(kind):
+    def plain(kind, **settings):
         return start(
             sockets=[tcp, unix],
             app="plain:app",
             TEST_LIFESPAN=kind,
             TEST_NOTES=str(tmp_path / "notes"),
             SENTRY_RELEASE="a",
+            **settings,
         )
 
     return plain
@@ -41,6 +42,7 @@ def test_an_app_without_a_lifespan_serves(plain, tcp, kind):
         ("raises", 3, "ConnectionError: the database is away"),
         ("says that it failed", 3, "LifespanError: the app's startup failed: no database"),
         ("refuses", 1, ""),
+        ("leaves", 1, "the app called sys.exit(0) in "),
     ],
 )
 def test_a_startup_that_fails_is_told_once(plain, kind, status, words):
@@ -50,6 +52,29 @@ def test_a_startup_that_fails_is_told_once(plain, kind, status, words):
     assert words in stderr
     assert stderr.count("Traceback") == (status == 3)
     assert "serving release" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "words"),
+    [
+        ("leaves", 1, "the app called sys.exit(0) in "),
+        ("leaves with a message", 1, "the app called sys.exit('no database') in "),
+        ("refuses", 1, ""),
+        ("stops", 3, "Stop: here"),
+        ("closes", 1, "plain:app closed the sockets that systemd passed to this process when it was imported: "),
+        ("reopens", 1, "plain:app closed the sockets that systemd passed to this process when it was imported: "),
+    ],
+)
+def test_an_import_that_ends_the_process_says_why(plain, kind, status, words):
+    """A traceback begins with the app's own frames."""
+    ended, stderr = plain("none", TEST_IMPORT=kind).wait()
+    assert (ended, len([line for line in stderr.splitlines() if line[:1].strip()])) == (
+        status,
+        bool(words) + (status == 3) * 2,
+    ), stderr
+    assert words in stderr
+    assert "importlib" not in stderr
+    assert "booty_runner/" not in stderr
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,8 @@ def test_internal_app_is_on_the_unix_socket_only(start, tcp, unix, order):
         "environment": "development",
         "pid": service.process.pid,
         "telemetry": None,
+        "requests": 0,
+        "lost": 0,
         "jobs": {"error": "there is no job queue: neither STATE_DIRECTORY nor BOOTY_QUEUE_URL is set"},
     }
     assert ask(unix, "/raise", "POST")[0] == 500

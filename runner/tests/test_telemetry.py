@@ -681,7 +681,7 @@ def test_a_bad_tracker_is_never_in_the_way(start, tcp, unix, tracker, place_of, 
         assert ask(tcp, f"/fail/{number}")[0] == 500
         took.append(time.monotonic() - began)
     # A request that waited would take 1 s with a slow tracker, and 10 s with one that does not answer.
-    assert max(took) < 0.5
+    assert max(took) < 1
     assert memory(service) - before < 20_000
     assert ask(tcp, "/health")[0] == 200
     if mended := kind not in {"refused", "unresolvable", "black hole"}:

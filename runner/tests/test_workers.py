@@ -54,6 +54,18 @@ def test_any_worker_answers_on_both_sockets(pair, tcp, unix):
     assert "ERROR" not in stderr
 
 
+def test_the_workers_count_their_requests_together(pair, tcp, unix):
+    service = pair()
+    for _ in range(10):
+        assert ask(tcp, "/health")[0] == 200
+    os.kill(service.children()[0], signal.SIGKILL)
+    wait_for(lambda: len(service.children()) == 2)
+    assert ask(tcp, "/health")[0] == 200
+    answers = []
+    wait_for(lambda: answers.append(json.loads(ask(unix, "/status")[2])) or len({each["pid"] for each in answers}) == 2)
+    assert {answer["requests"] for answer in answers} == {11}
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
@@ -161,9 +173,8 @@ def test_an_app_that_meddles_with_children_at_its_import(start, tcp, tmp_path, w
     """The supervisor ignores other children, and replaces each worker that ends."""
     (tmp_path / "meddling.py").write_text(f"{MEDDLES[what]}from service import create_app\napp = create_app()\n")
     service = start(sockets=[tcp], app="meddling:app", BOOTY_WORKERS="2").ready()
-    time.sleep(1)  # the child has ended
+    wait_for(lambda: len(service.children()) == 2)  # the child has ended
     workers = service.children()
-    assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
     wait_for(lambda: len(new := service.children()) == 2 and workers[0] not in new)
     assert ask(tcp, "/")[0] == 200

@@ -199,6 +199,25 @@ def test_responses(wsgi, tcp, path, status, length, body):
     assert ask(tcp, "/environ")[0] == 200
 
 
+def test_a_response_that_http_does_not_know_becomes_a_500(start, tcp, tracker):
+    """The client gets an answer, and the tracker an event for each."""
+    service = start(sockets=[tcp], app="web:wsgi", SENTRY_DSN=tracker.dsn).ready()
+    queries = [
+        *("value=a%0d%0aSet-Cookie:+b", "value=%00", "value=%e2%82%ac", "value=7"),
+        *("name=a+b", "name=a%0d%0ab"),
+        *("status=99+Low", "status=100+Continue", "status=700+High", "status=OK", "status=20%c2%b2+OK"),
+        *(f"name=Content-Length&value={value}" for value in ("-4", "four", "5")),
+        *("body=str", "body=strs"),
+    ]
+    answers = {query: ask(tcp, f"/wrong?{query}") for query in queries}
+    assert {query: (status, body) for query, (status, _, body) in answers.items()} == dict.fromkeys(
+        queries, (500, b"Internal Server Error")
+    )
+    assert ask(tcp, "/environ")[0] == 200
+    service.stop()
+    assert service.wait()[1].count("Traceback") == len(queries) == len(tracker.events)
+
+
 @pytest.mark.parametrize("path", ["/environ", "/write", "/empty", "/file"])
 def test_head_has_no_body(wsgi, tcp, path):
     wsgi()

@@ -139,6 +139,12 @@ def too_short(environ, start_response):
     return iter([b"abc"])
 
 
+@route("/wrong")
+def wrong(environ, start_response, status="200 OK", name="X-Test", value="1", body="text"):
+    start_response(status, [*PLAIN, (name, int(value) if value == "7" else value)])
+    return [body] if body == "str" else iter([body]) if body == "strs" else [body.encode()]
+
+
 @route("/write")
 def write(environ, start_response):
     send = start_response("200 OK", PLAIN)

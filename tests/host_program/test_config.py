@@ -70,5 +70,5 @@ def test_the_pointer_the_way_back_and_processes_need_theirs(app: App) -> None:
     app.release_env.write_text(f"BOOTY_CONFIG_DIR={app.configs / '1'}\n")
     (app.root / "proc/7").mkdir(parents=True)
     (app.root / "proc/7/environ").write_text(f"BOOTY_CONFIG_DIR={app.configs / '3'}\0")
-    state = State(app, [], {}, {"pointer": f"BOOTY_CONFIG_DIR={app.configs / '2'}\n"}, [], {})
+    state = State(app, [], {}, {"pointer": f"BOOTY_CONFIG_DIR={app.configs / '2'}\n"}, [], {}, {})
     assert config.unneeded(app, Systemd(app), state) == [app.configs / "4"]

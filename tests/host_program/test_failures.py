@@ -88,6 +88,13 @@ LISTENS = "Nothing listens where the app looks for its database or another serve
         ("ModuleNotFoundError: No module named 'pg8000'", "The release has no module pg8000: add its package"),
         ("ModuleNotFoundError: No module named 'yaml.loader'", "The release has no module yaml: add its package"),
         (
+            'File "/usr/lib/python3.11/subprocess.py", line 1955, in _execute_child\n'
+            "    raise child_exception_type(errno_num, err_msg, err_filename)\n"
+            "FileNotFoundError: [Errno 2] No such file or directory: 'git'",
+            "The app runs the program git, which the host lacks: name the Debian package that has it in app_packages",
+        ),
+        ("FileNotFoundError: [Errno 2] No such file or directory: 'config.ini'", ""),
+        (
             f"OSError: [Errno 30] Read-only file system: '{TREE}media/a b.png'",
             "The app writes media/a b.png in its own",
         ),

@@ -29,6 +29,7 @@ AWKWARD = {
     "DOUBLE": 'say "hi"', "BACKSLASH": r"C:\new\table\ ", "DOLLAR": "$HOME ${X} $(reboot) `id`", "COMMENT": "a # b; c",
     "UNICODE": "Grüße, 日本 🎉", "PERCENT": "100% %h", "EQUALS": "a=b=c", "NUMBER": "007", "TILDE": "~/x",
     "GLOB": "*?[a]", "JSON": '{"a": ["b", 1]}', "BANG": "!x", "END": "\\", "QUOTES": "''", "MIXED": "'\"'\"'",
+    "TAB": "a\tb\t", "JOINED": "👩\u200d🚒\u00a0x\u00a0",
 }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from booty_runner import Drain, redact
 from booty_runner.deadline import end_in
 
 from booty.config import Settings
-from booty.store import Claim, Store, StoreError, open_store
+from booty.store import SUSPECT_LOST, Claim, Store, StoreError, open_store
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +122,7 @@ class _Run:
     running: Running
     task: asyncio.Task[None]
     renewed: float  # time of the claim or its last renewal, on the monotonic clock
+    suspect: bool  # whether it has to run alone
 
 
 _running: ContextVar[Running] = ContextVar("_running")
@@ -242,8 +243,10 @@ class Queue:
                         _report_parked(parked)
                     tended_at = time.monotonic()
                 while not self._ending and len(self._runs) < self._settings.booty_queue_jobs:
+                    if any(run.suspect for run in self._runs.values()):
+                        break
                     began = time.monotonic()
-                    claim = await in_thread(self.store.claim, list(KINDS))
+                    claim = await in_thread(self.store.claim, list(KINDS), not self._runs)
                     if claim is None:
                         break
                     self._start(claim, began)
@@ -263,7 +266,7 @@ class Queue:
     def _start(self, claim: Claim, began: float) -> None:
         running = Running(claim.id, claim.kind, claim.failures + 1, self._settings, self, self._state)
         task = asyncio.ensure_future(self._run(claim, running))
-        self._runs[claim.id] = _Run(running, task, began)
+        self._runs[claim.id] = _Run(running, task, began, claim.lost >= SUSPECT_LOST)
         if self.store.lease:
             self._set_deadline(self.store.lease)
 

@@ -18,6 +18,8 @@ from booty.config import Settings
 
 # A job is parked after its process died this often: the job itself may kill the process.
 MAX_LOST = 5
+# A job whose process died this often runs alone in its process: another job may have killed the process each time.
+SUSPECT_LOST = MAX_LOST - 1
 # PostgreSQL: after this time without a renewal, another host takes over a claim. Claims are renewed every second.
 LEASE_SECONDS = 60
 MACHINE_ID = Path("/etc/machine-id")
@@ -60,6 +62,7 @@ class Claim:
     kind: str
     arguments: str
     failures: int
+    lost: int
 
 
 class Store(ABC):
@@ -121,14 +124,18 @@ class Store(ABC):
         sql += " VALUES (:id, :kind, :arguments, :host, {now} + :wait, {now}) ON CONFLICT (id) DO NOTHING"
         self._execute(sql, id=identity, kind=kind, arguments=arguments, host=host, wait=wait)
 
-    def claim(self, kinds: Collection[str]) -> Claim | None:
-        """Claim the job that has been due the longest, among the kinds that this release has."""
+    def claim(self, kinds: Collection[str], alone: bool = True) -> Claim | None:
+        """Claim the job that has been due the longest, among the kinds that this release has.
+
+        Unless this process runs no other job (`alone`), a suspect is left, and the jobs after it wait for it.
+        """
         names, values = _list("kind", kinds)
         rows = self._execute(
             f"UPDATE booty_job SET owner = :owner, lease = {{now}} + {LEASE_SECONDS} WHERE id ="
             " (SELECT id FROM booty_job WHERE owner IS NULL AND failed IS NULL AND due <= {now}"
             f" AND (host IS NULL OR host = :host) AND kind IN ({names}) ORDER BY due LIMIT 1 {self.skip_locked})"
-            " RETURNING id, kind, arguments, failures",
+            + ("" if alone else f" AND lost < {SUSPECT_LOST}")
+            + " RETURNING id, kind, arguments, failures, lost",
             owner=self.owner,
             host=self.host,
             **values,
@@ -190,7 +197,7 @@ class Store(ABC):
         self._free_dead()
         parked = self._execute(
             "UPDATE booty_job SET failed = {now}, error = :error"
-            " WHERE failed IS NULL AND owner IS NULL AND lost >= :lost RETURNING id, kind, arguments, failures",
+            " WHERE failed IS NULL AND owner IS NULL AND lost >= :lost RETURNING id, kind, arguments, failures, lost",
             error=f"its process died {MAX_LOST} times while it ran",
             lost=MAX_LOST,
         )

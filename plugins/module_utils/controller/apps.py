@@ -66,3 +66,35 @@ def misplaced(file: Path, name: str, variables: dict[str, Any], known: set[str])
             yield f"{file}: Booty has no variable {variable}. See: ansible-doc -t role booty.deploy.app"
     if variables.get("app_name", name) != name:
         yield f"{file}: app_name is {variables['app_name']}, and the file says {name}. Remove the line."
+
+
+def clashing(context: Context, ports: set[int]) -> Iterator[str]:
+    """Yield a problem for each other app of the inventory that has the port of the chosen one.
+
+    With --limit there is none: the apps may be on different hosts. Each host finds who has its port in any case.
+
+    Args:
+        context: the variables of the play.
+        ports: the ports that the chosen app has on the hosts of the run.
+    """
+    name, files = chosen(context), described()
+    if name not in files or context.get("ansible_limit"):
+        return
+    set_here = {*context["hostvars"]._variable_manager.extra_vars, *_read(files[name])}
+    for other, file in files.items():
+        # Two apps without a port of their own have that of the inventory.
+        port = _read(file).get("app_port", None if "app_port" in set_here else min(ports, default=None))
+        if other != name and str(port) in {*map(str, ports)}:
+            yield (
+                f"{name} and {other} both have app_port {port}, and each run of an app works on all hosts. Write"
+                f" another one in {files[name]}, or choose hosts that {other} is not on: --limit"
+            )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return the variables of an app's file; none if it can't be read, which a run of that app says."""
+    try:
+        variables = DataLoader().load_from_file(str(file), trusted_as_template=True)
+    except AnsibleError:
+        return {}
+    return variables if isinstance(variables, dict) else {}

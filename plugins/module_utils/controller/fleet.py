@@ -8,6 +8,8 @@ from typing import Any, TypedDict
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
+from .judge import serving
+
 
 class Fleet(TypedDict):
     """The results of all hosts; lists of hosts and environments are sorted.
@@ -17,6 +19,10 @@ class Fleet(TypedDict):
         cutovers: the results of the verb cutover, by host.
         statuses: the results of the verb status, by host; or that of booty.deploy.resolve, which failed.
         logs: the results of the verb logs, by host.
+        watched: the answers of the hosts when the last watch of each began, by host.
+        counted: their answers when it ended.
+        before: the releases that the hosts with a cutover served before it.
+        share: the share of the group's hosts that serve the release of this run, as far as this run knows; above 0.
         commands: the records of the commands that ran, as hosts know them and as this run made them, the newest last.
         first: the host that runs the commands of the release: the first one that answered; "" without one.
         due: whether a host has a cutover to do.
@@ -32,6 +38,10 @@ class Fleet(TypedDict):
     cutovers: dict[str, dict[str, Any]]
     statuses: dict[str, dict[str, Any]]
     logs: dict[str, dict[str, Any]]
+    watched: dict[str, dict[str, Any]]
+    counted: dict[str, dict[str, Any]]
+    before: list[str]
+    share: float
     commands: list[dict[str, Any]]
     first: str
     due: bool
@@ -55,12 +65,23 @@ def fleet(context: Context, hosts: Iterable[str]) -> Fleet:
     answers, cutovers, backs = results("__app_info"), results("__app_cutover"), results("__app_back")
     commands = [result["commands"] for result in results("__app_command").values() if "commands" in result]
     resolved = context.get("__app_resolved")
+    before = {serving(answers[host]["host"]) for host in cutovers if "host" in answers.get(host, {})}
+    on_it = [
+        host
+        for host, answer in answers.items()
+        if cutovers.get(host, {}).get("state") == "switched"
+        or ("host" in answer and serving(answer["host"]) == answer.get("release"))
+    ]
     changed = [host for host, result in cutovers.items() if result.get("changed")]
     return {
         "answers": answers,
         "cutovers": cutovers,
         "statuses": {host: values.get("__app_status", resolved) for host, values in variables.items()},
         "logs": {host: values.get("__app_logs", {}) for host, values in variables.items()},
+        "watched": results("__app_watched"),
+        "counted": results("__app_counted"),
+        "before": sorted(before - {""} - {str(answer.get("release")) for answer in answers.values()}),
+        "share": len(on_it) / max(len(context.get("groups", {}).get("booty", [])), len(on_it), 1),
         "commands": records([answer.get("host", {}).get("commands", []) for answer in answers.values()], commands),
         "first": next((host for host, answer in answers.items() if "host" in answer), ""),
         "due": any(answer.get("due") for answer in answers.values()),

@@ -11,6 +11,7 @@ import json
 import os
 import pwd
 import shlex
+import time
 import uuid
 import zipfile
 from base64 import b64encode
@@ -27,6 +28,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from . import programs, variables
 from .git import descends
+from .playbook import completed, playbook
 from .settings import config_files, config_place
 
 ROLE = Path(__file__).parents[3] / "roles" / "app"
@@ -89,7 +91,17 @@ VERBS: dict[str, dict[str, Any]] = {
         "release": {"type": "str", "required": True},
         "by": {"type": "str", "required": True},
         "wait": {"type": "int", "default": 0},
+        "refuse": {"type": "str", "default": ""},
         "step": {"type": "str", "choices": ["begin", "end"]},
+    },
+    "observe": {
+        "prove": {"type": "bool", "default": False},
+        "seconds": {"type": "int", "default": 0},
+        "by": {"type": "str", "default": "watches"},
+    },
+    "record": {
+        "message": {"type": "str", "required": True},
+        "fields": {"type": "dict", "required": True},
     },
 }
 # These verbs continue when the connection ends, so each runs in a systemd scope of its own. In the scope of the login,
@@ -139,6 +151,8 @@ def templates() -> Environment:
 CODE = program()
 # The ID of this run of a playbook. The verb take_back undoes only a cutover with the same ID.
 RUN = uuid.uuid4().hex
+# When this run began, in seconds since 1970. Errors from before are not those of its release.
+BEGAN = time.time()
 # Stands in `success_msg` for the process that serves.
 PID = "<PID>"
 TEMPLATES = templates()
@@ -253,31 +267,10 @@ class HostProgramAction(ActionBase):
             raise AnsibleActionFail(f"booty.deploy.host_program knows no verb '{verb}', but {', '.join(VERBS)}.")
         common = {"verb": {"type": "str"}, "success_msg": {"type": "str"}}
         _, arguments = self.validate_argument_spec({**common, **VERBS[verb]})
-        message, attached = arguments.pop("success_msg"), b""
+        message = arguments.pop("success_msg")
         del arguments["verb"]
         step, release = arguments.pop("step", None), arguments.get("release")
-        if verb == "info":
-            arguments |= NOTHING
-        elif verb == "status":
-            release, description = arguments.pop("release"), arguments.pop("description")
-            arguments |= NOTHING if release is None else rendered(self.options(task_vars), release, description)
-        elif verb == "logs":
-            arguments |= {"after": "", "wait": 0}
-        elif verb != "shell":
-            arguments["by"] = f"{who()} {arguments['by']}"
-        if verb in {"cutover", "take_back"}:
-            arguments["run"] = RUN
-        if verb in {"cutover", "give_up"}:
-            arguments["host"] = (task_vars or {})["inventory_hostname"]
-        if verb == "cutover":
-            brought = arguments.pop("brought")
-            attached = Path(brought["file"]).read_bytes() if brought else b""
-            arguments |= {name: brought.get(name, "") for name in ("dest", "sha256")}
-            options = self.options(task_vars)
-            arguments |= rendered(options, arguments.pop("release"), arguments.pop("description"))
-            arguments |= config_of(options)
-            arguments |= {"process_seconds": options["app_process_seconds"], "restart": options["app_restart"]}
-            arguments["over_ssh"] = self._connection.transport == "ssh"
+        attached = self.complete(verb, arguments, task_vars or {})
         if step == "begin":
             begin(self._task.delegate_to, lambda: self.ask(verb, arguments))
             return result
@@ -292,6 +285,37 @@ class HostProgramAction(ActionBase):
             result["msg"] = "\n".join([*result.get("notices", []), message])
             result["_ansible_verbose_always"] = True
         return result
+
+    def complete(self, verb: str, arguments: dict[str, Any], task_vars: dict[str, Any]) -> bytes:
+        """Add what the host program needs beside a task's arguments; return what is attached to the call."""
+        if verb == "info":
+            arguments |= NOTHING
+        elif verb == "status":
+            release, description = arguments.pop("release"), arguments.pop("description")
+            arguments |= NOTHING if release is None else rendered(self.options(task_vars), release, description)
+        elif verb == "logs":
+            arguments |= {"after": "", "wait": 0}
+        elif verb == "record":
+            arguments["fields"] |= {"run": RUN}
+        elif verb == "shell":
+            arguments["again"] = f"{playbook(task_vars, 'run')} -e shell=true"
+        elif "by" in arguments:
+            arguments["by"] = f"{who()} {arguments['by']}"
+        if verb in {"cutover", "take_back"}:
+            arguments["run"] = RUN
+        if verb in {"cutover", "give_up"}:
+            arguments["host"] = task_vars["inventory_hostname"]
+        if verb == "cutover":
+            brought = arguments.pop("brought")
+            arguments |= {name: brought.get(name, "") for name in ("dest", "sha256")}
+            options = self.options(task_vars)
+            arguments |= rendered(options, arguments.pop("release"), arguments.pop("description"))
+            arguments |= config_of(options)
+            arguments |= {"process_seconds": options["app_process_seconds"], "restart": options["app_restart"]}
+            arguments["over_ssh"] = self._connection.transport == "ssh"
+            if brought:
+                return Path(brought["file"]).read_bytes()
+        return b""
 
     def ask(self, verb: str, arguments: dict[str, Any], attached: bytes = b"") -> dict[str, Any]:
         """Return a host's answer to a call.
@@ -349,6 +373,11 @@ class HostProgramAction(ActionBase):
         except (IndexError, ValueError):
             output = (done["stderr"] or done["stdout"]).strip() or "no reason given"
             return {"failed": True, "rc": done["rc"], "msg": f"The host's Python said: {output}"}
+        variables = self._templar.available_variables
+        if "msg" in answer:
+            answer["msg"] = completed(answer["msg"], variables)
+        for name in {"notices", "warnings"} & answer.keys():
+            answer[name] = [completed(text, variables) for text in answer[name]]
         return answer
 
     def _pin(self, verb: str) -> None:

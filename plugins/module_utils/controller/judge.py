@@ -6,7 +6,6 @@ All checks are one task, because each task costs time on every host, even if it 
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,10 +13,11 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 
-from . import host_program, programs
+from . import host_program, programs, trackers, watch
 from .build import MACHINES
 from .git import descends
 from .host_program import NOTHING, PID, HostProgramAction
+from .playbook import completed
 from .settings import suspects
 
 # The disk space that a release may need, and the difference between two clocks at which preflight fails.
@@ -41,7 +41,7 @@ def problems_of(
     description: dict[str, Any],
     name: str,
     check: bool,
-    secrets_command: Callable[[], str],
+    secrets_step: Callable[[str], str],
 ) -> Iterator[str]:
     """Yield each problem that keeps a host from taking a release.
 
@@ -51,8 +51,8 @@ def problems_of(
         release: the commit; empty for a rollback, whose release is on the host.
         description: the description of the app in the commit; empty for a rollback.
         name: the name of the host in the inventory.
-        check: whether Ansible is in check mode, which a host that was never bootstrapped passes too.
-        secrets_command: returns the command that places secrets.env on the host.
+        check: whether to accept a host that was never bootstrapped, as check mode does.
+        secrets_step: returns the next step for a `remedy` of secrets.env.
     """
     app, user, port = options["app_name"], options["app_user"], options["app_port"]
     production = options["app_environment"].lower() in {"production", "prod"}
@@ -67,8 +67,11 @@ def problems_of(
             f" which bootstrap.yml makes: app_user: {app}"
         )
     elif not host["ready"] and not check:
+        needed = ", and the secrets that production needs, for which bootstrap.yml prints a command"
+        needed = needed if production and host["secrets"]["usable"] else ""
         yield (
-            f"{name} lacks the user {user} or Booty's directories. Make it ready first: ansible-playbook bootstrap.yml"
+            f"{name} lacks the user {user} or Booty's directories{needed}. Make it ready first: ansible-playbook"
+            " bootstrap.yml"
         )
     seconds = int(abs(host["clock"] - time.time()))
     if seconds >= CLOCK_SECONDS:
@@ -109,11 +112,11 @@ def problems_of(
             f"{secrets['closed']}. On {name}, as root: chown root:root /etc/{app}/secrets.env; chmod 0600"
             f" /etc/{app}/secrets.env"
         )
-    elif secrets["readable"] or (production and secrets["usable"] and (host["ready"] or not check)):
+    elif secrets["readable"] or (production and secrets["usable"] and host["ready"]):
         problem = (
             secrets["readable"] or f"Production does not start without a usable SENTRY_DSN, and {secrets['usable']}"
         )
-        yield f"{problem}.\nType the file's lines (SENTRY_DSN=…), then Ctrl-D:\n  {secrets_command()}"
+        yield f"{problem}.\n{secrets_step(secrets['remedy'])}"
 
 
 def not_installed(
@@ -174,6 +177,21 @@ def not_an_ancestor(host: dict[str, Any], options: dict[str, Any], release: str,
         )
 
 
+def taken_back(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
+    """Yield a problem if a watch took the release back from this host, unless the deploy is forced."""
+    if release in host["refused"] and not options["app_watch_force"]:
+        yield (
+            f"{release} was taken back from {name}: {host['refused'][release]}. Deploy a commit that mends it. Or"
+            " deploy it all the same, and keep it whatever a watch finds: -e app_watch_force=true"
+        )
+
+
+def unwatchable(options: dict[str, Any]) -> Iterator[str]:
+    """Yield a problem if a watch should act, and the tracker can't be asked."""
+    if options["app_watch"] in {"hold", "back"} and (reason := trackers.why_not(os.environ)):
+        yield f"app_watch is {options['app_watch']}, and the tracker can't be asked: {reason}"
+
+
 def no_rollback_target(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
     """Yield a problem if a host does not have the release that it should go back to."""
     if release not in host["releases"]:
@@ -219,8 +237,8 @@ class PreflightAction(HostProgramAction):
         """Return the `problems`, and the host's answer as `host`.
 
         With `host` come the `release`; `due`, whether the cutover has anything to do; `by`, the words for the journal;
-        `crosses`, why a rollback is refused for all hosts; and `success_msg`, the message after a cutover. Without
-        `host` comes `rendered`, the text of the units.
+        `crosses`, why a rollback is refused for all hosts; `watch`, app_watch as it is in force; and `success_msg`, the
+        message after a cutover. Without `host` comes `rendered`, the text of the units.
         """
         result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
         _, arguments = self.validate_argument_spec(
@@ -256,32 +274,41 @@ class PreflightAction(HostProgramAction):
         if goes_back:
             problems = [*no_rollback_target(host, options, release, name)]
         else:
-            problems = [*not_an_ancestor(host, options, release, name)]
+            problems = [
+                *not_an_ancestor(host, options, release, name),
+                *taken_back(host, options, release, name),
+                *unwatchable(options),
+            ]
         # A rollback target has served before, so its manifest is not compared with a description and with Python.
         copy = "" if goes_back else release
         problems += programs.clashes(options, description)
-        problems += problems_of(host, options, copy, arguments["description"], name, check, self._secrets_command)
+        of_deploy, of_check = (
+            [*problems_of(host, options, copy, arguments["description"], name, each, self._secrets_step)]
+            for each in (False, check)
+        )
+        problems += of_check
         if problems:
             fields = {"result": "refused", "release": release, "from": host["pointer"].get("SENTRY_RELEASE", "")}
             self.call("record", {"message": " ".join(problems), "fields": {**fields, "by": host_program.who()}})
-        if "app" in (task_vars or {}):  # the commands in the texts need the option as well
-            option = rf"\1 -e app={options['app_name']}"
-            problems = [re.sub(r"(ansible-playbook \w+\.yml)", option, problem) for problem in problems]
         if suspicious := [*suspects(options["app_settings"])]:
             result["warnings"] = [SUSPECT.format(", ".join(suspicious))]
+        if later := [problem for problem in of_deploy if problem not in of_check]:
+            text = completed("\n".join(later), task_vars or {})
+            result["warnings"] = [*result.get("warnings", []), f"A deploy would be refused as things are: {text}"]
         serves = f"{name} serves {release} as {options['app_environment']}, process {PID}"
         message = [serves, *notices(host, options, name)]
         return {
             **result,
             "host": host,
             "release": release,
-            "problems": problems,
+            "problems": [completed(problem, task_vars or {}) for problem in problems],
             "crosses": commands_between(host, options, release, name) if goes_back else "",
+            "watch": watch.mode_of(options["app_watch"]),
             "due": options["app_restart"] or bool(host["unsettled"]),
             "by": by,
-            "success_msg": "\n".join(message),
+            "success_msg": completed("\n".join(message), task_vars or {}),
         }
 
-    def _secrets_command(self) -> str:
-        command: str = self._templar.template(trust_as_template("{{ __app_secrets_command }}"))
-        return command
+    def _secrets_step(self, remedy: str) -> str:
+        lines: list[str] = self._templar.template(trust_as_template(f"{{{{ __app_secrets_steps.{remedy} }}}}"))
+        return "\n".join(lines)

@@ -21,6 +21,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
+from . import trackers
 from .git import git, git_environment
 from .process import BuildError
 
@@ -162,12 +163,14 @@ class RegisterAction(ActionBase):
         )
         sha, environments = arguments["release"], ", ".join(arguments["environments"])
         result["_ansible_verbose_always"] = True  # shows the message without -v
+        reason = trackers.why_not(os.environ)
+        unwatched = f"\nNew errors are not watched: {reason}" if reason else ""
         if not os.environ.get("SENTRY_AUTH_TOKEN"):
             return {
                 **result,
                 "registration": "not configured",
                 "msg": "Registration in Sentry is not configured: there is no SENTRY_AUTH_TOKEN in the environment of"
-                " ansible-playbook.",
+                " ansible-playbook." + unwatched,
             }
         if self._task.check_mode:
             message = f"Would register in Sentry: {sha}, with its deploy to {environments}."
@@ -186,7 +189,7 @@ class RegisterAction(ActionBase):
                 raise AnsibleActionFail(message) from None
             return {**result, "registration": "failed", "msg": message}
         if new:
-            message = f"Registered in Sentry: {sha}, with its deploy to {', '.join(new)}."
+            message = f"Registered in Sentry: {sha}, with its deploy to {', '.join(new)}.{unwatched}"
         else:
             message = f"Sentry has {sha} and its deploy to {environments} already."
         return {**result, "changed": bool(new), "registration": "registered", "msg": message}

@@ -7,6 +7,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 
 from .judge import serving
+from .playbook import completed
 
 
 def serves(answer: dict[str, Any]) -> str:
@@ -103,7 +104,7 @@ class RollbackAction(ActionBase):
             {"answers": {"type": "dict", "required": True}, "cutovers": {"type": "dict"}}
         )
         if arguments["cutovers"] is not None:
-            message = outcome(arguments["answers"], arguments["cutovers"])
+            message = completed(outcome(arguments["answers"], arguments["cutovers"]), task_vars or {})
             return {**result, "failed": bool(message), "msg": message}
         lines, refusal = plan(arguments["answers"])
         return {

@@ -27,6 +27,7 @@ from jinja2 import pass_context
 from jinja2.runtime import Context
 
 from . import apps
+from .playbook import completed
 
 ROOT = Path(__file__).resolve().parents[3]
 SANDBOX = ROOT / "inventory" / "sandbox"
@@ -189,7 +190,7 @@ def refuse(variables: Context, problems: list[str]) -> str:
     of_run = [*options(arguments), *inventory(arguments, sys.argv[1:]), *settings(), *unparsed()]
     of_run += [*packages(variables.get("__app_roles", [])), *drift(variables)]
     if sentences := of_run or [*hosts(variables)] or problems:
-        message = "\n".join([*sentences, "Nothing was changed."])
+        message = completed("\n".join([*sentences, "Nothing was changed."]), variables.get_all())
         Display().error(message, wrap_text=False)
         if variables.get("status_format") == "json":  # status.yml promises a JSON document on standard output
             counts = {"hosts": 0, "levels": dict.fromkeys(("ok", "look", "broken"), 0), "releases": {}, "drifting": []}

@@ -40,6 +40,9 @@ RESERVED = (
 SECRET_WORDS = {*("PASS", "PASSWORD", "PASSWD", "PASSPHRASE", "SECRET", "TOKEN", "KEY", "APIKEY", "CREDENTIALS", "DSN")}
 PUBLIC_WORDS = {"PUBLIC", "PUBLISHABLE", "SITE", "PREFIX", "NAME", "ID", "PATH", "FILE"}
 PASSWORD_IN_ADDRESS = re.compile(r"://[^/@\s:]*:[^/@\s]+@")
+# systemd passes a variable with a control character other than the tab to no process. Half a character of UTF-16 is no
+# text.
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 CONFIG_BYTES = 1_000_000
 
 
@@ -61,8 +64,10 @@ def typed_settings(value: Any) -> dict[str, str]:
             raise ValueError(f"no {name} there: {owner}")
         if not isinstance(setting, (str, int)):
             raise ValueError(f"a text of one line for {name}, in quotes")
-        if not str(setting).isprintable():
+        if len(f"{setting}.".splitlines()) > 1:
             raise ValueError(f"a text of one line for {name}; keep a longer one in a file of app_config_dir")
+        if CONTROL.search(str(setting)):
+            raise ValueError(f"a text without control characters for {name}")
         # The kernel starts no program with a longer variable (MAX_ARG_STRLEN).
         if len(f"{name}={setting}".encode()) >= 131_072:
             raise ValueError(f"a shorter text for {name}, of less than 128 KB; keep a longer one in app_config_dir")

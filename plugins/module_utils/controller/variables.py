@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import yaml
 from ansible.errors import AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
+from ansible.utils.display import Display
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
@@ -152,6 +154,7 @@ RULES = {
     "app_threads": least(1),
     "app_user": USER,
     "app_wave_pause": SECONDS,
+    "app_watch_seconds": least(0),
     "app_waves": Rule(
         "for each wave a number of hosts, 1 or more, or a share of all, 1% to 100%",
         matches("[1-9][0-9]*|[1-9][0-9]?%|100%"),
@@ -214,9 +217,14 @@ RUN_WIDE = (
     "app_build_settings",
     "app_canary",
     "app_waves",
+    "app_wave_pause",
+    "app_wave_check",
     "app_failed_run",
     "app_unreachable",
     "app_unreachable_max",
+    "app_watch",
+    "app_watch_seconds",
+    "app_watch_force",
     "app_release_command",
     "app_release_command_seconds",
     "app_post_deploy_command",
@@ -301,6 +309,8 @@ def _scalar(name: str, spec: dict[str, Any], kind: str, value: Any) -> Any:
             raise ValueError(rule.write)
         value = int(value)
     elif choices := spec.get("choices"):
+        if value is False and "off" in choices:
+            value = "off"  # YAML's word for false
         rule = Rule(f"{', '.join(choices[:-1])} or {choices[-1]}", lambda value: value in choices)
     else:
         # YAML reads `yes` as true and 1.10 as 1.1, so the original text is lost.
@@ -432,6 +442,18 @@ def _trusted(value: Any) -> Any:
     return trust_as_template(value) if isinstance(value, str) else value
 
 
+def unknown(variables: Iterable[str]) -> list[str]:
+    """Return the names among these that begin as Booty's do, and are none."""
+    known = {*specs("app"), *specs("host"), *REPLACED}
+    return [name for name in variables if name.startswith(("app_", "host_")) and name not in known]
+
+
+def similar(name: str) -> str:
+    """Return a sentence with the variable of Booty that a name resembles; "" if there is none."""
+    found = get_close_matches(name, [*specs("app"), *specs("host")], n=1, cutoff=0.8)
+    return f" Did you mean {found[0]}?" if found else ""
+
+
 def hosts_of(context: Context) -> list[str]:
     """Return the hosts of the group booty in this run, in the order of the inventory."""
     if "hostvars" not in context:  # --syntax-check starts no play
@@ -458,7 +480,7 @@ def all_problems(context: Context, roles: list[str], complete: bool) -> list[str
     hosts = hosts_of(context)
     if of_apps := [*apps.load(context, hosts, {*specs("app"), *specs("host")})]:
         return of_apps
-    problems, values = Problems(hosts), {}
+    problems, strays, values = Problems(hosts), Problems(hosts), {}
     for host in hosts:
         variables = context["hostvars"].raw_get(host)
         names = [name for name in known if name in variables]
@@ -474,7 +496,13 @@ def all_problems(context: Context, roles: list[str], complete: bool) -> list[str
             problems.add(name, rest, host)
         for name in (name for name in REPLACED if name in variables):
             problems.add(name, REPLACED[name], host)
-    return [*problems] or [*differing(values), *domains.crowded(values)]
+        for name in unknown(variables):
+            strays.add(name, f"is no variable of Booty, so it has no effect.{similar(name)}", host)
+    for sentence in strays:
+        Display().warning(sentence)
+    ports = {options.get("app_port", spec_of("app_port")["default"]) for options in values.values()}
+    clashes = apps.clashing(context, ports) if complete else ()
+    return [*problems] or [*differing(values), *domains.crowded(values), *clashes]
 
 
 @pass_context

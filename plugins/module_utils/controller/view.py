@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import view_programs
+from .playbook import completed
 
 # From the best to the worst. A `broken` host does not serve its release, or gave no answer.
 LEVELS = ("ok", "look", "broken")
@@ -142,6 +143,8 @@ def around(app: str, status: dict[str, Any]) -> list[tuple[str, str]]:
     problems += [f"is not as it should be: {each}" for each in status["damaged"]]
     if (last := status["last"]) and not went_well(last):
         problems.append(f"{last['result']} on {last['at']}: {last['message'].splitlines()[0]}")
+    if (watch := status.get("watch")) and (problem := WATCHED.get(watch["result"])):
+        problems.append(problem.format(**watch))
     if status.get("outdated"):
         problems.append("runs a library that an upgrade has replaced on disk: deploy.yml -e app_restart=true")
     problems += view_programs.problems(status)
@@ -229,6 +232,7 @@ def cells(row: dict[str, Any], now: datetime) -> dict[str, tuple[str, bool]]:
         ),
         "previous": (short(row["previous"]) if row["previous"] else NOTHING, False),
         "tracker": tracker_cell(row["tracker"]) if memory else (NOTHING, False),
+        "watch": watch_cell(row.get("watch")),
         "free": (size(row["free"]["bytes"]), row["free"]["share"] < LOW),
         "last result": (f"{last.get('result', 'unknown')}, {ago(last['at'], now)} ago", not went_well(last))
         if last
@@ -244,14 +248,40 @@ def tracker_cell(tracker: dict[str, Any] | None) -> tuple[str, bool]:
     return word, word == "fails"
 
 
+# The notes on a watch, by its result.
+WATCHED = {
+    "bad": "{message}",
+    "blind": "{message}",
+    "cut off": "its watch, begun on {at}, was cut off. To look again: ansible-playbook watch.yml",
+}
+
+
+def watch_cell(watch: dict[str, Any] | None) -> tuple[str, bool]:
+    """Return the cell of the last watch of the release that serves."""
+    if watch is None:
+        return NOTHING, False
+    return "goes on" if watch["result"] == "began" else watch["result"], watch["result"] in WATCHED
+
+
 def went_well(last: dict[str, Any]) -> bool:
     """Return whether the last deploy or rollback succeeded, or is under way and has no result yet."""
     return bool(last.get("result", "switched") == "switched")
 
 
-HEADINGS = ("serves", "for", "on disk", "in memory", "environment", "previous", "tracker", "free", "last result")
+HEADINGS = (
+    "serves",
+    "for",
+    "on disk",
+    "in memory",
+    "environment",
+    "previous",
+    "tracker",
+    "watch",
+    "free",
+    "last result",
+)
 # Columns to drop on a narrow terminal, in this order. The notes have the problems of all columns.
-EXPENDABLE = ("previous", "free", "last result", "tracker", "in memory", "environment")
+EXPENDABLE = ("previous", "free", "last result", "watch", "tracker", "in memory", "environment")
 
 
 def served(row: dict[str, Any]) -> str | None:
@@ -270,6 +300,13 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "releases": dict(releases.most_common()),
         "drifting": [row["name"] for row in rows if row.get("drift")],
     }
+
+
+def numbers(rows: list[dict[str, Any]]) -> str:
+    """Return in words how many hosts there are, and how many services if a host has several."""
+    count = len({row["host"] for row in rows})
+    hosts = f"{count} host{'s' * (count != 1)}"
+    return hosts if len(rows) == count else f"{len(rows)} services on {hosts}"
 
 
 def table(rows: list[dict[str, Any]], now: datetime, width: int, colored: bool) -> str:
@@ -293,7 +330,7 @@ def table(rows: list[dict[str, Any]], now: datetime, width: int, colored: bool) 
         shown = grid(rows, now, headings)
     counts = summary(rows)
     levels = [f"{count} {WORDS[level]}" for level, count in counts["levels"].items() if count]
-    console.print(Text(f"{counts['hosts']} host{'s' * (counts['hosts'] != 1)}: {', '.join(levels)}", style="bold"))
+    console.print(Text(f"{numbers(rows)}: {', '.join(levels)}", style="bold"))
     console.print()
     console.print(shown)
     if any(programs := [lines(row, now) for row in rows]):
@@ -355,6 +392,7 @@ def page(template: str, rows: list[dict[str, Any]], now: datetime) -> str:
         headings=HEADINGS,
         program_headings=view_programs.HEADINGS,
         summary=summary(rows),
+        numbers=numbers(rows),
         words=WORDS,
         nothing=NOTHING,
         at=now,
@@ -384,8 +422,8 @@ def mixed(rows: list[dict[str, Any]]) -> list[str]:
     return sentences
 
 
-def failure(rows: list[dict[str, Any]], mixture: list[str]) -> str | None:
-    """Return the message if a host is broken or drifts, or an environment has several releases; None otherwise."""
+def failure(rows: list[dict[str, Any]], mixture: list[str]) -> str:
+    """Return the message if a host is broken or drifts, or an environment has several releases; "" otherwise."""
     broken = [row["name"] for row in rows if row["level"] == "broken"]
     drifting = [row["name"] for row in rows if row.get("drift")]
     sentences = [*mixture, "Deploy one: ansible-playbook deploy.yml -e app_release=<sha>"] if mixture else []
@@ -393,7 +431,7 @@ def failure(rows: list[dict[str, Any]], mixture: list[str]) -> str | None:
         sentences.append(f"Broken: {', '.join(broken)}.")
     if drifting:
         sentences.append(f"A deploy would change: {', '.join(drifting)}.")
-    return " ".join(sentences) or None
+    return " ".join(sentences)
 
 
 class StatusAction(ActionBase):
@@ -411,10 +449,10 @@ class StatusAction(ActionBase):
         )
         now = datetime.now(UTC)
         rows = rows_of(arguments["answers"])
-        message = failure(rows, mixed(rows))
+        message = completed(failure(rows, mixed(rows)), task_vars or {})
         if arguments["format"] == "json":
             at = now.isoformat(timespec="seconds")
-            document = {"at": at, "summary": summary(rows), "hosts": rows, "message": message}
+            document = {"at": at, "summary": summary(rows), "hosts": rows, "message": message or None}
             screen = json.dumps(document, indent=2, ensure_ascii=False)
         elif arguments["format"] == "html":
             screen = page(Path(self._find_needle("templates", "status.html.j2")).read_text(), rows, now)

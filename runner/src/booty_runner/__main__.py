@@ -5,9 +5,11 @@ import gc
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from booty_runner import __version__, ask, logs
@@ -15,6 +17,8 @@ from booty_runner.settings import ACCEPTED, Refusal, Settings, current
 
 log = logging.getLogger("booty")
 
+# The packages whose frames lead to those of the app, in the traceback of an error of its import or its startup.
+_CALLERS = {"__main__", "booty_runner", "importlib", "asyncio"}
 _STATUSES = "exit status: 0 after a stop, 1 when it refuses to start and logs the reason, 3 when it failed"
 
 
@@ -48,11 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         # The app has no part in the trial. A candidate that has taken the service's place keeps its environment.
         os.environ.pop("BOOTY_CANDIDATE", None)
+        listeners = server.systemd_sockets()  # no process that the app starts at its import takes them for its own
         telemetry.start(settings)
         app = _load(args.app, settings)
         gc.freeze()
         gc.enable()
-        listeners = server.systemd_sockets() or server.open_sockets(args.host, args.port, args.internal_socket)
+        if any(listener.lost for listener in listeners):
+            raise Refusal(
+                f"{args.app} closed the sockets that systemd passed to this process when it was imported: it must not"
+                " close descriptors that it has not opened, or turn itself into a daemon"
+            )
+        listeners = listeners or server.open_sockets(args.host, args.port, args.internal_socket)
         report = server.report
         if settings.booty_workers > 1:
             from booty_runner.workers import Supervisor  # noqa: PLC0415 - a single process doesn't need it
@@ -66,15 +76,38 @@ def main(argv: Sequence[str] | None = None) -> int:
             if worker.live:
                 settings = replace(settings, booty_candidate=False)
         server.run(settings, app, listeners, identity, question, report)
-    except Refusal as error:
-        logs.keep()
+    except BaseException as error:
+        return _failed(error)
+    return 0
+
+
+def _failed(error: BaseException) -> int:
+    """Log why the process ends, and return its exit status.
+
+    Raises:
+        SystemExit: with status 1; the app refuses to start, and has logged why.
+        KeyboardInterrupt: somebody stopped a start in a terminal.
+    """
+    if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == 1):
+        raise error
+    logs.keep()
+    if isinstance(error, Refusal):
         log.error(error)
         return 1
-    except Exception:
-        logs.keep()
-        log.exception("the service failed")
-        return 3
-    return 0
+    if isinstance(error, SystemExit):
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        log.error("the app called sys.exit(%r) in %s, line %s", error.code, frame.filename, frame.lineno)
+        return 1
+    log.error("the service failed", exc_info=error.with_traceback(_of_the_app(error.__traceback__)))
+    return 3
+
+
+def _of_the_app(trace: TracebackType | None) -> TracebackType | None:
+    """Return a traceback without its first frames, in which the runner imports or calls the app."""
+    rest = trace
+    while rest and rest.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _CALLERS:
+        rest = rest.tb_next
+    return rest or trace
 
 
 def _load(name: str, settings: Settings) -> Any:
@@ -85,8 +118,8 @@ def _load(name: str, settings: Settings) -> Any:
         loaded = target.load(name)
         app = target.adapt(loaded, name, settings)
         telemetry.fit(loaded)
-    except Exception as error:
-        if not isinstance(error, Refusal):
+    except BaseException as error:
+        if not isinstance(error, (Refusal, SystemExit)):
             telemetry.report(error, "import")
         telemetry.stop()
         raise

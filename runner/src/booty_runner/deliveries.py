@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from booty_runner import tally
+
 # At most one log line a minute reports that events are being dropped.
 QUIET_SECONDS = 60.0
 
@@ -55,6 +57,7 @@ class Deliveries:
             self.last, self._since = outcome, now
         if not accepted(outcome):
             self._dropped += 1
+            tally.lost.add()
             if outcome == TOO_LARGE:  # concerns this event only
                 if now - self._logged_large_at < QUIET_SECONDS:
                     return None

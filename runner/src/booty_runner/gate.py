@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import uuid
+from contextlib import suppress
 from typing import Any
 
 from booty_runner import telemetry
@@ -30,6 +31,7 @@ async def gate_flaw() -> str | None:
         return _client_flaw(client, watch)
     event_id = uuid.uuid4().hex
     outcome = watch.outcome_of(event_id)
+    watch.proof = event_id
     if _capture(client, event_id) is None:
         return f"{_name(client)} drops the gate's event, so no error would be reported{_SWITCH}"
     try:
@@ -83,15 +85,31 @@ def _capture(client: Any, event_id: str) -> str | None:
     return captured
 
 
-def _dropping(options: Options) -> str | None:
-    """Return the option by which the app drops an ordinary error, or None."""
+def sampled(client: Any) -> float | None:
+    """Return the share of ordinary errors that a client reports; None without a client."""
+    if client is None:
+        return None
+    options, (event, hint) = client.options, _ordinary()
+    if callable(sampler := options.get("error_sampler")):
+        with suppress(Exception):  # the SDK reports the error then
+            return float(sampler(event, hint))
+    return float(options["sample_rate"])
+
+
+def _ordinary() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the event and the hint of an ordinary error, for the app's filters."""
     error = RuntimeError("Booty asks whether the app's filters let an error pass")
     event = {
         "event_id": uuid.uuid4().hex,
         "level": "error",
         "exception": {"values": [{"type": "RuntimeError", "value": str(error), "module": "builtins"}]},
     }
-    hint = {"exc_info": (RuntimeError, error, None)}
+    return event, {"exc_info": (RuntimeError, error, None)}
+
+
+def _dropping(options: Options) -> str | None:
+    """Return the option by which the app drops an ordinary error, or None."""
+    event, hint = _ordinary()
     sampler, before_send = options.get("error_sampler"), options.before_send
     try:
         if callable(sampler) and not sampler(event, hint):

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
 
-from booty_runner import hooks, telemetry, verify
+from booty_runner import hooks, tally, telemetry, verify
 from booty_runner.hooks import CommandError, Scope
 from booty_runner.settings import Settings
 
@@ -63,6 +63,8 @@ class InternalApp:
                     "environment": self._settings.sentry_environment,
                     "pid": os.getpid(),
                     "telemetry": telemetry.status(),
+                    "requests": tally.requests.total,
+                    "lost": tally.lost.total,
                     **{name: await function() for name, function in hooks.status.items()},
                 }
         commands = {**self._commands, **hooks.commands}

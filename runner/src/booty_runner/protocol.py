@@ -6,7 +6,9 @@ import logging
 import termios
 from typing import Any, cast
 
+from booty_runner import tally
 from booty_runner._vendor import httptools
+from booty_runner._vendor.uvicorn.protocols.http import httptools_impl
 from booty_runner._vendor.uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from booty_runner._vendor.uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
@@ -30,6 +32,24 @@ LINGER_SECONDS = 2
 
 class _HeadTooLarge(httptools.HttpParserError):
     pass
+
+
+class Cycle(RequestResponseCycle):
+    """uvicorn's request and response; a head that can't be sent is answered with 500, as nothing of it was sent."""
+
+    async def send(self, message: Any) -> None:
+        """Send a part of the response."""
+        begins = not self.response_started
+        try:
+            await super().send(message)
+        except Exception:
+            if begins:
+                self.response_started, self.chunked_encoding, self.expected_content_length = False, None, 0
+            raise
+
+
+# uvicorn's protocol makes each request by this name.
+httptools_impl.RequestResponseCycle = Cycle  # type: ignore[misc]
 
 
 class Protocol(HttpToolsProtocol):
@@ -185,6 +205,8 @@ class Protocol(HttpToolsProtocol):
             self.headers[:] = [header for header in self.headers if header[0] != HEADER]
             if self._answer and self._identity.behind_proxy:
                 self.scope["scheme"] = "https"
+        if self.config.counted and not self._answer:
+            tally.requests.add()
 
     def _await_head(self) -> None:
         """Start the head timer after the first byte of a head, or else the keep-alive timer.

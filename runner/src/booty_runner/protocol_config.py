@@ -13,6 +13,7 @@ class Config:
 
     loaded_app: Any
     timeout_keep_alive: float  # seconds
+    counted: bool = True  # whether the requests are those of the app's clients
     ws_protocol_class: type[asyncio.Protocol] | None = None
     loaded: bool = True
     root_path: str = ""

@@ -38,8 +38,9 @@ class Proxied:
                     # The nearest proxy's word is the last one.
                     proto = value.decode("latin-1").rpartition(",")[2].strip().lower()
                     if proto in {"http", "https", "ws", "wss"}:
-                        secure = proto in {"https", "wss"}
-                        scope["scheme"] = ("wss" if secure else "ws") if scope["type"] == "websocket" else proto
+                        # A proxy may name the scheme of the connection for any request on it.
+                        scheme = "ws" if scope["type"] == "websocket" else "http"
+                        scope["scheme"] = f"{scheme}s" if proto in {"https", "wss"} else scheme
             for host in map(_host, reversed(forwarded)):
                 if host is None:  # not an address, so not a proxy's
                     break

@@ -64,6 +64,14 @@ class Listener:
         """Whether the internal app answers here."""
         return self.sock.family == socket.AF_UNIX and not self.proxied
 
+    @property
+    def lost(self) -> bool:
+        """Whether the descriptor is closed, or that of another file by now."""
+        try:
+            return not self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        except OSError:
+            return True
+
 
 def systemd_sockets() -> list[Listener]:
     """Take the sockets that systemd passed to this process, none if it passed none; see sd_listen_fds(3).
@@ -163,7 +171,7 @@ def run(
 
     Raises:
         Refusal: the service does not start.
-        SystemExit: the app itself refuses to start; it has logged why.
+        SystemExit: the app itself refuses to start.
         Exception: what the lifespan raises.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -198,7 +206,12 @@ async def _serve(
                 if not listener.internal and (settings.booty_trusted_proxies or listener.proxied):
                     answers = Proxied(public, settings.booty_trusted_proxies, listener.proxied)
                 protocol = None if listener.internal else websocket
-                config = Config(loaded_app=answers, timeout_keep_alive=KEEP_ALIVE_SECONDS, ws_protocol_class=protocol)
+                config = Config(
+                    loaded_app=answers,
+                    timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                    ws_protocol_class=protocol,
+                    counted=not listener.internal,
+                )
                 configs.append((listener.sock, config))
             serving = True
             finished = await server.run(configs, state)

@@ -83,6 +83,7 @@ class Watch:
         traceable: whether the outcome of an event can be seen.
         release: of the last event; "" if that had none.
         clock_offset: the tracker's clock minus ours, in seconds, at its last answer.
+        proof: the id of the last event that the gate sent.
     """
 
     def __init__(self, transport: Any, sdk: str, dsn_name: str, bodies: bool) -> None:
@@ -97,6 +98,7 @@ class Watch:
         self._redactor: Redactor
         self.release: str | None = None
         self.clock_offset: float | None = None
+        self.proof: str | None = None
         # SENTRY_PRINT_ENVELOPES puts a transport that prints before the one that sends.
         sender = vars(transport).get("_inner", transport)
         self.traceable = hasattr(sender, "_worker") and hasattr(getattr(sender, "_pool", None), "urlopen")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from booty_runner import hooks, telemetry
+from booty_runner import gate, hooks, telemetry
 from booty_runner.gate import gate_flaw
 from booty_runner.settings import Settings, current
 from booty_runner.target import label_flaw
@@ -39,12 +39,19 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """The results of all checks, and the process that made them."""
+    """The results of all checks, and the process that made them.
+
+    Attributes:
+        proof: the id of the event that the tracker was asked to accept; None without one.
+        sampled: the share of the errors that the client in force reports; None if it reports none.
+    """
 
     release: str | None
     environment: str
     pid: int
     checks: list[Check]
+    proof: str | None
+    sampled: float | None
 
     @property
     def flaw(self) -> str | None:
@@ -73,7 +80,15 @@ async def verify(ask_tracker: bool = False) -> Report:
         _check("clock", _clock_flaw(settings), time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())),
         *[_check(name, *await function()) for name, function in hooks.checks.items()],
     ]
-    return Report(settings.sentry_release, settings.sentry_environment, os.getpid(), checks)
+    watch = telemetry.watch()
+    return Report(
+        settings.sentry_release,
+        settings.sentry_environment,
+        os.getpid(),
+        checks,
+        watch.proof if watch else None,
+        gate.sampled(telemetry.in_force()),
+    )
 
 
 async def start_flaw(settings: Settings) -> str | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from booty_runner.deadline import end_in
 from booty_runner.server import keep_watch, notify, ping
+from booty_runner.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class Supervisor:
             if missing and now >= self._next_start:
                 for _ in range(missing):
                     supervisor, first, served = os.getpid(), not self._proven, self._served
+                    Tally.take_slot()
                     if not (pid := os.fork()):
                         _become_worker(supervisor, mask, _START_SECONDS if served else 0)
                         return Worker(supervisor, first, self._live)

@@ -5,6 +5,7 @@ import contextvars
 import io
 import logging
 import queue
+import re
 import sys
 import threading
 from collections import deque
@@ -30,6 +31,8 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 
 _HEADER_KEYS: dict[bytes, str] = {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH"}
 _MANY_KEYS = 1000
+# 1xx begins no response.
+_STATUS = re.compile(r"[2-5][0-9]{2}( |$)", re.ASCII)
 
 
 class ClientLeft(ConnectionResetError):
@@ -171,13 +174,18 @@ class _Exchange:
                 exc_info = None  # a circle of references
         elif self._status:
             raise AssertionError("start_response was called a second time without exc_info")
+        if not _STATUS.match(status):
+            raise ValueError(f"{status!r} is no status line of a response")
         self._status = int(status[:3])
         self._headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         self._left = None
         if self._status in {204, 304}:  # they have no body, whatever length the headers announce
             self._headers = [header for header in self._headers if header[0] != b"content-length"]
         elif not self._head_only:
-            self._left = next((int(value) for name, value in self._headers if name == b"content-length"), None)
+            length = next((value for name, value in self._headers if name == b"content-length"), None)
+            if length is not None and not length.isdigit():
+                raise ValueError(f"{length.decode('latin-1')!r} is no Content-Length")
+            self._left = None if length is None else int(length)
         return self.write
 
     def write(self, piece: bytes) -> None:
@@ -188,6 +196,8 @@ class _Exchange:
         """
         if not self._status:
             raise AssertionError("the app sent a body before it called start_response")
+        if not isinstance(piece, bytes):
+            raise TypeError(f"the app sent a body of the type {type(piece).__name__}, not bytes")
         if self._gone:
             raise ClientLeft("the client left within the response")
         if self._left is not None:
@@ -205,6 +215,8 @@ class _Exchange:
     def _take(self, result: Iterable[bytes]) -> None:
         if isinstance(result, (list, tuple)) and not self._begun:
             body = b"".join(result)
+            if self._left is not None and len(body) < self._left:
+                raise ValueError(f"the app announced {self._left} bytes, and returned {len(body)}")
             known = self._left is not None or self._status in {204, 304}
             if self._status and not known and not (self._head_only and not body):
                 self._announce(len(body))

@@ -1,9 +1,12 @@
 import time
 
 from flask import Flask
+from setproctitle import setproctitle
 
 GREETING = "first"
 app = Flask(__name__)
+# Longer than the command line: without SPT_NOENV it would overwrite the environment, where Booty reads the release.
+setproctitle(f"shop: {'ready ' * 100}")
 
 
 @app.get("/")

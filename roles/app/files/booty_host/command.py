@@ -235,8 +235,13 @@ def of_running(app: App) -> Sandbox:
     return Sandbox(app, release, app.release_env)
 
 
-def shell(app: App, check: bool) -> dict[str, Any]:
+def shell(app: App, again: str, check: bool) -> dict[str, Any]:
     """Write a script that starts a shell in the environment and the sandbox of the running release.
+
+    Args:
+        app: the app.
+        again: the command that makes a new script, which the script names when another release serves.
+        check: write nothing.
 
     Returns:
         `script`, its path; root may run it.
@@ -248,11 +253,9 @@ def shell(app: App, check: bool) -> dict[str, Any]:
     if not check:
         app.commands.mkdir(mode=0o700, parents=True, exist_ok=True)
         release = labels_on_disk(app)["SENTRY_RELEASE"]
-        again = "Another release serves by now. Get a new command: ansible-playbook run.yml -e shell=true"
+        moved = shlex.quote(f"Another release serves by now. Get a new command: {again}")
         start = shlex.join(argv).replace("--unit=UNIT", f'--unit="{app.name}-shell-$$.service"')
-        script = (
-            f"#!/bin/sh\ngrep -qx SENTRY_RELEASE={release} {app.release_env} || {{ echo '{again}' >&2; exit 1; }}\n"
-        )
+        script = f"#!/bin/sh\ngrep -qx SENTRY_RELEASE={release} {app.release_env} || {{ echo {moved} >&2; exit 1; }}\n"
         write_atomically(app.shell, f"{script}exec {start}\n", 0o700)
     return {"changed": False, "script": str(app.shell)}
 

@@ -117,8 +117,10 @@ def cutover(
     return {**result, **lease.detached(app, work, by, wait)}
 
 
-def take_back(app: App, release: str, by: str, run: str, wait: int, check: bool) -> dict[str, Any]:
+def take_back(app: App, release: str, by: str, run: str, wait: int, refuse: str, check: bool) -> dict[str, Any]:
     """Undo the last cutover, to `release`, if the same run made it; the other arguments are those of `cutover`.
+
+    With `refuse`, the result of the watch that found the release bad, the host refuses the release from now on.
 
     Returns:
         `notices`, which name the release that the host went back to.
@@ -126,7 +128,7 @@ def take_back(app: App, release: str, by: str, run: str, wait: int, check: bool)
     if check:
         return {"changed": False}
     steps = Cutover(app, Systemd(app))
-    return {"changed": True, **lease.detached(app, lambda: steps.undo(release, by, run), by, wait)}
+    return {"changed": True, **lease.detached(app, lambda: steps.undo(release, by, run, refuse), by, wait)}
 
 
 def difference(release: Release) -> list[dict[str, str]]:
@@ -571,7 +573,7 @@ class Cutover:
         untouched = f"{before.sha or 'What served'} was not touched."
         return untouched if self.systemd.labels(self.app.service) else "Nothing was served before."
 
-    def undo(self, release: str, by: str, run: str) -> dict[str, Any]:
+    def undo(self, release: str, by: str, run: str, refuse: str = "") -> dict[str, Any]:
         """Go back to what the last cutover replaced, if the same run made that cutover, to `release`."""
         app = self.app
         began = time.monotonic()
@@ -585,7 +587,9 @@ class Cutover:
         notices = [self.go_back(before, state.here) + ran_before(state, before.sha, release)]
         state.served = state.previous.get("served", [])
         with unsaved(app, notices):
-            state.abandon(release, "taken back, since it failed on another host")
+            if refuse:
+                state.refused[release] = refuse
+            state.abandon(release, refuse or "taken back, since it failed on another host")
             state.save()
         seconds = f"{time.monotonic() - began:.2f}"
         fields = {"result": "taken back", "release": before.sha, "from": release, "by": by, "seconds": seconds}

@@ -26,6 +26,11 @@ CAUSES = (
         " app's own, app_path names another folder than the one it is imported from.",
     ),
     (
+        r"subprocess\.py\", line \d+, in _execute_child\n(?:.*\n)*?FileNotFoundError: .*: '([^/']+)'",
+        "The app runs the program {}, which the host lacks: name the Debian package that has it in app_packages, then:"
+        " ansible-playbook bootstrap.yml",
+    ),
+    (
         r"Read-only file system: '/opt/[^/']+/releases/[^/']+/tree/([^']+)'",
         "The app writes {} in its own folder, which is read-only: name it, or the folder it is in, in app_state_paths.",
     ),

@@ -114,6 +114,7 @@ def info(
         "layers": layers,
         "served": state.served,
         "commands": state.commands,
+        "refused": state.refused,
         "running": systemd.labels(app.service),
         "places": state.places,
         "problems": programs.problems(app, release),

@@ -182,15 +182,16 @@ def judge(app: App) -> dict[str, Any]:
     """Judge `/etc/NAME/secrets.env` on the host, without returning a value of it.
 
     Returns:
-        `present`; the `names` that it sets; and three faults, each None if there is none: `closed`, of the owner or
-        mode; `readable`, which keeps systemd from reading the file as it is written; and `usable`, which keeps
-        production from using it.
+        the `names` that it sets; three faults, each None if there is none: `closed`, of the owner or mode; `readable`,
+        which keeps systemd from reading the file as it is written; and `usable`, which keeps production from using it;
+        and the `remedy` of the last one: to `write` the file, to `add` a line, or to `mend` one.
     """
     path = app.secrets_env
     try:
         status = path.lstat()
     except FileNotFoundError:
-        return {"present": False, "names": [], "closed": None, "readable": None, "usable": f"{path} is missing"}
+        missing = f"{path} is missing"
+        return {"names": [], "closed": None, "readable": None, "usable": missing, "remedy": "write"}
     closed = None
     if stat.S_ISLNK(status.st_mode):
         closed = f"{path} is a symbolic link, which is not a regular file: put the file itself there"
@@ -201,11 +202,13 @@ def judge(app: App) -> dict[str, Any]:
     elif status.st_mode & 0o077:
         closed = f"{path} is open to others (mode {stat.S_IMODE(status.st_mode):04o}; make it 0600)"
     if closed:
-        return {"present": True, "names": [], "closed": closed, "readable": None, "usable": closed}
+        return {"names": [], "closed": closed, "readable": None, "usable": closed, "remedy": "mend"}
     # Reading bytes keeps the line ends, which reading text would translate.
     data = path.read_bytes()
     readable, usable = (fault and f"{path}: {fault}" for fault in judge_content(data))
-    return {"present": True, "names": names_in(data), "closed": None, "readable": readable, "usable": usable}
+    names = names_in(data)
+    remedy = "mend" if readable or "SENTRY_DSN" in names else "add"
+    return {"names": names, "closed": None, "readable": readable, "usable": usable, "remedy": remedy}
 
 
 def hidden(app: App) -> list[str]:

@@ -11,7 +11,7 @@ from booty_host import HostError
 from booty_host.app import App
 from booty_host.files import read, write_atomically
 
-# The number of commands that a host remembers.
+# The number of commands, and of releases that a watch took back, that a host remembers.
 KEPT = 20
 
 
@@ -28,6 +28,7 @@ class State:
             `here`, whether it is this one.
         previous: the texts of release.env and of the units that the last cutover replaced, that cutover's run, and
             the places before.
+        refused: the releases that a watch took back, each with its result; a deploy refuses them until it is forced.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class State:
         previous: dict[str, Any],
         commands: list[dict[str, Any]],
         places: dict[str, dict[str, Any]],
+        refused: dict[str, str],
     ) -> None:
         self.path, self.served, self.abandoned, self.previous = app.state, served, abandoned, previous
-        self.commands, self.places = commands, places
+        self.commands, self.places, self.refused = commands, places, refused
 
     @classmethod
     def load(cls, app: App) -> State:
@@ -56,6 +58,7 @@ class State:
                 "previous": {},
                 "commands": [],
                 "places": {},
+                "refused": {},
                 **json.loads(read(app.state) or "{}"),
             }
         except (OSError, ValueError, TypeError):
@@ -67,9 +70,10 @@ class State:
                 "previous": dict(previous),
                 "commands": list(commands),
                 "places": dict(places),
+                "refused": dict(refused),
             }:
                 if all(isinstance(release, str) for release in served):
-                    return cls(app, served, abandoned, previous, commands, places)
+                    return cls(app, served, abandoned, previous, commands, places, refused)
         raise HostError(
             f"{app.state} is damaged; it says what this host can go back to. Put a copy of it back. Or remove it: the"
             " host then has nothing to go back to until the next deploy."
@@ -83,16 +87,18 @@ class State:
             "previous": self.previous,
             "commands": self.commands[-KEPT:],
             "places": self.places,
+            "refused": dict([*self.refused.items()][-KEPT:]),
         }
         write_atomically(self.path, json.dumps(fields, indent=1) + "\n")
 
     def serve(self, release: str) -> None:
         """Record that a release serves now."""
-        if self.served[:1] != [release] or release in self.abandoned:
+        if self.served[:1] != [release] or release in {*self.abandoned, *self.refused}:
             for entry in self.commands:
                 entry["before"] = [other for other in entry["before"] if other != release]
             self.served = [release, *(other for other in self.served if other != release)]
             self.abandoned.pop(release, None)
+            self.refused.pop(release, None)
             self.save()
 
     @property

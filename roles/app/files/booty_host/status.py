@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
-import socket
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from booty_host import HostError, lease, programs
 from booty_host.app import App, installed
 from booty_host.files import directories, parse_assignments, parse_pointer, read
+from booty_host.observe import ask_internal
 from booty_host.processes import labels, outdated, run
 from booty_host.programs import Programs
 from booty_host.release import Release, ask_installed, labels_on_disk, manifest, unsettled
@@ -26,6 +27,8 @@ FIELDS = {
     "from": "BOOTY_FROM",
     "by": "BOOTY_BY",
     "seconds": "BOOTY_SECONDS",
+    "watch": "BOOTY_WATCH",
+    "until": "BOOTY_UNTIL",
     "message": "MESSAGE",
 }
 
@@ -71,6 +74,7 @@ def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
     damaged = [
         f"{path} has no release.json that can be read" for path in directories(app.releases) if not manifest(path)
     ]
+    journal = run(*JOURNAL, f"BOOTY_APP={app.name}").stdout
     try:
         state = State.load(app)
         served, places = state.served, state.places
@@ -99,7 +103,8 @@ def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
         or {"release": parse_pointer(read(app.candidate_env)).get("SENTRY_RELEASE")},
         "lease": lease.holder(app, read(Path("/proc/locks"))),
         "free": free(app.opt if app.opt.is_dir() else Path("/")),
-        "last": last(run(*JOURNAL, f"BOOTY_APP={app.name}").stdout),
+        "last": last(journal),
+        "watch": watch(journal, serving, time.time()),
         "drift": drift(app, systemd, Release(app, pointer, units), here) if units else None,
     }
 
@@ -199,18 +204,11 @@ def tracker(app: App) -> dict[str, Any] | None:
 
     None if the service reports no errors at all; a `status` in words is the reason why it gives no answer.
     """
-    connection = http.client.HTTPConnection("localhost", timeout=5)
     try:
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(5)
-        connection.sock.connect(str(app.internal_socket))
-        connection.request("GET", "/status")
-        telemetry = json.loads(connection.getresponse().read())["telemetry"]
+        telemetry = ask_internal(app, "GET", "/status", 5)["telemetry"]
         return telemetry and {name: telemetry.get(name) for name in ("status", "since", "dropped")}
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
         return {"status": f"the service does not say: {error or type(error).__name__}", "since": None, "dropped": None}
-    finally:
-        connection.close()
 
 
 def free(path: Path) -> dict[str, float]:
@@ -236,6 +234,11 @@ def last(journal: str) -> dict[str, Any] | None:
     record = next(ends, records[0] if records else None)
     if record is None:
         return None
+    return named(record)
+
+
+def named(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a record of the journal by their names in the answer, and its time as `at`."""
     # The journal writes a value that is not text as a list of bytes.
     fields = {name: record[field] for name, field in FIELDS.items() if isinstance(record.get(field), str)}
     return {**fields, "at": moment(int(record["__REALTIME_TIMESTAMP"]) / 1_000_000)}
@@ -248,6 +251,25 @@ def last_run(unit: str) -> dict[str, Any]:
     record = json.loads(text or "{}")
     at = moment(int(record["__REALTIME_TIMESTAMP"]) / 1_000_000) if record else None
     return {"last": at, "result": record.get("JOB_RESULT", "")}
+
+
+def watch(journal: str, release: str | None, now: float) -> dict[str, Any] | None:
+    """Return how the last watch of a release ended, as `result`, `message` and `at`; None if it was not watched.
+
+    The result is `began` while the watch may go on, and `cut off` if it has no end after its longest time.
+
+    Args:
+        journal: as for `last`.
+        release: the one that serves.
+        now: the time, in seconds since 1970.
+    """
+    for line in journal.splitlines():
+        fields = named(json.loads(line))
+        if "watch" in fields and fields.get("release") == release:
+            cut_off = fields["watch"] == "began" and now > float(fields.get("until", 0))
+            result = "cut off" if cut_off else fields["watch"]
+            return {"result": result, "message": fields.get("message", ""), "at": fields["at"]}
+    return None
 
 
 def drift(app: App, systemd: Systemd, release: Release, here: set[str]) -> list[str]:

@@ -1,0 +1,98 @@
+"""Answer what the watch of a release asks of a host: how many requests it served, and whether its errors arrive."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import time
+from typing import Any
+
+from booty_host import journal
+from booty_host.app import App
+from booty_host.files import parse_assignments
+from booty_host.processes import labels
+from booty_host.state import State
+from booty_host.systemd import Systemd
+
+# The checks of the runner that say whether errors arrive, and with a true time.
+CHECKS = ("tracker", "clock")
+OLDER = "its release was built by an older Booty, which does not count requests: deploy a newer commit"
+
+
+def ask_internal(app: App, method: str, path: str, timeout: float) -> Any:
+    """Return the JSON that the service answers on its internal socket.
+
+    Raises:
+        OSError: there is no answer.
+        http.client.HTTPException: likewise.
+        ValueError: the answer is no JSON.
+    """
+    connection = http.client.HTTPConnection("localhost", timeout=timeout)
+    try:
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(timeout)
+        connection.sock.connect(str(app.internal_socket))
+        connection.request(method, path)
+        return json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+
+
+def observe(app: App, prove: bool, by: str, seconds: int, check: bool) -> dict[str, Any]:
+    """Return as `observed` what the service on this host did since its start.
+
+    Args:
+        app: the app.
+        prove: whether the service sends its tracker an event, by which the watch sees that errors arrive; and whether
+            a record of the journal says that a watch begins.
+        by: who watches.
+        seconds: the longest time that the watch takes; without a result after it, the watch was cut off.
+        check: only return what needs no event and no record.
+
+    Returns:
+        the `release` and the `environment` of the service, the release that served before as `previous`, its `pid`, the
+        time of its start as `since`; the number of `requests` and of `lost` events; the event's id as `proof`, the
+        share of errors that are reported as `sampled`; and the `faults`, sentences on why its errors may not arrive.
+    """
+    properties = "--property=MainPID,ExecMainStartTimestamp"
+    unit = parse_assignments(Systemd(app).show(app.service, "--timestamp=unix", properties))
+    running = labels(app, pid := int(unit.get("MainPID") or 0))
+    observed: dict[str, Any] = {
+        "release": running.get("SENTRY_RELEASE", ""),
+        "environment": running.get("SENTRY_ENVIRONMENT", ""),
+        "pid": pid,
+        "previous": next((other for other in State.load(app).served if other != running.get("SENTRY_RELEASE")), ""),
+        "since": float(unit.get("ExecMainStartTimestamp", "").lstrip("@") or 0),
+        "requests": None,
+        "lost": 0,
+        "proof": None,
+        "sampled": None,
+        "faults": [],
+    }
+    faults = observed["faults"]
+    if not running:
+        faults.append(f"{app.service} does not run")
+        return {"observed": observed}
+    try:
+        if prove and not check:
+            report = ask_internal(app, "POST", "/verify", 30)
+            observed |= {name: report.get(name) for name in ("proof", "sampled")}
+            faults += [
+                f"{each['name']}: {each['detail']}"
+                for each in report["checks"]
+                if each["name"] in CHECKS and not each["ok"]
+            ]
+            if not observed["proof"]:
+                faults.append("it reports no errors, since it has no SENTRY_DSN" if "proof" in report else OLDER)
+        status = ask_internal(app, "GET", "/status", 10)
+        observed |= {name: status.get(name, observed[name]) for name in ("requests", "lost")}
+        if observed["requests"] is None and OLDER not in faults:
+            faults.append(OLDER)
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+        faults.append(f"its service does not say: {error or type(error).__name__}")
+    if prove and not check:
+        until = str(round(time.time() + seconds))
+        release = observed["release"]
+        journal.log(app, f"{by} {release}", watch="began", release=release, by=by, until=until)
+    return {"observed": observed}

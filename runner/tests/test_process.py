@@ -87,7 +87,7 @@ def test_without_the_variable_a_program_imports_nothing_of_the_runner(pth, envir
 def test_in_production_a_process_does_not_start_without_a_dsn_and_a_command_does(pth, environment, tracker):
     environment |= {"SENTRY_ENVIRONMENT": "production", "SENTRY_DSN": ""}
     done = run(pth(), "print('started')", environment)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (os.EX_CONFIG, "")
     assert done.stderr == (
         "booty: worker refuses to start: SENTRY_DSN is not set, and production does not run without it: write it into"
         " secrets.env\n"

@@ -56,7 +56,7 @@ GOOD: dict[str, Any] = {
     "app_processes": {
         "beat": {"command": "celery beat", "count": 1, "stop_signal": "SIGINT", "stop_seconds": 5, "one_host": True}
     },
-    "app_timers": {"nightly": {"command": "echo 'it, too'", "schedule": "Mon 03:00", "one_host": True}},
+    "app_timers": {"nightly": {"command": "echo it, too", "schedule": "Mon 03:00", "one_host": True}},
     "process": "worker", "command": "echo a\necho b", "since": "10min",
 }  # fmt: skip
 

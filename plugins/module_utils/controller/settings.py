@@ -23,7 +23,7 @@ RESERVED = (
         r"|TRUSTED_PROXIES)",
         "the variable of the inventory that begins with app_ sets it",
     ),
-    (r"BOOTY_(RELEASE_DIR|CONFIG_DIR|SETTINGS|UNIT|CANDIDATE)", "Booty sets it"),
+    (r"BOOTY_(RELEASE_DIR|CONFIG_DIR|SETTINGS|UNIT|CANDIDATE|PROCESS)", "Booty sets it"),
     # systemd.exec(5), "Environment variables in spawned processes"; sd_notify(3), sd_listen_fds(3).
     (
         r"NOTIFY_SOCKET|LISTEN_(PID|FDS|FDNAMES|PIDFDID)|WATCHDOG_(PID|USEC)|MAINPID|INVOCATION_ID|JOURNAL_STREAM"

@@ -123,7 +123,7 @@ def run_commands(
     """
     folder = release / "tree" / work.path
     for path in state_paths:
-        (folder / (path if path.endswith("/") else f"{path}/..")).mkdir(parents=True, exist_ok=True)
+        (folder / path if path.endswith("/") else (folder / path).parent).mkdir(parents=True, exist_ok=True)
     given = {**steps.settings, **settings}
     environment = {
         **package_environment(work.directory, work.time),
@@ -150,6 +150,7 @@ def run_commands(
 
     for command in commands:
         steps.show(f"The build on this machine: {command}")
+        lines.clear()
         if status := run_command(command, folder, environment, show):
             end = f"ended with the status {status}" if status > 0 else f"was killed by {signal.Signals(-status).name}"
             step = next_step(command, "\n".join(lines), environment["PATH"])

@@ -70,9 +70,13 @@ def test_processes_follow_the_release_and_end_their_job(site: Site) -> None:
     with Load(site.host.address) as load:
         site.deploy(**wanted)
     assert load.report["failures"] == []
-    ending = dict.fromkeys(units[1:], "ending")
     new = dict.fromkeys(["booty-beat@1.service", "booty-worker@3.service", "booty-worker@4.service"], second)
-    assert up(site) == {**new, **ending}
+    assert {unit: each for unit, each in up(site).items() if each != "ending"} == new
+    site.wait_for("! systemctl is-active booty-worker@1.service booty-worker@2.service")
+    order = lines(site, "booty-worker -t booty-deploy", began)
+    assert order.index("ending booty-worker@1.service, booty-worker@2.service") < order.index(f"serving {second}")
+    assert order.index(f"serving {second}") < order.index(f"ended on {first}")
+    assert order.count(f"ended on {first}") == 2
     assert lines(site, "booty-beat", began)[:3] == [
         f"beat begins on {first}",
         f"ended on {first}",

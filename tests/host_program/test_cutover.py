@@ -808,6 +808,16 @@ def test_processes_that_change_leave_the_service_alone(
     assert sorted(path.name for path in systemd.app.unit_files.glob("shop-*@.service")) == sorted(units)
 
 
+def test_processes_that_fail_alone_leave_the_service_and_the_old_ones(systemd: MemorySystemd) -> None:
+    bring(systemd, "a", WORKERS)
+    before, main = up(systemd), systemd.main[systemd.app.service]
+    systemd.unsteady = {"a"}
+    answer = bring(systemd, "a", process("other"))
+    assert answer["msg"].startswith("a serves, but its processes do not follow: shop-other@1.service does not stay up")
+    assert answer["msg"].endswith("Went back to a, which serves.")
+    assert (up(systemd), systemd.main[systemd.app.service]) == (before, main)
+
+
 def test_a_restart_takes_the_processes_along(systemd: MemorySystemd) -> None:
     bring(systemd, "a", WORKERS)
     bring(systemd, "a", WORKERS, restart=True)

@@ -229,7 +229,7 @@ class Cutover:
                 app, message, result=result, release=release.sha, **{"from": before.sha}, by=by, seconds=seconds
             )
 
-        touched = False
+        touched, due = False, True
         try:
             state.previous = {
                 "run": run,
@@ -262,11 +262,12 @@ class Cutover:
                 state.save()
                 state.abandon(release.sha, reason.splitlines()[0])
             end = "went back" if touched else "not switched"
-            record(f"{release.sha} does not serve. {outcome}", end)
+            does = "does not serve" if due else "serves, but its processes do not follow"
+            record(f"{release.sha} {does}. {outcome}", end)
             return {
                 "failed": True,
                 "state": end,
-                "msg": f"{release.sha} does not serve: {reason}\n{outcome}{ran_before(state, before.sha, release.sha)}",
+                "msg": f"{release.sha} {does}: {reason}\n{outcome}{ran_before(state, before.sha, release.sha)}",
                 "notices": notices,
             }
         # The release serves. A failure after this point must not fail the run, which would take back other hosts.

@@ -35,6 +35,7 @@ bench: setup ## Compare deploys with pyinfra and a shell script, cutovers with s
 	PYTHONPATH=collections $(BIN)/python -m tests.bench.deploy
 	PYTHONPATH=collections $(BIN)/python -m tests.bench.cutover
 	$(BIN)/python -m tests.bench.serve
+	PYTHONPATH=collections $(BIN)/python -m tests.bench.proxy
 
 lint: setup ## Run ruff, mypy, yamllint and ansible-lint
 	$(BIN)/ruff check .

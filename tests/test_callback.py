@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -147,6 +148,28 @@ def test_a_failure_is_printed_whole_and_once(play: Callable[..., Shown]) -> None
     assert "FAILED · Give up · web1\n           Went back.\n" in shown.output
     assert shown.recap("web1")["failed"] == 1
     assert "\nfailed       web1\n" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("variable", "begin", "end"),
+    [
+        ("GITHUB_ACTIONS", r"::group::Deploy · web1, web2, web3\n", "::endgroup::\n"),
+        (
+            "GITLAB_CI",
+            r"\x1b\[0Ksection_start:\d+:(booty_\w+)[\r\n]\x1b\[0KDeploy · web1, web2, web3\n",
+            r"\x1b\[0Ksection_end:\d+:(booty_\w+)[\r\n]\x1b\[0K\n",
+        ),
+    ],
+)
+def test_a_log_viewer_can_fold_the_steps_and_no_failure(
+    play: Callable[..., Shown], variable: str, begin: str, end: str
+) -> None:
+    shown = play(STEPS, **{variable: "true"})
+    folded = re.search(rf"{begin}.+ s  Build · web1, web2\n.+two\n{end}\nPLAY RECAP", shown.output, re.DOTALL)
+    assert folded, shown.output
+    assert len({*folded.groups()}) < 2
+    shown = play(STEPS + FAILS, **{variable: "true"})
+    assert re.search(rf"two\n{end}{begin.replace(', web2, web3', '')}{end}.+ s  FAILED · Switch", shown.output)
 
 
 CAUSES = """

@@ -23,7 +23,7 @@ BIN = Path(sys.executable).parent
 DOCUMENTED = {
     "module": sorted(path.stem for path in (ROOT / "plugins/modules").glob("*.py")),
     "filter": sorted(path.stem for path in (ROOT / "plugins/filter").glob("*.yml")),
-    "callback": ["brief"],
+    "callback": ["brief", "notify"],
     "role": ["app", "host", "proxy"],
 }
 

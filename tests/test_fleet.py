@@ -19,6 +19,7 @@ from sandbox import hosts as sandbox
 from sandbox.hosts import Host
 from tests.conftest import INSTANCE, ROOT, ROUTES, Play, Repository, Running, Site, start
 from tests.load import Load
+from tests.test_notify import received, to
 
 # Clients and pause of the load on each of twenty hosts, which share two cores.
 CLIENTS, PAUSE = (1, 1, 1), 0.5
@@ -86,11 +87,17 @@ def test_hosts_that_go_back_when_a_later_wave_fails(pair: Site, tmp_path: Path, 
     flag = tmp_path / "canary"
     with Load(pair.host.address, pair.bare.address) as load:
         # The check passes for the canary and fails for the next wave.
-        played = both(pair, app_wave_check=f"! test -e {flag} && touch {flag}", app_failed_run=policy)
+        check = f"! test -e {flag} && touch {flag}"
+        played = both(pair, app_wave_check=check, app_failed_run=policy, app_notify_command=to(tmp_path / "told"))
     output = " ".join(played.output.split())
     assert played.status != 0
     assert load.report["failures"] == []
+    begin, going_back, failure = received(tmp_path / "told")
+    assert [document["event"] for document in (begin, going_back, failure)] == ["begin", "going back", "failure"]
+    assert going_back["hosts"] == {"switched": [pair.host.name, pair.bare.name]}
+    assert failure["result"] == ("went back" if policy == "all" else "mixed")
     if policy == "all":
+        assert failure["hosts"] == {"taken back": [pair.host.name, pair.bare.name]}
         assert serving(pair.host, pair.bare) == [old, old]
         assert f"{pair.host.name}: Went back to {old}, which serves." in output
         assert f"taken back {pair.host.name}, {pair.bare.name}" in output
@@ -110,13 +117,18 @@ def test_an_unreachable_host_does_not_stop_others_from_going_back(pair: Site, tm
         cut = f"nsenter --target {pid} --all systemctl stop ssh.socket ssh.service"
         check = f"if test -e {flag}; then {cut}; exit 1; else touch {flag}; fi"
         try:
-            played = both(pair, app_wave_check=check, app_failed_run="all", ansible_ssh_args=APART)
+            notify = to(tmp_path / "told")
+            options = {"app_failed_run": "all", "app_notify_command": notify, "ansible_ssh_args": APART}
+            played = both(pair, app_wave_check=check, **options)
         finally:
             inside(pair.host, "systemctl start ssh.service")
     output = " ".join(played.output.split())
     assert played.status != 0
     assert serving(pair.host, pair.bare) == [new, old]
     assert f"{pair.host.name}: Not taken back. It can't be reached any more" in output
+    failure = received(tmp_path / "told")[-1]
+    assert failure["hosts"] == {"taken back": [pair.bare.name], "unreachable": [pair.host.name]}
+    assert failure["result"] == "unknown"
     assert "the wave was judged to be bad" in output
 
 

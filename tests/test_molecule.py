@@ -48,13 +48,14 @@ def test_everything_is_changed_from_its_default() -> None:
         # requirements.txt has no extras and no groups; test_locks.py changes them.
         for name in ("app_restart", "app_name", "app_artifact_url", "app_lock_extras", "app_lock_groups"):
             defaults.pop(name, None)
-        # test_proxy_host.py changes what the proxy takes, test_release_command.py the commands of a release, and
-        # test_build_steps.py those of the build.
+        # test_proxy_host.py changes what the proxy takes, test_release_command.py the commands of a release,
+        # test_build_steps.py those of the build, and test_notify.py the notifications.
         elsewhere = (
             "app_build",
             "app_release_command",
             "app_post_deploy_command",
             "app_rollback_over_commands",
+            "app_notify_",
             "app_domain",
             "app_acme_",
             "app_certificate",

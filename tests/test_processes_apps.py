@@ -143,7 +143,7 @@ class App:
         """Commit another greeting and one more migration; return the SHA and the migration's name."""
         names = sorted(path.stem for path in self.repository.path.glob("shop/migrations/0*.py"))
         name = f"{len(names) + 1:04}_{greeting}"
-        text = MIGRATION.format(before=names[-1], name=greeting)
+        text = MIGRATION.format(before=names[-1], name=f"{greeting}_{int(time.time())}")
         return self.release(greeting, **{f"shop/migrations/{name}.py": text}), name
 
     def applied(self, migration: str) -> int:

@@ -72,7 +72,7 @@ def test_processes_follow_the_release_and_end_their_job(site: Site) -> None:
     assert load.report["failures"] == []
     new = dict.fromkeys(["booty-beat@1.service", "booty-worker@3.service", "booty-worker@4.service"], second)
     assert {unit: each for unit, each in up(site).items() if each != "ending"} == new
-    site.wait_for("! systemctl is-active booty-worker@1.service booty-worker@2.service")
+    site.wait_for("! systemctl list-units --plain 'booty-worker@[12].service' | grep -q '^booty'")
     order = lines(site, "booty-worker -t booty-deploy", began)
     assert order.index("ending booty-worker@1.service, booty-worker@2.service") < order.index(f"serving {second}")
     assert order.index(f"serving {second}") < order.index(f"ended on {first}")

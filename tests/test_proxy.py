@@ -7,11 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
+from ansible.plugins.filter.core import FilterModule
 from ansible_collections.booty.deploy.plugins.module_utils.controller import domains, proxy, variables
-from booty_proxy import apply, certificates, config, peers
+from booty_proxy import apply, certificates, config, firewall, peers
 from booty_proxy.config import Site, System
 from booty_proxy.paths import Paths
+
+from tests.conftest import ROOT
 
 BOOKWORM, TRIXIE = System((1, 22, 1), ipv6=True), System((1, 26, 3), ipv6=True)
 SHOP = Site("my-shop", ["shop.example.com", "b.example.com"], ["www.example.com"], acme_url="https://ca/dir")
@@ -228,3 +232,39 @@ def test_the_words_of_the_ca_and_the_next_step() -> None:
 def test_peers_are_asked_for_tokens_of_their_names_alone(head: str) -> None:
     site = Site("shop", ["shop.example.com"], peers=["192.0.2.1"])
     assert peers.find(head, {"shop": site}) == peers.MISSING
+
+
+def ruleset(moving: bool, others: dict[str, Any]) -> str:
+    """Return the ruleset that a bootstrap writes for the app booty on port 8000, which moves or has moved."""
+    environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True)
+    environment.filters.update(FilterModule().filters())
+    ports = [80, 443, *([8000] if moving else [])]
+    apps = {**others, "booty": {"tcp": ports, "udp": [], "untracked": ports}}
+    tcp, udp, untracked = (
+        sorted({port for app in apps.values() for port in app[kind]}) for kind in ("tcp", "udp", "untracked")
+    )
+    variables = {"__host_tcp_ports": [22, *tcp], "__host_udp_ports": udp, "__host_untracked_ports": untracked}
+    return environment.from_string((ROOT / "roles/host/templates/firewall.nft.j2").read_text()).render(
+        ansible_managed="Managed", __host_app="booty", __host_has_proxy=True, __host_moving=moving, app_port=8000,
+        __host_app_ports=apps, **variables,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {},
+        {"blog": {"tcp": [8002], "udp": [53], "untracked": [8002]}},
+        {"blog": {"tcp": [8000, 8002], "udp": [], "untracked": []}},
+        {
+            "blog": {"tcp": [], "udp": [], "untracked": []},
+            "booty-two": {"tcp": [18000], "udp": [], "untracked": [8000]},
+        },
+    ],
+)
+def test_the_port_of_an_app_that_has_moved_is_closed_as_a_bootstrap_would(others: dict[str, Any]) -> None:
+    before = ruleset(True, others)
+    assert firewall.moving(before, "booty") == 8000
+    assert firewall.moving(before, "blog") == 0
+    assert firewall.closed(before, "booty") == ruleset(False, others)
+    assert firewall.moving(ruleset(False, others), "booty") == 0

@@ -27,7 +27,7 @@ from sandbox import hosts as sandbox
 from sandbox.demo import RAISE
 from tests.conftest import ROLE, ROOT, Play, Site, start
 
-TEMPLATE = (ROLE / "templates/status.html.j2").read_text()
+TEMPLATE = ROLE / "templates/status.html.j2"
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 A, B = "a1" * 20, "b2" * 20
 LABELS = {"release": A, "environment": "production", "settings": {"DEBUG": "<b>"}, "config": ""}

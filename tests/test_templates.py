@@ -34,8 +34,8 @@ def values(text: str, name: str) -> list[str]:
     return re.findall(rf"^{name}=(.*)$", text, re.MULTILINE)
 
 
-# The templates of files on hosts. status.html.j2 is rendered for the controller.
-ON_HOSTS = sorted({*(ROLE / "templates").glob("*.j2")} - {ROLE / "templates/status.html.j2"})
+# The templates of files on hosts. Pages are rendered for the controller.
+ON_HOSTS = sorted({*(ROLE / "templates").glob("*.j2")} - {*(ROLE / "templates").glob("*.html.j2")})
 
 
 @pytest.mark.parametrize("path", ON_HOSTS, ids=lambda path: path.name)

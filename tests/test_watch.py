@@ -5,16 +5,21 @@ tests/test_watch_host.py has the tests with a real Bugsink and real hosts.
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.booty.deploy.plugins.module_utils.controller import trackers
+from ansible_collections.booty.deploy.plugins.module_utils.controller import judge, trackers
 from ansible_collections.booty.deploy.plugins.module_utils.controller import watch as watching
 from ansible_collections.booty.deploy.plugins.module_utils.controller.trackers import Event, Issue, TrackerError
 from ansible_collections.booty.deploy.plugins.module_utils.controller.watch import Found
+from booty_host import status
+from booty_host.app import App
+from booty_host.state import State
 
 from tests.conftest import Repository
 from tests.sentry import TOKEN, Sentry, sentry
@@ -174,6 +179,18 @@ def test_one_request_that_fails_is_not(server: Sentry) -> None:
     assert verdict(found)[1].startswith("one new error, not repeated, in 412 requests: fewer than 1.1 % fail")
 
 
+def test_a_flood_of_one_request_hides_no_other(server: Sentry) -> None:
+    clock = Clock()
+
+    def flood(request: str) -> None:
+        for _ in range(20):
+            server.add(NEW, request=request)
+
+    clock.events = [(10 * n, lambda n=n: flood(f"r{n}")) for n in range(1, 5)]
+    found = look(server, clock, share=0.25)
+    assert (found.state, found.seconds) == ("bad", 40)
+
+
 def test_warnings_and_deliberate_errors_are_left_out(server: Sentry) -> None:
     for _ in range(2):
         server.add(NEW, level="warning")
@@ -294,7 +311,6 @@ def test_a_proof_in_another_project_is_blind(server: Sentry) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        ({"faults": ["tracker: the tracker at t:1 refuses the key in SENTRY_DSN (403)"]}, {}, "refuses the key"),
         ({"faults": ["clock: it is 900 s behind the tracker's"]}, {}, "900 s behind"),
         ({"sampled": 0.25}, {}, "reports only 25% of its errors"),
         ({"proof": None}, {}, "sent no event as a proof"),
@@ -307,6 +323,15 @@ def test_a_host_whose_errors_may_not_arrive_is_blind(before: dict[str, Any], aft
     result, sentence = verdict(Found(), {"web1": answer(**before)}, **after)
     assert result == "blind"
     assert words in sentence
+
+
+def test_a_tracker_that_refuses_the_proof_is_blind_and_one_that_is_late_is_not() -> None:
+    hosts = {"web1": answer(faults=["tracker: the tracker at t:1 is not reached: no answer within 5 s"])}
+    assert "no answer within 5 s" in verdict(Found(unseen={"web1": "0" * 32}), hosts)[1]
+    assert verdict(Found(), hosts, lost=1)[0] == "clean"
+    assert "lost 1 event" in verdict(Found(), hosts, lost=2)[1]
+    # Without the tracker's word nothing is known.
+    assert verdict(Found(blind="it is down"), hosts)[0] == "blind"
 
 
 def test_a_host_that_is_gone_is_blind() -> None:
@@ -333,6 +358,50 @@ def test_a_tracker_that_is_slow_to_show_events_is_waited_for(server: Sentry) -> 
     )
     # The proof took 60 s, so the watch goes on for as long, to see what was raised at its end.
     assert (found.state, found.seconds) == ("bad", 350)
+
+
+# The host
+
+
+def test_the_last_watch_of_the_release_that_serves() -> None:
+    def record(**fields: str) -> str:
+        named = {f"BOOTY_{name.upper()}": value for name, value in fields.items()}
+        return json.dumps({"__REALTIME_TIMESTAMP": "1764000000000000", "MESSAGE": "m", **named})
+
+    began, ended = record(watch="began", release=NEW, until="100"), record(watch="bad", release=NEW)
+    at = "2025-11-24T16:00:00+00:00"
+    assert status.watch("", NEW, 0) is None
+    assert status.watch(record(watch="bad", release=OLD), NEW, 0) is None
+    assert status.watch(f"{record(result='switched')}\n{began}", NEW, 99) == {
+        "result": "began",
+        "message": "m",
+        "at": at,
+    }
+    assert status.watch(began, NEW, 101) == {"result": "cut off", "message": "m", "at": at}
+    assert status.watch(f"{ended}\n{began}", NEW, 101) == {"result": "bad", "message": "m", "at": at}
+
+
+def test_a_release_that_was_taken_back_is_refused_until_it_serves(tmp_path: Path) -> None:
+    app = App("shop", tmp_path)
+    app.opt.mkdir(parents=True)
+    state = State(app, [OLD], {}, {}, [], {}, {NEW: "a watch found ValueError"})
+    state.save()
+    host = {"refused": State.load(app).refused}
+    (problem,) = judge.taken_back(host, {"app_watch_force": False}, NEW, "web1")
+    assert "was taken back from web1: a watch found ValueError." in problem
+    assert [*judge.taken_back(host, {"app_watch_force": True}, NEW, "web1")] == []
+    State.load(app).serve(NEW)
+    assert State.load(app).refused == {}
+
+
+def test_a_watch_that_should_act_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [*judge.unwatchable({"app_watch": "report"})] == []
+    (problem,) = judge.unwatchable({"app_watch": "back"})
+    assert problem.startswith("app_watch is back, and the tracker can't be asked: there is no SENTRY_WATCH_TOKEN")
+    assert watching.mode_of("report") == "off"
+    monkeypatch.setenv("SENTRY_WATCH_TOKEN", "x")
+    assert [*judge.unwatchable({"app_watch": "back"})] == []
+    assert watching.mode_of("report") == "report"
 
 
 # The tokens

@@ -34,6 +34,8 @@ type: stdout
 short_description: the wave, the step, its hosts and its seconds; errors with their cause
 description:
   - One line for each step that changed something, with its hosts; messages and errors in full; a word for each host.
+  - In GitHub Actions and GitLab CI, the lines of a play or a wave are a part that the log's viewer can fold, up to a
+    failure.
   - A result that has a C(screen) is shown as it is, and nothing else goes to standard output. With
     C(-e status_format=json) all other lines go to standard error, and a run that fails before there is a screen ends
     with a JSON document of the same form.
@@ -57,9 +59,19 @@ STATES = {
 }
 INDENT = " " * 11
 # The verbs whose failures a screen of all hosts shows.
-SHOWN_LATER = {"status", "logs"}
+SHOWN_LATER = {"status", "logs", "history"}
 # The actions that write their own lines.
 LIVE = {"booty.deploy.follow", "booty.deploy.command"}
+
+
+# The lines that begin and end a part of a log, which the log's viewer can fold. TIME is in seconds since 1970.
+FOLDS = {
+    "GITHUB_ACTIONS": ("::group::HEADING", "::endgroup::"),
+    "GITLAB_CI": (
+        "\033[0Ksection_start:TIME:NAME\r\033[0KHEADING",
+        "\033[0Ksection_end:TIME:NAME\r\033[0K",
+    ),
+}
 
 
 def names(hosts: list[str]) -> str:
@@ -146,6 +158,8 @@ class CallbackModule(default.CallbackModule):
         self._unreachable: set[str] = set()
         self._unpruned: list[str] = []
         self._screen = self._json = False
+        self._folds = next((lines for name, lines in FOLDS.items() if os.environ.get(name) == "true"), None)
+        self._fold = ""
         # Whether a line shows the step that is under way: only a terminal can replace it.
         self._live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         # A pipe or a file gets each line at once too: some actions show the output of a host while it comes.
@@ -300,6 +314,7 @@ class CallbackModule(default.CallbackModule):
     def v2_playbook_on_stats(self, stats: AggregateStats) -> None:
         """Show Ansible's counts, and the state of each host."""
         self._flush()
+        self._unfold()
         if self._screen:
             return
         if self._json:
@@ -334,8 +349,23 @@ class CallbackModule(default.CallbackModule):
         """Write the heading of the play or wave, once."""
         self._flush()
         if self._heading:
-            self._line(f"\n{self._heading}", C.COLOR_HIGHLIGHT)
+            self._unfold()
+            if self._folds and not self._json:
+                self._fold = f"booty_{self._waves}_{time.monotonic_ns()}"
+                self._line(self._marker(self._folds[0]).replace("HEADING", self._heading))
+            else:
+                self._line(f"\n{self._heading}", C.COLOR_HIGHLIGHT)
             self._heading = ""
+
+    def _marker(self, line: str) -> str:
+        """Return a line of FOLDS for the part that is under way."""
+        return line.replace("TIME", str(int(time.time()))).replace("NAME", self._fold)
+
+    def _unfold(self) -> None:
+        """End the part of the log that is under way, so that what follows is not folded."""
+        if self._folds and self._fold:
+            self._line(self._marker(self._folds[1]))
+            self._fold = ""
 
     def _seconds(self, task: Task) -> float:
         now = time.monotonic()
@@ -376,6 +406,7 @@ class CallbackModule(default.CallbackModule):
         """Write a failure, without the text that was already written about this host or about this step."""
         self._handle_warnings(result.result)
         self._head()
+        self._unfold()
         host, color = self.host_label(result), C.COLOR_UNREACHABLE if word == "UNREACHABLE" else C.COLOR_ERROR
         self._line(f"{self._seconds(result.task):7.1f} s  {word} · {result.task.name} · {host}", color)
         before, self._failures[host] = self._failures.get(host, ""), text

@@ -17,7 +17,7 @@ options:
 
 RETURN = """
 notices:
-  description: The names without a certificate, and the next step for each.
+  description: The names without a certificate, and the next step for each; what became of the app's own port.
   returned: success
   type: list
   elements: str

@@ -15,10 +15,14 @@ Measured = TypeVar("Measured")
 INSTANCE = os.environ.get("BOOTY_TEST_INSTANCE", "bench")
 
 
-def on_hosts(measure: Callable[[list[hosts.Host], Path], Measured], count: int = 1) -> Measured:
+def on_hosts(
+    measure: Callable[[list[hosts.Host], Path], Measured], count: int = 1, with_acme: bool = False
+) -> Measured:
     """Call `measure` with new sandbox hosts and a directory that holds their inventory; remove both afterwards."""
     with tempfile.TemporaryDirectory(prefix="booty-bench-") as name:
+        inventory = Path(name, "hosts.yml")
         try:
-            return measure(hosts.up(INSTANCE, count, with_tracker=False, inventory=Path(name, "hosts.yml")), Path(name))
+            up = hosts.up(INSTANCE, count, with_tracker=False, inventory=inventory, with_acme=with_acme)
+            return measure(up, Path(name))
         finally:
             hosts.down(INSTANCE)

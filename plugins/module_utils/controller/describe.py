@@ -64,7 +64,7 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
     Returns:
         `path`, `serve`, `import_paths`, `health` (`path` and `host`), `state_paths`, `lock` (relative to the app's
         folder; "" without one), `extras`, `groups`, `dotenv`, the lists `release_command`, `post_deploy_command` and
-        `packages`, `build`, the commands of the build; `build_settings`, the names of their settings, and
+        `packages`, `build`, the commands of the build; `build_settings`, the names of their settings;
         `build_settings_hash`, a hash of the values, which may be secrets; `processes` and `timers` as `programs.table`
         returns them; and `found`, a sentence for each detection.
 

@@ -19,6 +19,7 @@ class Fleet(TypedDict):
         cutovers: the results of the verb cutover, by host.
         statuses: the results of the verb status, by host; or that of booty.deploy.resolve, which failed.
         logs: the results of the verb logs, by host.
+        histories: the results of the verb history, by host.
         watched: the answers of the hosts when the last watch of each began, by host.
         counted: their answers when it ended.
         before: the releases that the hosts with a cutover served before it.
@@ -38,6 +39,7 @@ class Fleet(TypedDict):
     cutovers: dict[str, dict[str, Any]]
     statuses: dict[str, dict[str, Any]]
     logs: dict[str, dict[str, Any]]
+    histories: dict[str, dict[str, Any]]
     watched: dict[str, dict[str, Any]]
     counted: dict[str, dict[str, Any]]
     before: list[str]
@@ -78,6 +80,7 @@ def fleet(context: Context, hosts: Iterable[str]) -> Fleet:
         "cutovers": cutovers,
         "statuses": {host: values.get("__app_status", resolved) for host, values in variables.items()},
         "logs": {host: values.get("__app_logs", {}) for host, values in variables.items()},
+        "histories": {host: values.get("__app_history", {}) for host, values in variables.items()},
         "watched": results("__app_watched"),
         "counted": results("__app_counted"),
         "before": sorted(before - {""} - {str(answer.get("release")) for answer in answers.values()}),

@@ -81,7 +81,8 @@ def app_ports(
         match = re.search(pattern, text)
         return [int(port) for port in re.findall(r"\d+", match[1])] if match else []
 
-    lines = re.findall(r"^# ([a-z0-9-]+): tcp ([\d ]*); udp ([\d ]*); untracked ([\d ]*)$", text, re.MULTILINE)
+    pattern = r"^# ([a-z0-9-]+): tcp ([\d ]*); udp ([\d ]*); untracked ([\d ]*)(?:; moving \d+)?$"
+    lines = re.findall(pattern, text, re.MULTILINE)
     apps = {
         name: {kind: [int(port) for port in ports.split()] for kind, ports in zip(own, each, strict=True)}
         for name, *each in lines

@@ -66,6 +66,11 @@ VERBS: dict[str, dict[str, Any]] = {
         "description": {"type": "dict", "required": True},
         "places": {"type": "dict", "default": {}},
     },
+    "history": {
+        "lines": {"type": "int", "required": True},
+        "since": {"type": "str", "default": ""},
+        "every": {"type": "bool", "default": False},
+    },
     "shell": {},
     "give_up": {
         "by": {"type": "str", "required": True},

@@ -220,8 +220,8 @@ def notices(host: dict[str, Any], options: dict[str, Any], name: str) -> Iterato
     if options["app_domains"]:
         if options["app_port"] in host["lets_in"]:
             yield (
-                f"The firewall of {name} also lets in app_port {options['app_port']}, past the proxy. The next"
-                " bootstrap.yml closes it, unless host_firewall_ports names it."
+                f"The firewall of {name} also lets in app_port {options['app_port']}, past the proxy. This run, or"
+                " the next bootstrap.yml, closes it, unless host_firewall_ports names it."
             )
     elif host["lets_in"] and options["app_port"] not in host["lets_in"]:
         yield (
@@ -236,9 +236,10 @@ class PreflightAction(HostProgramAction):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the `problems`, and the host's answer as `host`.
 
-        With `host` come the `release`; `due`, whether the cutover has anything to do; `by`, the words for the journal;
-        `crosses`, why a rollback is refused for all hosts; `watch`, app_watch as it is in force; and `success_msg`, the
-        message after a cutover. Without `host` comes `rendered`, the text of the units.
+        With `host` come the `release`; the host's `environment`, and the release that it `serves`; `due`, whether the
+        cutover has anything to do; `by`, the words for the journal; `crosses`, why a rollback is refused for all hosts;
+        `watch`, app_watch as it is in force; and `success_msg`, the message after a cutover. Without `host` comes
+        `rendered`, the text of the units.
         """
         result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
         _, arguments = self.validate_argument_spec(
@@ -289,7 +290,8 @@ class PreflightAction(HostProgramAction):
         problems += of_check
         if problems:
             fields = {"result": "refused", "release": release, "from": host["pointer"].get("SENTRY_RELEASE", "")}
-            self.call("record", {"message": " ".join(problems), "fields": {**fields, "by": host_program.who()}})
+            fields |= {"by": f"{host_program.who()} {by}", "run": host_program.RUN}
+            self.call("record", {"message": " ".join(problems), "fields": fields})
         if suspicious := [*suspects(options["app_settings"])]:
             result["warnings"] = [SUSPECT.format(", ".join(suspicious))]
         if later := [problem for problem in of_deploy if problem not in of_check]:
@@ -301,6 +303,8 @@ class PreflightAction(HostProgramAction):
             **result,
             "host": host,
             "release": release,
+            "environment": options["app_environment"],
+            "serves": serving(host),
             "problems": [completed(problem, task_vars or {}) for problem in problems],
             "crosses": commands_between(host, options, release, name) if goes_back else "",
             "watch": watch.mode_of(options["app_watch"]),

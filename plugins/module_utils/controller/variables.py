@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ansible import constants as C
 from ansible.errors import AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
@@ -139,6 +140,7 @@ RULES = {
     "app_packages": Rule(
         "names of Debian packages, such as libpq5, without versions", matches("[a-z0-9][a-z0-9+.-]*[a-z0-9+.]")
     ),
+    "app_notify_seconds": least(1, "seconds"),
     "app_port": PORT,
     "app_process_seconds": SECONDS,
     "app_release_command_seconds": least(1, "seconds"),
@@ -183,13 +185,15 @@ RULES = {
     "lines": Rule("a whole number, 1 to 50000", lambda value: 1 <= value <= 50000),
     "process": Rule("the name of a process, such as web or deploy", matches("[a-z0-9-]*")),
 }
+# The callback that calls app_notify_command.
+NOTIFIER = "booty.deploy.notify"
 NOT_SET = "is not set: write it in the inventory, in group_vars/booty.yml."
 # Variables of earlier versions.
 REPLACED = {"app_module": "is no variable any more: write what the runner serves, such as app_serve: shop.web:app"}
 # Messages do not show these values, because users put secrets into them by mistake.
-HIDDEN = {"app_artifact_url", "app_build_settings", "app_settings", "app_wave_check"}
+HIDDEN = {"app_artifact_url", "app_build_settings", "app_notify_command", "app_settings", "app_wave_check"}
 # A shell command may have several lines.
-MULTILINE = {"app_wave_check", "command"}
+MULTILINE = {"app_notify_command", "app_wave_check", "command"}
 # A string for these lists is split at its line ends, because an entry may have commas. Other lists are split at commas.
 BY_LINES = {"host_deploy_keys", "app_build", "app_release_command", "app_post_deploy_command"}
 # Each table with the function that returns its value in its type; the function raises ValueError as `convert` does.
@@ -222,6 +226,8 @@ RUN_WIDE = (
     "app_failed_run",
     "app_unreachable",
     "app_unreachable_max",
+    "app_notify_command",
+    "app_notify_seconds",
     "app_watch",
     "app_watch_seconds",
     "app_watch_force",
@@ -492,6 +498,9 @@ def all_problems(context: Context, roles: list[str], complete: bool) -> list[str
         for name, spec in known.items():
             if complete and spec.get("required") and name not in variables:
                 problems.add(name, NOT_SET, host)
+        if complete and values[host].get("app_notify_command") and NOTIFIER not in C.CALLBACKS_ENABLED:
+            rest = f"needs a line in your ansible.cfg, under [defaults]: callbacks_enabled = {NOTIFIER}"
+            problems.add("app_notify_command", rest, host)
         for name, rest in domains.flaws(values[host]):
             problems.add(name, rest, host)
         for name in (name for name in REPLACED if name in variables):

@@ -6,15 +6,16 @@ import io
 import json
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ansible import constants as C
 from ansible.plugins.action import ActionBase
 from ansible.utils import color
 from ansible.utils.display import Display
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
@@ -311,23 +312,8 @@ def numbers(rows: list[dict[str, Any]]) -> str:
 
 def table(rows: list[dict[str, Any]], now: datetime, width: int, colored: bool) -> str:
     """Return rows as a table for a terminal of `width` columns, and the notes of all rows below it."""
-    file = io.StringIO()
-    console = Console(
-        file=file,
-        width=width,
-        force_terminal=colored,
-        no_color=not colored,
-        color_system="standard" if colored else None,
-        highlight=False,
-        legacy_windows=False,
-    )
-    headings = list(HEADINGS)
-    shown = grid(rows, now, headings)
-    for heading in EXPENDABLE:
-        if Measurement.get(console, console.options.update(width=1000), shown).maximum <= width:
-            break
-        headings.remove(heading)
-        shown = grid(rows, now, headings)
+    console, file = terminal(width, colored)
+    shown = fitting(console, lambda headings: grid(rows, now, headings), HEADINGS, EXPENDABLE)
     counts = summary(rows)
     levels = [f"{count} {WORDS[level]}" for level, count in counts["levels"].items() if count]
     console.print(Text(f"{numbers(rows)}: {', '.join(levels)}", style="bold"))
@@ -344,11 +330,46 @@ def table(rows: list[dict[str, Any]], now: datetime, width: int, colored: bool) 
     return file.getvalue().rstrip("\n")
 
 
+def terminal(width: int, colored: bool) -> tuple[Console, io.StringIO]:
+    """Return a console of `width` columns, and the file that it writes to."""
+    file = io.StringIO()
+    console = Console(
+        file=file,
+        width=width,
+        force_terminal=colored,
+        no_color=not colored,
+        color_system="standard" if colored else None,
+        highlight=False,
+        legacy_windows=False,
+    )
+    return console, file
+
+
+def fitting(
+    console: Console, build: Callable[[list[str]], Table], headings: Iterable[str], expendable: Iterable[str]
+) -> Table:
+    """Return a table that fits a console, without as many of the `expendable` headings as that takes."""
+    kept = [*headings]
+    shown = build(kept)
+    for heading in expendable:
+        if Measurement.get(console, console.options.update(width=1000), shown).maximum <= console.width:
+            break
+        kept.remove(heading)
+        shown = build(kept)
+    return shown
+
+
+def columns(*headings: str) -> Table:
+    """Return a table without rows."""
+    lines = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
+    for heading in headings:
+        lines.add_column(heading, no_wrap=True)
+    return lines
+
+
 def grid(rows: list[dict[str, Any]], now: datetime, headings: list[str]) -> Table:
     """Return the table with these columns."""
-    lines = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
-    for heading in ("host", *headings):
-        lines.add_column(heading, no_wrap=True)
+    lines = columns("host", *headings)
     for row in rows:
         by_heading = cells(row, now)
         name = Text(row["name"], style=STYLES[row["level"]])
@@ -380,23 +401,33 @@ def styled(cell: tuple[str, bool], level: str) -> tuple[str, str]:
     return text, STYLES["look" if level == "ok" else level] if highlighted else ("dim" if text == NOTHING else "")
 
 
-def page(template: str, rows: list[dict[str, Any]], now: datetime) -> str:
-    """Return rows as a self-contained HTML page; texts from hosts are escaped."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+def rendered(template: Path, **values: Any) -> str:
+    """Return a self-contained HTML page; texts from hosts are escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template.name).render(nothing=NOTHING, short=short, **values)
+
+
+def page(template: Path, rows: list[dict[str, Any]], now: datetime) -> str:
+    """Return rows as an HTML page."""
     with_cells = [
         {**row, "cells": cells(row, now), "lines": lines(row, now), "notes": [*map(brief, row["notes"])]}
         for row in rows
     ]
-    return environment.from_string(template).render(
+    return rendered(
+        template,
         rows=sorted(with_cells, key=lambda row: -LEVELS.index(row["level"])),
         headings=HEADINGS,
         program_headings=view_programs.HEADINGS,
         summary=summary(rows),
         numbers=numbers(rows),
         words=WORDS,
-        nothing=NOTHING,
         at=now,
-        short=short,
     )
 
 
@@ -434,19 +465,41 @@ def failure(rows: list[dict[str, Any]], mixture: list[str]) -> str:
     return " ".join(sentences)
 
 
-class StatusAction(ActionBase):
+class ScreenAction(ActionBase):
     """Show the `answers` of hosts in a `format`, on standard output or in a `file`."""
+
+    SPEC: ClassVar[dict[str, Any]] = {
+        "answers": {"type": "dict", "required": True},
+        "format": {"type": "str", "choices": ["table", "json", "html"], "default": "table"},
+        "file": {"type": "path", "default": ""},
+    }
+
+    def size(self, file: str) -> tuple[int, bool]:
+        """Return the width of a table for a file, or for standard output if that is "", and whether it is colored."""
+        colored = color.ANSIBLE_COLOR and not file
+        return Display().columns if colored else WIDE, colored
+
+    def template(self, name: str) -> Path:
+        """Return the path of a template of the role."""
+        return Path(self._find_needle("templates", name))
+
+    def show(self, screen: str, file: str, message: str) -> dict[str, Any]:
+        """Return the result with the `screen`, which goes to the file if there is one; fail with a message."""
+        if file:
+            Path(file).write_text(f"{screen}\n")
+            screen = ""
+        elif C.DEFAULT_STDOUT_CALLBACK != "booty.deploy.brief":  # another callback does not show a `screen`
+            Display().display(screen)
+        return {"screen": screen, "failed": bool(message), **({"msg": message} if message else {})}
+
+
+class StatusAction(ScreenAction):
+    """Show the status of hosts."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the `screen`; fail with the message of `failure`."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        _, arguments = self.validate_argument_spec(
-            {
-                "answers": {"type": "dict", "required": True},
-                "format": {"type": "str", "choices": ["table", "json", "html"], "default": "table"},
-                "file": {"type": "path", "default": ""},
-            }
-        )
+        _, arguments = self.validate_argument_spec(self.SPEC)
         now = datetime.now(UTC)
         rows = rows_of(arguments["answers"])
         message = completed(failure(rows, mixed(rows)), task_vars or {})
@@ -455,13 +508,7 @@ class StatusAction(ActionBase):
             document = {"at": at, "summary": summary(rows), "hosts": rows, "message": message or None}
             screen = json.dumps(document, indent=2, ensure_ascii=False)
         elif arguments["format"] == "html":
-            screen = page(Path(self._find_needle("templates", "status.html.j2")).read_text(), rows, now)
+            screen = page(self.template("status.html.j2"), rows, now)
         else:
-            colored = color.ANSIBLE_COLOR and not arguments["file"]
-            screen = table(rows, now, Display().columns if colored else WIDE, colored)
-        if arguments["file"]:
-            Path(arguments["file"]).write_text(f"{screen}\n")
-            screen = ""
-        elif C.DEFAULT_STDOUT_CALLBACK != "booty.deploy.brief":  # another callback does not show a `screen`
-            Display().display(screen)
-        return {**result, "screen": screen, "failed": bool(message), **({"msg": message} if message else {})}
+            screen = table(rows, now, *self.size(arguments["file"]))
+        return {**result, **self.show(screen, arguments["file"], message)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from . import trackers
 from .git import git
 from .host_program import BEGAN
 from .process import BuildError
-from .trackers import Frame, Issue, Tracker, TrackerError
+from .trackers import Event, Frame, Issue, Tracker, TrackerError
 
 # The seconds between two looks at the tracker.
 EVERY = 10
@@ -154,9 +154,16 @@ def watch(
     """
     found = Found(unseen={**proofs})
     began, late = clock(), 0.0
+    # The events of each issue that any look has shown: one request of a flood may fill the newest ones.
+    events: dict[str, dict[str, Event]] = {}
     while True:
         try:
-            issues = [(each, name) for name in environments for each in tracker.issues(release, name, since)]
+            issues = []
+            for name in environments:
+                for each in tracker.issues(release, name, since):
+                    newest = {event.id: event for event in each.events}
+                    events[each.id] = newest | events.get(each.id, {})
+                    issues.append((replace(each, events=(*events[each.id].values(),)), name))
             sorted_out = [sort_out(tracker, [each], release, name) for each, name in issues]
             found.new = [issue for new, _ in sorted_out for issue in new]
             found.reported = [pair for _, reported in sorted_out for pair in reported]
@@ -194,7 +201,12 @@ def blindness(found: Found, before: Mapping[str, Any], after: Mapping[str, Any])
         own = answer["observed"]
         if not own["proof"] and not own["faults"]:
             reasons.append(f"{host} sent no event as a proof")
-        reasons += [f"{host}: {fault}" for fault in own["faults"]]
+        faults = own["faults"]
+        if own["proof"] and not found.blind and host not in found.unseen:
+            # A tracker that did not answer in time has the proof all the same.
+            faults = [fault for fault in faults if not fault.startswith("tracker: ")]
+        late = len(own["faults"]) - len(faults)
+        reasons += [f"{host}: {fault}" for fault in faults]
         if own["sampled"] is not None and own["sampled"] < 1:
             reasons.append(f"{host} reports only {own['sampled']:.0%} of its errors (sample rate)")
         end = after.get(host, {}).get("observed")
@@ -203,7 +215,9 @@ def blindness(found: Found, before: Mapping[str, Any], after: Mapping[str, Any])
             continue
         # The answer at the end has no proof, so only new faults are added.
         reasons += [f"{host}: {fault}" for fault in end["faults"] if fault not in own["faults"]]
-        if lost := end["lost"] - (own["lost"] if end["pid"] == own["pid"] else 0):
+        # The client has counted a proof that was late as lost.
+        lost = end["lost"] - (own["lost"] if end["pid"] == own["pid"] else 0) - late
+        if lost > 0:
             reasons.append(f"{host} lost {lost} event{'s' * (lost > 1)} on the way to the tracker")
     if not found.blind:
         reasons += [
@@ -357,7 +371,7 @@ class WatchAction(ActionBase):
     def look(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Ask the tracker until the time is over, and return everything that the message needs."""
         answers = {host: answer["observed"] for host, answer in arguments["hosts"].items() if "observed" in answer}
-        proofs = {host: own["proof"] for host, own in answers.items() if own["proof"] and not own["faults"]}
+        proofs = {host: own["proof"] for host, own in answers.items() if own["proof"]}
         environments = sorted({own["environment"] for own in answers.values() if own["environment"]})
         release, before, since, at_once = arguments["release"], arguments["before"], BEGAN, False
         blind = trackers.why_not(os.environ)

@@ -37,14 +37,15 @@ class _HeadTooLarge(httptools.HttpParserError):
 class Cycle(RequestResponseCycle):
     """uvicorn's request and response; a head that can't be sent is answered with 500, as nothing of it was sent."""
 
-    async def send(self, message: Any) -> None:
-        """Send a part of the response."""
-        begins = not self.response_started
+    def send(self, message: Any) -> Any:
+        """Send a part of the response. A part after the head costs no coroutine of its own."""
+        return super().send(message) if self.response_started else self._begin(message)
+
+    async def _begin(self, message: Any) -> None:
         try:
             await super().send(message)
         except Exception:
-            if begins:
-                self.response_started, self.chunked_encoding, self.expected_content_length = False, None, 0
+            self.response_started, self.chunked_encoding, self.expected_content_length = False, None, 0
             raise
 
 

@@ -111,6 +111,9 @@ def cutover(
         if refusal := changed_since(app, seen, release.sha, by):
             return refusal
         config.stage(app, release.labels, files, user)
+        # history.yml takes a cutover without a result for one that was cut off.
+        fields = {"release": release.sha, "from": seen["release"], "by": by, "run": run}
+        journal.log(app, f"the cutover to {release.sha} begins", **fields)
         by_name = programs.places_of(places, host)
         return steps.cut_over(release, keep, by, run, controller, goes_back, by_name, process_seconds, restart=restart)
 
@@ -224,10 +227,8 @@ class Cutover:
         before = self.serving(release, running)
 
         def record(message: str, result: str) -> None:
-            seconds = f"{time.monotonic() - began:.2f}"
-            journal.log(
-                app, message, result=result, release=release.sha, **{"from": before.sha}, by=by, seconds=seconds
-            )
+            fields = {"release": release.sha, "from": before.sha, "by": by, "run": run}
+            journal.log(app, message, result=result, seconds=f"{time.monotonic() - began:.2f}", **fields)
 
         touched, due = False, True
         try:
@@ -593,8 +594,8 @@ class Cutover:
             state.abandon(release, refuse or "taken back, since it failed on another host")
             state.save()
         seconds = f"{time.monotonic() - began:.2f}"
-        fields = {"result": "taken back", "release": before.sha, "from": release, "by": by, "seconds": seconds}
-        journal.log(app, notices[0], **fields)
+        fields = {"result": "taken back", "release": before.sha, "from": release, "by": by, "run": run}
+        journal.log(app, notices[0], seconds=seconds, **fields)
         return {"state": "taken back", "notices": notices}
 
     def install(self, units: dict[str, str]) -> None:

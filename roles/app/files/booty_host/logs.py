@@ -55,12 +55,10 @@ def logs(
     if after:
         text, cut = follow([*command, after], wait, limit), False
     else:
-        # A number and a unit is an age.
-        age = "-" if re.fullmatch(r"(\d+ ?[a-z]+ ?)+", since) else ""
         # Together with `--since`, `--lines` alone means the first lines.
-        done = run(*command, "--reverse", f"--lines={lines + 1}", *([f"--since={age}{since}"] if since else []))
+        done = run(*command, "--reverse", f"--lines={lines + 1}", *newer_than(since))
         if done.returncode:
-            raise HostError(f"since={since}: {done.stderr.strip()}. Write an age such as 10min, or a time in UTC.")
+            raise HostError(unknown_time(since, done.stderr))
         every = done.stdout.split("\n")[-2::-1]
         text, cut = "\n".join(every[-lines:]), bool(since) and len(every) > lines
     found = [json.loads(line) for line in text.split("\n") if line]
@@ -76,6 +74,18 @@ def logs(
         after = f"--after-cursor={found[-1]['__CURSOR']}"
     after = after or f"--since=@{int(time.time())}"
     return {"records": records[::-1], "after": after, "cut": cut, "others": unknown}
+
+
+def newer_than(since: str) -> list[str]:
+    """Return the options of journalctl that leave out older records; none for ""."""
+    # A number and a unit is an age.
+    age = "-" if re.fullmatch(r"(\d+ ?[a-z]+ ?)+", since) else ""
+    return [f"--since={age}{since}"] if since else []
+
+
+def unknown_time(since: str, problem: str) -> str:
+    """Return the message for a time that journalctl does not know."""
+    return f"since={since}: {problem.strip()}. Write an age such as 10min, or a time in UTC."
 
 
 def sources_of(app: App) -> dict[str, list[list[str]]]:

@@ -15,7 +15,7 @@ from booty_host import HostError
 from booty_host.files import read, write_atomically
 from booty_host.processes import outdated, run
 
-from booty_proxy import certificates, config, instances, paths
+from booty_proxy import certificates, config, firewall, instances, paths
 from booty_proxy import host as system
 from booty_proxy.config import Site, System
 from booty_proxy.paths import Paths
@@ -85,7 +85,8 @@ def apply(site: dict[str, Any] | None, remove: str, check: bool) -> dict[str, An
         check: whether to return only what would change.
 
     Returns:
-        `changed`, `diff` as Ansible shows it, and `notices`: what a person has to do for a certificate.
+        `changed`, `diff` as Ansible shows it, and `notices`: what a person has to do for a certificate, and what became
+        of the app's own port.
 
     Raises:
         HostError: nothing was changed, or the proxy serves as before; the message says why.
@@ -150,8 +151,11 @@ def adapt(host: Paths, site: dict[str, Any] | None, remove: str, installed: bool
     if swap and serving and {name for known in wanted.values() for name in known.names} - before_names:
         # Until then, the old instance takes some of the connections, also the CA's, and does not know the new name.
         instances.wait_until_alone(host, serving)
-    notices = certificates.renew(host, [*wanted.values()], only=new.name) if site is not None else []
-    return {"changed": changed, "diff": diff, "notices": notices}
+    if site is None:
+        return {"changed": changed, "diff": diff}
+    notices = certificates.renew(host, [*wanted.values()], only=new.name)
+    closed, sentence = firewall.close(host, wanted[new.name])
+    return {"changed": changed or closed, "diff": diff, "notices": [*notices, *([sentence] if sentence else [])]}
 
 
 def taken(site: Site, others: dict[str, Site]) -> None:
@@ -223,13 +227,19 @@ def enable(host: Paths, wanted: dict[str, Site]) -> None:
 
 
 def check(host: Paths) -> None:
-    """Swap the proxy if an upgrade has replaced nginx or a library; take on one's own certificates if replaced."""
+    """Do what waits for its time: bring fixes into force, take on replaced certificates, close the ports of moved apps.
+
+    A fix is an upgrade that has replaced nginx or a library of it on disk; a swap brings it into force.
+    """
     with system.locked(host):
         serving = instances.serving(host)
         if serving and outdated(host.root, system.main_pid(paths.service(serving))):
             print("nginx or one of its libraries was replaced on disk: starting another instance")
             instances.start(host)
         own = [site for site in sites(host).values() if site.certificate]
+        for site in sites(host).values():
+            if sentence := firewall.close(host, site)[1]:
+                print(sentence)
     for site in own:
         fields = asdict(site)
         try:

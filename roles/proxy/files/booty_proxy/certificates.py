@@ -165,7 +165,7 @@ def ask(host: Paths, site: Site, name: str, force: bool) -> str:
     dates = lifetime(host.certificate(name))
     days = max(1, round((dates[1] - dates[0]) / 3 / DAY)) if dates else 30
     directory = host.run / "acme"
-    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "root").mkdir(parents=True, exist_ok=True)
     values = {"ACME_URL": site.acme_url, "ACCOUNT": account, "DAYS": days, "ACME_EMAIL": site.acme_email,
               "FORCE": "-f" if force else ""}  # fmt: skip
     write_atomically(directory / f"{name}.env", "".join(f"{key}={value}\n" for key, value in values.items()), 0o600)

@@ -43,6 +43,8 @@ class Paths:
         # The instance that serves, its InvocationID and the digest of its configuration.
         self.in_force: Final = self.run / "in-force.json"
         self.lock: Final = root / "run/booty-front.lock"
+        # The ruleset of the host's firewall, which the bootstrap writes.
+        self.firewall: Final = root / "etc/booty/firewall.nft"
         self.units: Final = root / "etc/systemd/system"
         self.program: Final = root / "usr/local/lib/booty-front.pyz"
 

@@ -108,7 +108,7 @@ def test_options_choose_the_lines(served: Site) -> None:
     [
         ({"lines": "many"}, 4, 'lines is "many": write a whole number, 1 to 50000.'),
         ({"follow": "perhaps"}, 4, 'follow is "perhaps": write true or false.'),
-        ({"process": "cron"}, 2, "There are no lines of a process cron here. There are: deploy, "),
+        ({"process": "cron"}, 2, "There are no lines of this process. There are: deploy, "),
         ({"since": "soon"}, 2, "since=soon: Failed to parse timestamp: soon. Write an age such as 10min"),
     ],
 )

@@ -29,13 +29,12 @@ pytestmark = pytest.mark.long
 PASSWORD = os.urandom(12).hex()
 # PostgreSQL and Redis of Debian, open to the other hosts.
 SERVICES = f"""
+set -e
 export DEBIAN_FRONTEND=noninteractive
 apt-get install -qy --no-install-recommends postgresql redis-server
 cd /
-for app in shop; do
-    runuser -u postgres -- psql -qc "CREATE ROLE $app LOGIN PASSWORD '{PASSWORD}'" -c "CREATE DATABASE $app OWNER $app"
-done
-runuser -u postgres -- psql -qc "ALTER SYSTEM SET listen_addresses = '*'"
+runuser -u postgres -- psql -qc "CREATE ROLE shop LOGIN PASSWORD '{PASSWORD}'" -c "CREATE DATABASE shop OWNER shop" \\
+    -c "ALTER SYSTEM SET listen_addresses = '*'"
 echo 'host all all 0.0.0.0/0 scram-sha-256' >> /etc/postgresql/*/main/pg_hba.conf
 printf 'bind 0.0.0.0\\nrequirepass {PASSWORD}\\n' >> /etc/redis/redis.conf
 systemctl restart postgresql redis-server
@@ -144,7 +143,7 @@ class App:
         """Commit another greeting and one more migration; return the SHA and the migration's name."""
         names = sorted(path.stem for path in self.repository.path.glob("shop/migrations/0*.py"))
         name = f"{len(names) + 1:04}_{greeting}"
-        text = MIGRATION.format(before=names[-1], name=greeting)
+        text = MIGRATION.format(before=names[-1], name=f"{greeting}_{int(time.time())}")
         return self.release(greeting, **{f"shop/migrations/{name}.py": text}), name
 
     def applied(self, migration: str) -> int:
@@ -241,7 +240,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         hosts = sandbox.up(name, 3, with_tracker=True, inventory=directory / "inventory/hosts.yml")
         tracker = find(sandbox.INSTANCES / name / "tracker")
         assert tracker
-        done = hosts[0].ssh(SERVICES)
+        done = hosts[0].ssh(SERVICES, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         yield Fleet(hosts, tracker, directory)
     finally:
@@ -313,7 +312,7 @@ def test_a_killed_controller_leaves_no_cleaning(celery: App, moment: str) -> Non
     }
     with under_load(celery) as load, Jobs(celery) as jobs:
         running = celery.start("deploy.yml")
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while celery.fleet.hosts[0].ssh(waits[moment]).returncode:
             assert time.monotonic() < deadline, running.so_far()
         running.kill()

@@ -87,7 +87,7 @@ def test_without_the_variable_a_program_imports_nothing_of_the_runner(pth, envir
 def test_in_production_a_process_does_not_start_without_a_dsn_and_a_command_does(pth, environment, tracker):
     environment |= {"SENTRY_ENVIRONMENT": "production", "SENTRY_DSN": ""}
     done = run(pth(), "print('started')", environment)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (os.EX_CONFIG, "")
     assert done.stderr == (
         "booty: worker refuses to start: SENTRY_DSN is not set, and production does not run without it: write it into"
         " secrets.env\n"
@@ -147,6 +147,17 @@ def fail():
 """
 
 
+HUEY = """
+import os
+from huey import SqliteHuey
+huey = SqliteHuey(filename="huey.db")
+
+@huey.task()
+def fail():
+    raise LookupError("no " + os.environ["PLANTED"])
+"""
+
+
 def wait_for_events(tracker, worker, number=1):
     deadline = time.monotonic() + 30
     while len(tracker.events) < number and time.monotonic() < deadline:
@@ -171,5 +182,19 @@ def test_a_celery_worker_s_errors_have_the_label_and_no_secret(pth, environment,
         wait_for_events(tracker, worker)
     (event,) = tracker.events
     assert (event["release"], event["environment"], event["transaction"]) == ("abc", "staging", "tasks.fail")
+    assert event["exception"]["values"][-1]["value"] == "no [Filtered]"
+    assert SECRET not in json.dumps(event)
+
+
+@pytest.mark.long
+def test_a_huey_consumer_s_errors_have_the_label_and_no_secret(pth, environment, tracker, tmp_path):
+    (tmp_path / "tasks.py").write_text(HUEY)
+    python, options = pth("huey==2.5.3"), {"cwd": tmp_path, "env": environment}
+    subprocess.run([python, "-c", "import tasks; tasks.fail()"], check=True, **options)
+    command = [python, python.with_name("huey_consumer.py"), "tasks.huey", "--worker-type=process"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, **options) as worker:
+        wait_for_events(tracker, worker)
+    (event,) = tracker.events
+    assert (event["release"], event["environment"], event["transaction"]) == ("abc", "staging", "fail")
     assert event["exception"]["values"][-1]["value"] == "no [Filtered]"
     assert SECRET not in json.dumps(event)

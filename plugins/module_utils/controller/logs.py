@@ -79,6 +79,10 @@ class LogsAction(ActionBase):
         lines = [line for host in hosts for line in shown(host, hosts, answers[host].get("records", []))]
         text = "\n".join(text for _, text in sorted(lines, key=lambda line: line[0]))
         problems = [f"{host} {reason}" for host, answer in answers.items() if (reason := problem(answer))]
+        others = [answer["others"] for answer in answers.values() if "others" in answer]
+        if others and all(others):
+            names = ", ".join(sorted({name for names in others for name in names}))
+            problems.append(f"There are no lines of this process. There are: {names}.")
         if cut := [host for host, answer in answers.items() if answer.get("cut")]:
             problems.append(
                 f"Older lines of {', '.join(cut)} are left out. To see them: -e lines=5000, or one -e process=NAME"

@@ -77,7 +77,7 @@ def _activate() -> None:
     except Refusal as error:
         if name != COMMAND:
             print(f"booty: {name} refuses to start: {error}", file=sys.stderr, flush=True)
-            os._exit(1)  # Python only prints an exception that is raised in a .pth file
+            os._exit(os.EX_CONFIG)  # Python only prints an exception that is raised in a .pth file
         print(f"booty: errors of this command are not reported: {error}", file=sys.stderr)
         return
     if settings.sentry_dsn is None:

@@ -39,15 +39,17 @@ def logs(
 
     Returns:
         `records`, each a list: the time in microseconds since 1970, the process, the message; `after`, for the next
-        call; `cut`, whether lines are left out that are newer than `since`, or that would exceed `limit`.
+        call; `cut`, whether lines are left out that are newer than `since`, or that would exceed `limit`; `others`, the
+        processes that have lines here, if `process` has none.
 
     Raises:
-        HostError: the time or the process is unknown.
+        HostError: the time is unknown.
     """
     sources = sources_of(app)
-    if process and process not in sources:
-        raise HostError(f"There are no lines of a process {process} here. There are: {', '.join(sorted(sources))}.")
-    chosen = [sources[process]] if process else sources.values()
+    # A host may have no lines of a process yet, such as one that runs on another host.
+    unknown = sorted(sources) if process and process not in sources else []
+    none = [[f"SYSLOG_IDENTIFIER={app.name}-{process}"]]
+    chosen = [sources.get(process, none)] if process else sources.values()
     matches = [match for source in chosen for alternative in source for match in (*alternative, "+")]
     command = [*JOURNAL, FIELDS, *matches[:-1]]
     if after:
@@ -70,7 +72,8 @@ def logs(
         records.append([int(record["__REALTIME_TIMESTAMP"]), label(app, record), message])
     if found:
         after = f"--after-cursor={found[-1]['__CURSOR']}"
-    return {"records": records[::-1], "after": after or f"--since=@{int(time.time())}", "cut": cut}
+    after = after or f"--since=@{int(time.time())}"
+    return {"records": records[::-1], "after": after, "cut": cut, "others": unknown}
 
 
 def newer_than(since: str) -> list[str]:

@@ -53,7 +53,7 @@ RESERVED = (
     (r"PORT", "the unit sets: remove it, and set app_port in the inventory"),
     (r"WEB_CONCURRENCY", "the unit sets: remove it, and set app_workers in the inventory"),
     (r"BOOTY_(CONFIG_DIR|SETTINGS)", "release.env sets: remove it"),
-    (r"BOOTY_(UNIT|CANDIDATE)|HOME|PATH|PYTHONUNBUFFERED", "the unit sets: remove it"),
+    (r"BOOTY_(UNIT|CANDIDATE|PROCESS)|HOME|PATH|PYTHONUNBUFFERED", "the unit sets: remove it"),
     (
         # systemd.exec(5), "Environment variables in spawned processes"; sd_notify(3), sd_listen_fds(3).
         r"NOTIFY_SOCKET|LISTEN_(PID|FDS|FDNAMES|PIDFDID)|WATCHDOG_(PID|USEC)|MAINPID|INVOCATION_ID|JOURNAL_STREAM"

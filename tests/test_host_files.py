@@ -116,6 +116,8 @@ def test_the_state_does_not_grow(app: App) -> None:
         "abandoned": {},
         "previous": {},
         "commands": [],
+        "places": {},
+        "refused": {},
     }
 
 

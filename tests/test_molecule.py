@@ -49,13 +49,15 @@ def test_everything_is_changed_from_its_default() -> None:
         for name in ("app_restart", "app_name", "app_artifact_url", "app_lock_extras", "app_lock_groups"):
             defaults.pop(name, None)
         # test_proxy_host.py changes what the proxy takes, test_release_command.py the commands of a release,
-        # test_build_steps.py those of the build, and test_notify.py the notifications.
+        # test_build_steps.py those of the build, test_notify.py the notifications, test_processes_host.py the host of a
+        # process.
         elsewhere = (
             "app_build",
             "app_release_command",
             "app_post_deploy_command",
             "app_rollback_over_commands",
             "app_notify_",
+            "app_one_host",
             "app_domain",
             "app_acme_",
             "app_certificate",

@@ -8,8 +8,6 @@ from typing import Any, TypedDict
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
-from .judge import serving
-
 
 class Fleet(TypedDict):
     """The results of all hosts; lists of hosts and environments are sorted.
@@ -108,3 +106,8 @@ def records(known: list[list[dict[str, Any]]], made: list[list[dict[str, Any]]])
     entries = sorted((entry for of_host in [*known, *made] for entry in of_host), key=lambda e: e["result"] != "began")
     by_id = {entry["id"]: entry for entry in entries}
     return sorted(by_id.values(), key=lambda entry: float(entry["at"]))
+
+
+def serving(host: dict[str, Any]) -> str:
+    """Return the release of the running service; without one, that of release.env, or "" if there is none."""
+    return host["running"].get("SENTRY_RELEASE") or host["pointer"].get("SENTRY_RELEASE") or ""

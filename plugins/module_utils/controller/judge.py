@@ -15,6 +15,7 @@ from ansible.template import trust_as_template
 
 from . import host_program, programs, trackers, watch
 from .build import MACHINES
+from .fleet import serving
 from .git import descends
 from .host_program import NOTHING, PID, HostProgramAction
 from .playbook import completed
@@ -164,11 +165,6 @@ def unusable_copy(
                 f"{name} has {release} already, built from {actual} and not from {needed}. Two builds of one commit"
                 " can't differ, so deploy another commit: git commit --allow-empty -m 'Build anew'"
             )
-
-
-def serving(host: dict[str, Any]) -> str:
-    """Return the release of the running service; without one, that of release.env, or "" if there is none."""
-    return host["running"].get("SENTRY_RELEASE") or host["pointer"].get("SENTRY_RELEASE") or ""
 
 
 def not_an_ancestor(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from .judge import serving
+from .fleet import serving
 from .playbook import completed
 
 

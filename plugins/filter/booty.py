@@ -14,8 +14,8 @@ from ansible_collections.booty.deploy.plugins.module_utils.controller import (
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "app_ports": host_access.app_ports,
+    "command_of": playbook.playbook,
     "end_with": run_check.end_with,
-    "playbook": playbook.playbook,
     "problems": variables.all_problems,
     "fleet": fleet.fleet,
     "keep_open": host_access.keep_open,

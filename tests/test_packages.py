@@ -21,7 +21,7 @@ def test_a_deploy_names_missing_packages_and_bootstrap_installs_them(site: Site)
     refused = site.play("deploy.yml", app_release=sha)
     assert refused.status == 2
     message = f"{site.host.name} lacks acl, zstd, which the app needs (app_packages). Install it: ansible-playbook"
-    assert f"{message} bootstrap.yml -e app_packages=acl,zstd" in words(refused)
+    assert f"{message} bootstrap.yml -i {site.inventory} -e app_packages=acl,zstd" in words(refused)
     assert not site.run(f"ls -d /opt/booty/releases/{sha} 2>/dev/null || true")
     assert site.run("cat /etc/booty/release.env 2>/dev/null || true") == serving
 

@@ -145,6 +145,12 @@ def test_what_follows(mode: str, result: str, forced: bool, ran: bool, follows: 
     assert words in watching.acts(mode, result, forced, ran)[1]
 
 
+def test_a_change_of_settings_at_the_same_commit_is_never_taken_back() -> None:
+    follows, words = watching.acts("back", "bad", False, False, arrived=False)
+    assert follows == "hold"
+    assert "no other release served before" in words
+
+
 # A watch of Sentry
 
 
@@ -278,6 +284,15 @@ def test_a_scope_that_is_missing_is_blind(server: Sentry) -> None:
     result, sentence = verdict(look(server))
     assert result == "blind"
     assert "403" in sentence
+
+
+def test_an_answer_of_an_unknown_form_is_blind(server: Sentry, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = trackers.of_environment(server.environ)
+    monkeypatch.setattr(server, "answer", lambda path, query: (200, {"detail": "moved"}))
+    clock = Clock()
+    found = watching.watch(tracker, NEW, ["staging"], 0, {"web1": "1"}, 1.0, 10, clock=clock, sleep=clock.sleep)
+    assert verdict(found)[0] == "blind"
+    assert "unknown form" in verdict(found)[1]
 
 
 def test_a_tracker_that_hangs_is_blind(server: Sentry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -324,6 +324,8 @@ class CallbackModule(default.CallbackModule):
                 "at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "summary": {**counts, "releases": {}, "drifting": []},
                 "hosts": rows,
+                "runs": [],
+                "remarks": [],
                 "message": "No host was asked.",
             }
             self._display.display(json.dumps(document, indent=2))

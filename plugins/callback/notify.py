@@ -84,7 +84,7 @@ class CallbackModule(CallbackBase):
         """Keep that a host gave no answer."""
         host = result.host.get_name()
         self._run.unreachable.add(host)
-        if self._begun:
+        if self._begun and not result.task.ignore_unreachable:
             self._run.reason = self._run.reason or f"{host} can't be reached: {problem(result.result)}"
 
     def v2_playbook_on_stats(self, stats: AggregateStats) -> None:
@@ -98,12 +98,17 @@ class CallbackModule(CallbackBase):
             self._host = result.host
             self._run.verb = "rollback" if task.args.get("goes_back") else "deploy"
             self._run.answered(host, values)
+        elif task.action == "booty.deploy.place":
+            for other in {*values.get("due", [])} & {*self._run.answers}:
+                self._run.answers[other]["due"] = True
         elif verb == "cutover":
             self._run.states[host] = values.get("state", "not switched")
         elif verb == "take_back" and "state" in values:
             self._run.states[host] = values["state"]
         elif task.action == "booty.deploy.command" and values.get("changed"):
             # The post-deploy command also runs if an earlier deploy switched the hosts and the command failed.
+            for other in [] if self._begun else self._run.answers:
+                self._run.answers[other]["due"], self._run.states[other] = True, "switched"
             self._begin()
         elif task.register == "__app_watch" and values.get("result", "off") != "off":
             self._run.watch = {name: values.get(name) for name in ("result", "message", "issues")}

@@ -173,7 +173,8 @@ class MemorySystemd(Systemd):
 
     def notify(self, pid: int, *lines: str) -> None:
         (name,) = (name for name, main in self.main.items() if main == pid)
-        self.observe().append(f"{name}: {' '.join(lines)}".replace(str(self.main.get(self.app.candidate)), "C"))
+        step = f"{name}: {' '.join(lines)}"
+        self.observe().append(re.sub(rf"\b{self.main.get(self.app.candidate)}\b", "C", step))
         if self.accepts:
             self.main[name] = int(parse_assignments("\n".join(lines))["MAINPID"])
 
@@ -466,7 +467,7 @@ state.json: b a served
 
 
 def handed_over(systemd: MemorySystemd) -> list[str]:
-    return [re.sub(r"MAINPID=(?!13)\d+", "MAINPID=LEASE", step) for step in systemd.observe()]
+    return [re.sub(r"MAINPID=(?!13\b)\d+", "MAINPID=LEASE", step) for step in systemd.observe()]
 
 
 def test_the_process_that_was_proven_is_the_one_that_serves(proven: MemorySystemd) -> None:
@@ -618,7 +619,7 @@ def test_a_host_that_changed_since_it_was_asked_is_left_alone(app: App, text: st
     app.release_env.write_text(text)
     app.last.write_text(last)
     seen = {"pointer": "SENTRY_RELEASE=a\n", "release": "a", "last": "anna deploys a, at 12:00"}
-    answer = cutover.changed_since(app, seen, "c", "anna deploys c")
+    answer = cutover.changed_since(app, seen, "c", "anna deploys c", "run")
     if why is None:
         assert answer == {}
     else:
@@ -753,6 +754,20 @@ def test_a_process_that_does_not_stay_up_brings_service_and_processes_back(syste
     assert systemd.release(systemd.app.service) == "a"
     assert not (systemd.app.unit_files / "shop-other@.service").exists()
     assert settled(systemd, "a", BOTH, {"beat"}) == ""
+
+
+def test_a_way_back_does_not_start_a_process_that_its_commit_has_removed(systemd: MemorySystemd) -> None:
+    bring(systemd, "a", BOTH, {"beat": HERE})
+    systemd.busy = {"shop-worker@1.service", "shop-worker@2.service"}
+    bring(systemd, "b", process("beat", one_host="yes"), {"beat": HERE})
+    systemd.unsteady = {"c"}
+    assert bring(systemd, "c", BOTH, {"beat": HERE})["state"] == "went back"
+    assert up(systemd) == {"beat@1": "b"}
+    del systemd.active["shop-worker@1.service"], systemd.active["shop-worker@2.service"]
+    units = process("beat", one_host="yes")
+    assert settled(systemd, "b", units, {"beat"}) == "shop-worker@.service is left over"
+    bring(systemd, "b", units, {"beat": HERE})
+    assert settled(systemd, "b", units, {"beat"}) == ""
 
 
 def test_a_first_release_whose_process_fails_leaves_nothing(systemd: MemorySystemd) -> None:

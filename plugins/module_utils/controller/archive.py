@@ -96,10 +96,10 @@ def digest_of(archive: Path) -> Path:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold an flock on a directory of the cache: one process builds, the others wait for its archive."""
+def locked(directory: Path, name: str = "lock") -> Iterator[None]:
+    """Hold an flock in a directory of the cache: one process builds, the others wait for its archive."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as file:
+    with (directory / name).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -112,7 +112,8 @@ def cached(archive: Path) -> bool:
 def once(archive: Path, build: Callable[[Path], None]) -> None:
     """Build an archive unless the cache has it."""
     if not cached(archive):
-        with locked(archive.parent):
+        # A build of another archive, whose commands may take minutes, is no reason to wait.
+        with locked(archive.parent, f"{archive.name}.lock"):
             if not cached(archive):
                 build(archive)
 

@@ -142,14 +142,14 @@ def artifact(work: Work, description: Mapping[str, Any], host: Host, app_name: s
             if locked != lock.packages:
                 work.notices.append(f"Leaves out {LEFT_OUT} of {lock.file}: Booty's runner serves the app.")
             tree: Mapping[str, Path | Link] = dict(walk(work.top()))
-            if description["build"]:
-                try:
-                    tree = run_build(work, target, manifest, wanted, host, steps)
-                except BuildError as error:
-                    note_failure(archive, steps.run, str(error))
-                    raise
             materials = bill(name, locked, packages_in(runner_lock(), host, "."), sha, work.time)
-            pack_release(archive, work, target, manifest, materials, facts["programs"], app_name, tree)
+            try:
+                if description["build"]:
+                    tree = run_build(work, target, manifest, wanted, host, steps)
+                pack_release(archive, work, target, manifest, materials, facts["programs"], app_name, tree)
+            except BuildError as error:
+                note_failure(archive, steps.run, str(error))
+                raise
 
         if not (steps.check and description["build"]):
             once(release, finish)

@@ -195,6 +195,11 @@ def refuse(variables: Context, problems: list[str]) -> str:
         if variables.get("status_format") == "json":  # status.yml promises a JSON document on standard output
             counts = {"hosts": 0, "levels": dict.fromkeys(("ok", "look", "broken"), 0), "releases": {}, "drifting": []}
             at = datetime.now(UTC).isoformat(timespec="seconds")
-            Display().display(json.dumps({"at": at, "summary": counts, "hosts": [], "message": message}, indent=2))
+            nothing: dict[str, list[Any]] = {
+                "hosts": [],
+                "runs": [],
+                "remarks": [],
+            }  # history.yml promises such a document as well
+            Display().display(json.dumps({"at": at, "summary": counts, **nothing, "message": message}, indent=2))
         raise SystemExit(4)
     return NO_HOST

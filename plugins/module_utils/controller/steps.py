@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,16 +88,15 @@ def python_for(work: Work, wanted: SpecifierSet, host: Host) -> tuple[str, Host]
 
     python, builder = python_at(sys.executable)
     if builder.python != host.python:
-        try:
+        with suppress(BuildError):
             found = uv(work.directory, "python", "find", "--system", "--no-project", host.python)
             python, builder = python_at(found.decode().strip())
-        except BuildError:
-            if not wanted.contains(builder.python_full, prereleases=True):
-                raise BuildError(
-                    f'The build {work.of} needs a Python that meets requires-python = "{wanted}", and this controller'
-                    f" has Python {builder.python_full}. Install the host's series here: uv python install"
-                    f" {host.python}. Or build without commands: app_build: []"
-                ) from None
+    if not wanted.contains(builder.python_full, prereleases=True):
+        raise BuildError(
+            f'The build {work.of} needs a Python that meets requires-python = "{wanted}", and this controller'
+            f" has Python {builder.python_full}. Install the host's series here: uv python install"
+            f" {host.python}. Or build without commands: app_build: []"
+        )
     if (builder.python, builder.machine) != (host.python, host.machine):
         work.notices.append(
             f"The commands of the build {work.of} ran with Python {builder.python_full} on {builder.machine}, and the"

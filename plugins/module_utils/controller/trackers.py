@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import mktime_tz, parsedate_tz
+from http.client import HTTPException
 from typing import Any
 
 SENTRY = "https://sentry.io"
@@ -172,7 +173,7 @@ class Tracker(ABC):
             hint = self.hints().get(error.code, "")
             refused = final and error.code in {400, 401, 403, 404}
             raise TrackerError(f"{place} answers {error.code} to GET {path}{hint}", error.code, refused) from None
-        except (OSError, ValueError) as error:
+        except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "reason", None) or error
             raise TrackerError(f"{place} gives no answer to GET {path}: {reason or type(error).__name__}") from None
 
@@ -194,6 +195,8 @@ class NoRedirects(urllib.request.HTTPRedirectHandler):
         """Follow none."""
 
 
+# What code raises that reads an answer of another form than the documented one.
+ODD = (LookupError, TypeError, ValueError, AttributeError)
 OPENER = urllib.request.build_opener(NoRedirects)
 
 

@@ -175,6 +175,9 @@ def watch(
             found.blind, final = "", False
         except TrackerError as error:
             found.blind, final = str(error), error.final
+        except trackers.ODD as error:
+            found.blind = f"the tracker's answer has an unknown form: {type(error).__name__}: {error}"
+            final = False
         found.seconds, found.asked = clock() - began, tracker.asked
         suspect = decide(found.new, release, share, over=False) == "suspect"
         length = seconds * LONGEST if suspect and not at_once else min(seconds + late, seconds * LONGEST)
@@ -299,7 +302,7 @@ def details(tracker: Tracker, issue: Issue, repository: str, before: list[str], 
     """Return an issue for people: `title`, `url`, `count`, `frames` and `commits`."""
     try:
         frames = tracker.frames(issue)[:FRAMES] if issue.events else []
-    except TrackerError:
+    except (TrackerError, *trackers.ODD):
         frames = []
     return {
         "title": f"{issue.title} ({issue.transaction})" if issue.transaction else issue.title,
@@ -316,7 +319,7 @@ def lines_of(issue: Mapping[str, Any]) -> list[str]:
     return [f"  {issue['title']}", f"    {issue['url']}", *(f"    {frame}" for frame in issue["frames"]), *commits]
 
 
-def acts(mode: str, result: str, forced: bool, ran: bool) -> tuple[str, str]:
+def acts(mode: str, result: str, forced: bool, ran: bool, arrived: bool = True) -> tuple[str, str]:
     """Return what follows from a result, `back`, `hold` or "", and the sentence that says so.
 
     Args:
@@ -324,8 +327,11 @@ def acts(mode: str, result: str, forced: bool, ran: bool) -> tuple[str, str]:
         result: the result of the watch.
         forced: app_watch_force.
         ran: whether the release command of the release has run.
+        arrived: whether it took the place of another release. A change of settings at the same commit brings no new
+            release, and the watch can't tell its errors from older ones.
     """
     kept = "its release command has run, and its changes stay" if ran else "app_watch_force is set" if forced else ""
+    kept = kept if arrived else "no other release served before"
     if result == "bad":
         if mode == "back":
             if kept:
@@ -415,7 +421,7 @@ class WatchAction(ActionBase):
         blind = blindness(found, arguments["hosts"], counted)
         result, sentence = verdict(found, release, requests(arguments["hosts"], counted), blind)
         ran = any(entry["kind"] == "release" and entry["release"] == release for entry in arguments["commands"])
-        follows, consequence = acts(mode, result, arguments["forced"], ran)
+        follows, consequence = acts(mode, result, arguments["forced"], ran, bool(arguments["before"]))
         issues = looked["issues"] if result == "bad" or found.new else []
         lines = [f"watch: {result}, {sentence}."]
         lines += [line for issue in issues for line in lines_of(issue)]

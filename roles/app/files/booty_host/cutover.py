@@ -110,7 +110,7 @@ def cutover(
             state = State.load(app)
             state.note(commands)
             state.save()
-        if refusal := changed_since(app, seen, release.sha, by):
+        if refusal := changed_since(app, seen, release.sha, by, run):
             return refusal
         config.stage(app, release.labels, files, user)
         # history.yml takes a cutover without a result for one that was cut off.
@@ -150,7 +150,7 @@ def difference(release: Release) -> list[dict[str, str]]:
     ]
 
 
-def changed_since(app: App, seen: dict[str, str], release: str, by: str) -> dict[str, Any]:
+def changed_since(app: App, seen: dict[str, str], release: str, by: str, run: str) -> dict[str, Any]:
     """Refuse the cutover if the host changed since the release was judged; return {} if it did not.
 
     Args:
@@ -158,6 +158,7 @@ def changed_since(app: App, seen: dict[str, str], release: str, by: str) -> dict
         seen: `seen` in the answer of `info`.
         release: the release to serve.
         by: who asks and for what.
+        run: the run of the playbook that asks.
     """
     now = lease.seen(app)
     # A reboot clears the note.
@@ -169,7 +170,7 @@ def changed_since(app: App, seen: dict[str, str], release: str, by: str) -> dict
         f"{release} does not serve: another run was here since this one asked ({last}). {serving} serves, and was not"
         " touched. Deploy the one that all hosts are to serve: ansible-playbook deploy.yml -e app_release=<sha>"
     )
-    journal.log(app, reason, result="refused", release=release, **{"from": serving}, by=by)
+    journal.log(app, reason, result="refused", release=release, **{"from": serving}, by=by, run=run)
     return {"failed": True, "changed": False, "state": "not switched", "msg": reason, "seen": now}
 
 
@@ -501,7 +502,10 @@ class Cutover:
         if read(self.app.release_env) != release.env:
             write_atomically(self.app.release_env, release.env)
         if self.app.http_socket in release.units:
-            static.show(self.app, release.sha)
+            try:
+                static.show(self.app, release.sha)
+            except OSError as error:  # `unsettled` finds it, and it must not stop a way back
+                journal.log(self.app, f"the static files of {release.sha} can't be shown: {error}")
         journal.log(self.app, f"pointing to {release.sha}")
 
     def confirm(self, release: Release, settled: bool = False, timeout: float = 15) -> None:
@@ -598,9 +602,10 @@ class Cutover:
         notices = [self.go_back(before, state.here) + ran_before(state, before.sha, release)]
         state.served = state.previous.get("served", [])
         with unsaved(app, notices):
-            if refuse:
-                state.refused[release] = refuse
-            state.abandon(release, refuse or "taken back, since it failed on another host")
+            if before.sha != release:
+                if refuse:
+                    state.refused[release] = refuse
+                state.abandon(release, refuse or "taken back, since it failed on another host")
             state.save()
         seconds = f"{time.monotonic() - began:.2f}"
         fields = {"result": "taken back", "release": before.sha, "from": release, "by": by, "run": run}

@@ -17,7 +17,7 @@ from typing import Any
 
 from booty_host import HostError, journal, lease
 from booty_host.app import App, installed
-from booty_host.files import parse_assignments, parse_pointer, read, sync_directory
+from booty_host.files import parse_assignments, parse_pointer, read, sync_directory, write_atomically
 from booty_host.processes import run
 from booty_host.release import Release, differs
 from booty_host.state import State
@@ -213,7 +213,14 @@ class Programs:
         for name, text in of_release(release).items():
             if read(self.app.unit_files / name) != text:
                 return f"{self.app.unit_files / name} differs"
+        if left := self.left_over(release):
+            return f"{left[0]} is left over"
         return self.plan(release, here).difference()
+
+    def left_over(self, release: Release) -> list[str]:
+        """Return the units of processes and timers that a release does not have and that do not run any more."""
+        kept = {*release.units, *(template_of(unit) for unit in running(self.app, self.systemd))}
+        return [name for name in on_disk(self.app) if name not in kept]
 
     def plan(self, release: Release, here: set[str], restart: bool = False) -> Plan:
         """Return the steps to a release; the arguments are those of `follow`."""
@@ -324,11 +331,18 @@ class Programs:
             sync_directory(folder)
 
     def tidy(self, wanted: dict[str, str]) -> None:
-        """Remove the units of processes and timers that the release does not have, unless one still runs."""
+        """Remove the units of processes and timers that the release does not have.
+
+        A unit that still runs stays, with the count 0: a way back must not start it.
+        """
         busy = {template_of(unit) for unit in running(self.app, self.systemd)}
-        if gone := [unit for unit in on_disk(self.app) if unit not in {*wanted, *busy}]:
-            for unit in gone:
+        left = {unit: text for unit, text in on_disk(self.app).items() if unit not in wanted}
+        for unit, text in left.items():
+            if unit in busy:
+                write_atomically(self.app.unit_files / unit, re.sub(r"(?m)^Count=\d+$", "Count=0", text))
+            else:
                 (self.app.unit_files / unit).unlink()
+        if left:
             self.systemd.systemctl("daemon-reload")
 
     def log(self, word: str, units: list[str]) -> None:

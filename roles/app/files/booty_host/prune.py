@@ -36,7 +36,8 @@ def prune(app: App, systemd: Systemd, state: State, keep: int, keep_assets: int)
     # the directory that Ansible's copy makes in the login's home. They are listed first, since a release whose removal
     # fails below gets such a name too.
     arriving = (*app.incoming.glob("*"), *login_home(app).glob(".ansible/tmp/ansible-tmp-*"))
-    leftovers = (*app.releases.glob(".*"), *app.layers.glob(".*"), *app.configs.glob(".*"), *arriving)
+    parents = (app.releases, app.layers, app.configs, app.static / "copies", app.static / "trees")
+    leftovers = (*(path for parent in parents for path in parent.glob(".*")), *arriving)
     staged = {path.name: path.stat().st_mtime for path in directories(app.releases)}
     used = in_use(app, "BOOTY_RELEASE_DIR") | programs.in_use(app, systemd, "BOOTY_RELEASE_DIR")
     run = {path.name for path in used if path.parent == app.releases}

@@ -74,7 +74,7 @@ class Release:
 
 
 def unfit_for_proxy(app: App, systemd: Systemd, release: Release) -> str:
-    """Say what is wrong with the proxy's socket and files of a release; "" if all is well, or it has no proxy.
+    """Say what is wrong with the proxy's socket of a release; "" if all is well, or it has no proxy.
 
     Only a release of contract 3 is ever given the socket: an older one would serve its internal app there.
     """
@@ -85,8 +85,14 @@ def unfit_for_proxy(app: App, systemd: Systemd, release: Release) -> str:
         state = systemd.unit(app.http_socket)
         if (state["ActiveState"], state["UnitFileState"]) != ("active", "enabled"):
             return f"{app.http_socket} is {state['ActiveState']} and {state['UnitFileState'] or 'not enabled'}"
-        if (sha := shown(app)) != (release.sha if static_folders(app, release.sha) else ""):
-            return f"the proxy serves the static files of {sha or 'no release'}"
+    return ""
+
+
+def other_files(app: App, release: Release) -> str:
+    """Say whose static files the proxy serves, if not a release's own; "" if all is well, or it has no proxy."""
+    wanted = release.sha if static_folders(app, release.sha) else ""
+    if app.http_socket in release.units and (sha := shown(app)) != wanted:
+        return f"the proxy serves the static files of {sha or 'no release'}"
     return ""
 
 
@@ -110,7 +116,7 @@ def unsettled(app: App, systemd: Systemd, release: Release, times: int = 1) -> s
         return f"{app.release_env} does not name {release.sha}, or has other settings"
     enabled = {socket["UnitFileState"], service["UnitFileState"]} == {"enabled"}
     disabled = "" if enabled else f"{app.socket} and {app.service} are not enabled"
-    if problem := disabled or unfit_for_proxy(app, systemd, release):
+    if problem := disabled or unfit_for_proxy(app, systemd, release) or other_files(app, release):
         return problem
     options = sockets.options(sockets.opened(app, socket)) ^ sockets.options(release.units[app.socket])
     if options or "yes" in {socket["NeedDaemonReload"], service["NeedDaemonReload"]}:

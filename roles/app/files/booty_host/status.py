@@ -285,6 +285,6 @@ def drift(app: App, systemd: Systemd, release: Release, here: set[str]) -> list[
     for name, text in release.units.items():
         if (installed := read(app.unit_files / name)) != text and name != app.candidate:
             changes.append(f"{name} {'differs' if installed else 'is not there'}")
-    changes += [f"{name} is left over" for name in programs.on_disk(app) if name not in release.units]
+    changes += [f"{name} is left over" for name in Programs(app, systemd).left_over(release)]
     problem = unsettled(app, systemd, release) or Programs(app, systemd).unsettled(release, here)
     return changes or [change for change in [problem] if change]

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from booty_host import HostError, failures
+from booty_host import HostError, failures, secrets
 from booty_host.app import App
 from booty_host.files import parse_assignments, read
 from booty_host.processes import labels, run
@@ -106,7 +106,9 @@ class Systemd:
         )
         match = " + ".join(fields).split()
         options = ("--boot", "--no-pager", "--quiet", "--output=cat", "--lines=200")
-        lines = failures.excerpt(run("journalctl", *options, *(match if invocation else ["-u", name])).stdout)
+        text = run("journalctl", *options, *(match if invocation else ["-u", name])).stdout
+        # A program of the app writes there what it likes.
+        lines = failures.excerpt(secrets.filtered(text, secrets.hidden(self.app)))
         if not lines:
             return f"{name} left nothing in the journal."
         text = "\n  ".join([f"The journal of {name} ends with:", *lines])

@@ -155,8 +155,16 @@ def adapt(host: Paths, site: dict[str, Any] | None, remove: str, installed: bool
     if site is None:
         return {"changed": changed, "diff": diff}
     notices = certificates.renew(host, [*wanted.values()], only=new.name)
-    closed, sentence = firewall.close(host, wanted[new.name])
+    closed, sentence = close(host, wanted[new.name])
     return {"changed": changed or closed, "diff": diff, "notices": [*notices, *([sentence] if sentence else [])]}
+
+
+def close(host: Paths, site: Site) -> tuple[bool, str]:
+    """Close an app's own port as `firewall.close` does; a firewall that fails stops nothing else."""
+    try:
+        return firewall.close(host, site)
+    except HostError as error:
+        return False, f"The own port of {site.name} stays open, and the next check tries again: {error}"
 
 
 def taken(site: Site, others: dict[str, Site]) -> None:
@@ -239,7 +247,7 @@ def check(host: Paths) -> None:
             instances.start(host)
         own = [site for site in sites(host).values() if site.certificate]
         for site in sites(host).values():
-            if sentence := firewall.close(host, site)[1]:
+            if sentence := close(host, site)[1]:
                 print(sentence)
     for site in own:
         fields = asdict(site)

@@ -206,9 +206,10 @@ def test_what_is_no_file_of_app_static_is_not_served(site: Site) -> None:
 
 @pytest.mark.long
 def test_no_switch_loses_a_file(site: Site) -> None:
-    processes = site.instances()
+    processes, restarts = site.instances(), "journalctl -t booty-deploy -o cat | grep -c ^restarting || true"
     site.commit_files()
     site.deploy()
+    before = site.run(restarts)
     with browsers(site) as failures:
         for _ in range(2):
             site.commit_files()
@@ -220,6 +221,8 @@ def test_no_switch_loses_a_file(site: Site) -> None:
         site.deploy()
     assert failures == []
     assert site.instances() == processes
+    # Other files are no reason to start the release twice.
+    assert site.run(restarts) == before
     # The file of the release that serves comes first, whichever way it came.
     style = site.file("style.css")[2]
     site.good("rollback.yml")

@@ -198,9 +198,9 @@ def run_build(
     python, builder = python_for(work, wanted, host)
     names = {part: manifest[part] for part in ("layer", "runner")}
     if (builder.python, builder.machine) != (host.python, host.machine):
-        lock = locks.read(work, manifest, builder)
-        names = names_of_layers(lock, builder)
         try:
+            lock = locks.read(work, manifest, builder)
+            names = names_of_layers(lock, builder)
             build_layers(work.cache, names, lock, builder)
         except BuildError as error:
             raise BuildError(

@@ -157,7 +157,9 @@ def unusable_copy(
         yield f"{folder} on {name} is damaged: it has no release.json that can be read. {step}"
     if manifest:
         wanted = {"python": host["python"], **description}
-        # The manifest of an older Booty has only some of these keys. Another Booty may word `found` in another way.
+        # The manifest of an older Booty has only some of these keys; it ran no build, and so had no files of one.
+        manifest = {"build": [], "static": {}, **manifest}
+        # Another Booty may word `found` in another way.
         differing = [key for key in wanted if key != "found" and manifest.get(key, wanted[key]) != wanted[key]]
         if differing:
             actual, needed = (", ".join(f"{key} {each[key]}" for key in differing) for each in (manifest, wanted))

@@ -13,7 +13,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 
-from . import host_program, programs, trackers, watch
+from . import host_program, programs, trackers, variables, watch
 from .build import MACHINES
 from .fleet import serving
 from .git import descends
@@ -217,10 +217,17 @@ def commands_between(host: dict[str, Any], options: dict[str, Any], release: str
     )
 
 
-def notices(host: dict[str, Any], options: dict[str, Any], name: str) -> Iterator[str]:
-    """Yield a warning if the firewall of a host closes app_port: the release serves, but no client reaches it."""
+def notices(host: dict[str, Any], options: dict[str, Any], named: list[int], name: str) -> Iterator[str]:
+    """Yield a warning if the firewall of a host closes app_port: the release serves, but no client reaches it.
+
+    Args:
+        host: its answer.
+        options: its variables of the role app.
+        named: host_firewall_ports.
+        name: its name in the inventory.
+    """
     if options["app_domains"]:
-        if options["app_port"] in host["lets_in"]:
+        if options["app_port"] in host["lets_in"] and options["app_port"] not in named:
             yield (
                 f"The firewall of {name} also lets in app_port {options['app_port']}, past the proxy. This run, or"
                 " the next bootstrap.yml, closes it, unless host_firewall_ports names it."
@@ -308,7 +315,8 @@ class PreflightAction(HostProgramAction):
             text = completed("\n".join(later), task_vars or {})
             result["warnings"] = [*result.get("warnings", []), f"A deploy would be refused as things are: {text}"]
         serves = f"{name} serves {release} as {options['app_environment']}, process {PID}"
-        message = [serves, *notices(host, options, name)]
+        ports = self._templar.template(trust_as_template("{{ host_firewall_ports | default([]) }}"))
+        message = [serves, *notices(host, options, variables.convert("host_firewall_ports", ports), name)]
         return {
             **result,
             "host": host,

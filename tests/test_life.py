@@ -92,16 +92,21 @@ def test_it_is_tried_for_ever(site: Site, needy: str) -> None:
         assert pause - 0.5 < gap < pause + 3
 
 
-def test_an_event_loop_that_hangs_is_seen(site: Site, needy: str) -> None:
-    assert show(site, "booty.service", "WatchdogUSec") == ["2s"]
-    pid = site.pid()
+def ask_for_the_end(site: Site, path: str) -> None:
+    """Request a path at which the process ends without an answer, and wait until the next one answers."""
     with closing(http.client.HTTPConnection(site.host.address, 8000, timeout=20)) as connection:
-        connection.request("GET", "/hang")
+        connection.request("GET", path)
         with pytest.raises((http.client.HTTPException, OSError)):
             connection.getresponse()
     waiting = Waiting(site)
     waiting.join()
     assert waiting.answer == "200"
+
+
+def test_an_event_loop_that_hangs_is_seen(site: Site, needy: str) -> None:
+    assert show(site, "booty.service", "WatchdogUSec") == ["2s"]
+    pid = site.pid()
+    ask_for_the_end(site, "/hang")
     assert site.pid() != pid
     assert show(site, "booty.service", "NRestarts") == ["1"]
     journal = site.run("journalctl --unit=booty.service --since=-30s --output=cat --no-pager")
@@ -113,13 +118,7 @@ def test_an_event_loop_that_hangs_is_seen(site: Site, needy: str) -> None:
 def test_an_app_that_ends_itself_is_started_again(site: Site, needy: str) -> None:
     """Its exit status is that of a refused start; the service was active, though."""
     pid, opened = site.pid(), show(site, "booty.socket", "InvocationID")
-    with closing(http.client.HTTPConnection(site.host.address, 8000, timeout=20)) as connection:
-        connection.request("GET", "/exit")
-        with pytest.raises((http.client.HTTPException, OSError)):
-            connection.getresponse()
-    waiting = Waiting(site)
-    waiting.join()
-    assert waiting.answer == "200"
+    ask_for_the_end(site, "/exit")
     assert site.pid() != pid
     assert show(site, "booty.service", "NRestarts") == ["1"]
     assert show(site, "booty.socket", "InvocationID") == opened

@@ -340,6 +340,7 @@ def test_the_status_of_another_app_of_the_host(site: Site, rows: Ask) -> None:
 
 def test_json_stays_json_when_a_host_fails(site: Site, tmp_path: Path) -> None:
     """Standard output is one JSON document. A failed host is a row of it; the message goes to standard error."""
+    site.deploy()
     site.run(
         "id sandra || useradd --create-home --shell /bin/bash sandra; mkdir -p ~sandra/.ssh;"
         "cp ~/.ssh/authorized_keys ~sandra/.ssh/; chown -R sandra: ~sandra/.ssh"

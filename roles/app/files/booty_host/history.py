@@ -6,21 +6,12 @@ import json
 import subprocess
 from typing import Any
 
-from booty_host import HostError
+from booty_host import HostError, journal
 from booty_host.app import App
 from booty_host.logs import JOURNAL, newer_than, unknown_time
 
 # The journal's fields of a booty-deploy record, by their names in the answer. Records of older versions have no run.
-FIELDS = {
-    "app": "BOOTY_APP",
-    "run": "BOOTY_RUN",
-    "result": "BOOTY_RESULT",
-    "release": "BOOTY_RELEASE",
-    "from": "BOOTY_FROM",
-    "by": "BOOTY_BY",
-    "seconds": "BOOTY_SECONDS",
-    "watch": "BOOTY_WATCH",
-}
+FIELDS = {"app": "BOOTY_APP", "run": "BOOTY_RUN", **journal.FIELDS}
 
 
 def history(app: App, lines: int, since: str, every: bool, check: bool) -> dict[str, Any]:
@@ -49,32 +40,26 @@ def history(app: App, lines: int, since: str, every: bool, check: bool) -> dict[
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    ) as journal:
-        assert journal.stdout
-        assert journal.stderr
-        for line in journal.stdout:
+    ) as reader:
+        assert reader.stdout
+        assert reader.stderr
+        for line in reader.stdout:
             record = json.loads(line)
-            # The journal writes a value that is not text as a list of bytes.
-            named = {name: record[field] for name, field in FIELDS.items() if isinstance(record.get(field), str)}
+            named = journal.texts(record, FIELDS)
             if not {"run", "result"} & {*named}:
                 continue
             # A record of an older version counts as a run of its own.
             runs.add(named.get("run", record["__CURSOR"]))
             if len(runs) > lines:
-                journal.kill()
+                reader.kill()
                 break
-            records.append({**named, "at": seconds_of(record)})
-        problem = journal.stderr.read()
-    if journal.returncode > 0:
+            records.append({**named, "at": journal.seconds_of(record)})
+        problem = reader.stderr.read()
+    if reader.returncode > 0:
         raise HostError(unknown_time(since, problem))
     # The first line that journalctl would print.
-    with subprocess.Popen([*JOURNAL, fields], stdout=subprocess.PIPE, text=True) as journal:
-        assert journal.stdout
-        first = journal.stdout.readline()
-        journal.kill()
-    return {"changed": False, "records": records, "begins": seconds_of(json.loads(first)) if first else None}
-
-
-def seconds_of(record: dict[str, Any]) -> float:
-    """Return the time of a record, in seconds since 1970."""
-    return int(record["__REALTIME_TIMESTAMP"]) / 1_000_000
+    with subprocess.Popen([*JOURNAL, fields], stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout
+        first = reader.stdout.readline()
+        reader.kill()
+    return {"changed": False, "records": records, "begins": journal.seconds_of(json.loads(first)) if first else None}

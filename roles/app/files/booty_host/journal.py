@@ -8,6 +8,9 @@ from typing import Any
 
 from booty_host.app import App
 
+# The fields of a record that its readers share, by their names in an answer.
+FIELDS = {name: f"BOOTY_{name.upper()}" for name in ("result", "release", "from", "by", "seconds", "watch")}
+
 
 def log(app: App, message: str, **fields: str) -> None:
     """Leave a record in the journal, with each of `fields` as a field of its own: BOOTY_RESULT=…, and BOOTY_APP=NAME.
@@ -23,6 +26,22 @@ def log(app: App, message: str, **fields: str) -> None:
     # The journal may be restarting; a cutover must not stop half-way for that.
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
         journald.sendto(data, str(app.root / "run/systemd/journal/socket"))
+
+
+def texts(entry: dict[str, Any], fields: dict[str, str]) -> dict[str, str]:
+    """Return the fields of an entry of the journal that have text, by their names in an answer.
+
+    Args:
+        entry: as `journalctl --output=json` prints it.
+        fields: the journal's fields, by these names.
+    """
+    # The journal writes a value that is not text as a list of bytes.
+    return {name: entry[field] for name, field in fields.items() if isinstance(entry.get(field), str)}
+
+
+def seconds_of(entry: dict[str, Any]) -> float:
+    """Return the time of an entry of the journal, in seconds since 1970."""
+    return int(entry["__REALTIME_TIMESTAMP"]) / 1_000_000
 
 
 def record(app: App, message: str, fields: dict[str, str], check: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from booty_host import HostError, lease, programs
+from booty_host import HostError, journal, lease, programs
 from booty_host.app import App, installed
 from booty_host.files import directories, parse_assignments, parse_pointer, read
 from booty_host.observe import ask_internal
@@ -21,16 +21,7 @@ from booty_host.state import State
 from booty_host.systemd import Systemd
 
 # The journal's fields of a booty-deploy record, by their names in the answer.
-FIELDS = {
-    "result": "BOOTY_RESULT",
-    "release": "BOOTY_RELEASE",
-    "from": "BOOTY_FROM",
-    "by": "BOOTY_BY",
-    "seconds": "BOOTY_SECONDS",
-    "watch": "BOOTY_WATCH",
-    "until": "BOOTY_UNTIL",
-    "message": "MESSAGE",
-}
+FIELDS = {**journal.FIELDS, "until": "BOOTY_UNTIL", "message": "MESSAGE"}
 
 
 def status(app: App, pointer: str, units: dict[str, str], every: bool, check: bool) -> dict[str, Any]:
@@ -74,7 +65,7 @@ def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
     damaged = [
         f"{path} has no release.json that can be read" for path in directories(app.releases) if not manifest(path)
     ]
-    journal = run(*JOURNAL, f"BOOTY_APP={app.name}").stdout
+    entries = run(*JOURNAL, f"BOOTY_APP={app.name}").stdout
     try:
         state = State.load(app)
         served, places = state.served, state.places
@@ -103,8 +94,8 @@ def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
         or {"release": parse_pointer(read(app.candidate_env)).get("SENTRY_RELEASE")},
         "lease": lease.holder(app, read(Path("/proc/locks"))),
         "free": free(app.opt if app.opt.is_dir() else Path("/")),
-        "last": last(journal),
-        "watch": watch(journal, serving, time.time()),
+        "last": last(entries),
+        "watch": watch(entries, serving, time.time()),
         "drift": drift(app, systemd, Release(app, pointer, units), here) if units else None,
     }
 
@@ -223,13 +214,13 @@ JOURNAL = (
 )
 
 
-def last(journal: str) -> dict[str, Any] | None:
+def last(entries: str) -> dict[str, Any] | None:
     """Return the last record of the end of a deploy, a rollback or a refusal, and its time as `at`; None without one.
 
     Args:
-        journal: the records of booty-deploy, the newest first, as lines of JSON.
+        entries: the records of booty-deploy, the newest first, as lines of JSON.
     """
-    records = [json.loads(line) for line in journal.splitlines()]
+    records = [json.loads(line) for line in entries.splitlines()]
     ends = (record for record in records if isinstance(record.get("BOOTY_RESULT"), str))
     record = next(ends, records[0] if records else None)
     if record is None:
@@ -239,9 +230,7 @@ def last(journal: str) -> dict[str, Any] | None:
 
 def named(record: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a record of the journal by their names in the answer, and its time as `at`."""
-    # The journal writes a value that is not text as a list of bytes.
-    fields = {name: record[field] for name, field in FIELDS.items() if isinstance(record.get(field), str)}
-    return {**fields, "at": moment(int(record["__REALTIME_TIMESTAMP"]) / 1_000_000)}
+    return {**journal.texts(record, FIELDS), "at": moment(journal.seconds_of(record))}
 
 
 def last_run(unit: str) -> dict[str, Any]:
@@ -249,21 +238,21 @@ def last_run(unit: str) -> dict[str, Any]:
     options = ("--lines=1", "--quiet", "--no-pager", "--output=json", "--output-fields=JOB_RESULT")
     text = run("journalctl", *options, f"UNIT={unit}", "JOB_TYPE=start").stdout
     record = json.loads(text or "{}")
-    at = moment(int(record["__REALTIME_TIMESTAMP"]) / 1_000_000) if record else None
+    at = moment(journal.seconds_of(record)) if record else None
     return {"last": at, "result": record.get("JOB_RESULT", "")}
 
 
-def watch(journal: str, release: str | None, now: float) -> dict[str, Any] | None:
+def watch(entries: str, release: str | None, now: float) -> dict[str, Any] | None:
     """Return how the last watch of a release ended, as `result`, `message` and `at`; None if it was not watched.
 
     The result is `began` while the watch may go on, and `cut off` if it has no end after its longest time.
 
     Args:
-        journal: as for `last`.
+        entries: as for `last`.
         release: the one that serves.
         now: the time, in seconds since 1970.
     """
-    for line in journal.splitlines():
+    for line in entries.splitlines():
         fields = named(json.loads(line))
         if "watch" in fields and fields.get("release") == release:
             cut_off = fields["watch"] == "began" and now > float(fields.get("until", 0))

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def shop(place: Path, host: Host, archive: Path) -> Repository:
     group = yaml.safe_load(re.findall("```yaml\n(.*?)```", PAGE, re.DOTALL)[0])
     key = (sandbox.INSTANCES / host.instance / "id_ed25519.pub").read_text().strip()
     told = {"app_notify_command": f"cat >> {place}/told && echo >> {place}/told"}
-    ours = {"app_path": "app", "app_registration": False, "host_deploy_keys": [key], "ansible_user": "root", **told}
+    ours = {"app_path": "app", "app_registration": False, "host_deploy_keys": [key], **told}
     known = (sandbox.INSTANCES / host.instance / "known_hosts").read_text()
     repository.write("deploy/inventory/known_hosts", known)
     for environment in ("staging", "production"):
@@ -148,10 +149,10 @@ def shell(place: Path, **values: str) -> dict[str, str]:
         "HOME": str(place / "home"),
         "LANG": "C.UTF-8",
         "CI": "true",
-        # Downloads, and sockets whose path may have 100 characters.
         "PIP_CACHE_DIR": str(caches / "pip"),
         "UV_CACHE_DIR": str(caches / "uv"),
-        "ANSIBLE_SSH_CONTROL_PATH_DIR": str(CONNECTIONS),
+        # Each job makes its own connections, and the path of a socket may have 100 characters.
+        "ANSIBLE_SSH_CONTROL_PATH_DIR": tempfile.mkdtemp(dir=CONNECTIONS),
         **values,
     }
 
@@ -190,7 +191,7 @@ def github(shop: Repository, place: Path, key: str, name: str) -> tuple[int, str
         if failed and "if" not in step:
             continue
         if step.get("uses", "").startswith("actions/upload-artifact@"):
-            assert all((workspace / path).stat().st_size for path in step["with"]["path"].split())
+            assert all((workspace / path).exists() for path in step["with"]["path"].split()), log
         if "run" in step:
             (place / "env").write_text("")
             own = {variable: expanded(value, context) for variable, value in step.get("env", {}).items()}
@@ -217,9 +218,10 @@ def gitlab(shop: Repository, place: Path, key: str, name: str) -> tuple[int, str
         variables[variable] = re.sub(r"\$(\w+)", lambda match: variables[match[1]], value)
     done = bash("\n".join([*job["before_script"], *job["script"]]), project, variables)
     after = bash("\n".join(job["after_script"]), project, variables)
-    assert all((project / path).stat().st_size for path in job["artifacts"]["paths"])
+    log = done.stdout + done.stderr + after.stdout + after.stderr
+    assert all((project / path).exists() for path in job["artifacts"]["paths"]), log
     assert (project / job["cache"]["paths"][0] / "artifacts").is_dir()
-    return done.returncode, done.stdout + done.stderr + after.stdout + after.stderr
+    return done.returncode, log
 
 
 @pytest.mark.long

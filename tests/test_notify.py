@@ -97,11 +97,11 @@ def test_the_links_that_are_known() -> None:
 def test_the_commits_between_two_releases(repository: Repository) -> None:
     before = repository.git("rev-parse", "HEAD")
     repository.write("a", "")
-    repository.commit("Käse: \x1b[31m|\nmore")
+    repository.commit("Käse: \x1b[31m|\x1f\nmore")
     repository.write("b", "")
     after = repository.commit("Newest")
     arrived, removed = notify.commits_between(str(repository.path), before, after).values()
-    assert [commit["subject"] for commit in arrived] == ["Newest", "Käse: \x1b[31m| more"]
+    assert [commit["subject"] for commit in arrived] == ["Newest", "Käse: \x1b[31m|\x1f more"]
     assert arrived[0]["sha"] == after
     assert arrived[0]["author"] == "Test"
     assert arrived[0]["email"] == "test@example.com"

@@ -224,7 +224,7 @@ def test_the_table_shows_differences_and_fits_the_terminal() -> None:
 def test_the_page_is_self_contained_and_escapes() -> None:
     evil = "<script>alert(1)</script>"
     rows = [judged(last={"result": evil, "message": evil, "at": GOOD["since"]}), judge(evil, answer())]
-    page = fleet.page(TEMPLATE, rows, NOW)
+    page = fleet.page(TEMPLATE, [*rows, judge("web3", {"unreachable": True, "msg": "gone"})], NOW)
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 3
     assert page.count("<code>DEBUG=&lt;b&gt;</code>") == 2

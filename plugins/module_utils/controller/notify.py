@@ -187,14 +187,15 @@ def log(repository: str, older: str, newer: str) -> list[dict[str, str]]:
     """Return the newest commits that `newer` has and `older` lacks, the newest first."""
     if not older or not newer:
         return []
-    options = ("-z", "--encoding=UTF-8", f"--max-count={COMMITS}", "--format=%H%x1f%an%x1f%ae%x1f%aI%x1f%s")
+    options = ("-z", "--encoding=UTF-8", f"--max-count={COMMITS}", "--format=%H%x00%an%x00%ae%x00%aI%x00%s")
     try:
         output = git(repository, "-c", "log.showSignature=false", "log", *options, f"{older}..{newer}")
     except BuildError:
         return []
     names = ("sha", "author", "email", "at", "subject")
-    entries = output.decode(errors="replace").strip("\0\n").split("\0")
-    return [dict(zip(names, entry.split("\x1f"), strict=True)) for entry in entries if entry]
+    # git allows every character in these texts but NUL.
+    fields = output.decode(errors="replace").split("\0")
+    return [dict(zip(names, entry, strict=True)) for entry in zip(*[iter(fields)] * len(names), strict=False)]
 
 
 def options_of(values: dict[str, Any], host: str) -> dict[str, Any]:

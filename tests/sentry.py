@@ -119,7 +119,8 @@ class Sentry(ThreadingHTTPServer):
         first = events[0]
         return {
             "id": issue,
-            "title": f"{first['kind']}: it is bad",
+            # The message of an error may hold what a visitor wrote.
+            "title": f"{first['kind']}: it is\n \x1b[2Jbad",
             "culprit": first["transaction"],
             "permalink": f"{self.url}/issues/{issue}/",
             "level": first["level"],

@@ -38,6 +38,15 @@ def test_hosts_are_asked_at_once(monkeypatch: pytest.MonkeyPatch, forks: int, mo
     assert (host_program.BEGUN, host_program.ENDED) == ({}, {})
 
 
+def test_what_a_host_says_can_not_control_a_terminal() -> None:
+    said = {"msg": "\x1b[31mred\x1b[0m\tab\x07\nsecond \x1b]0;title\x9b", "notices": [1, None, "\x1b[2J"]}
+    mark = "\N{REPLACEMENT CHARACTER}"
+    plain = {"msg": f"red\tab{mark}\nsecond {mark}]0;title{mark}", "notices": [1, None, ""]}
+    assert host_program.plain_values(said) == plain
+    # The host compares this one with what it said.
+    assert host_program.plain_values({"seen": said, "records": [said]}) == {"seen": said, "records": [plain]}
+
+
 def test_commits_that_descend_from_each_other(repository: Repository) -> None:
     shas = [repository.git("rev-parse", "HEAD")]
     for number in range(2):

@@ -118,6 +118,7 @@ def test_the_state_does_not_grow(app: App) -> None:
         "commands": [],
         "places": {},
         "refused": {},
+        "pointer": "",
     }
 
 

@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 from ansible_collections.booty.deploy.plugins.module_utils.controller import logs
+from booty_host import journal
 from booty_host import logs as host_logs
 from booty_host.app import App
 
 from tests.conftest import Site, words
 
 
-def test_lines_are_plain_and_name_their_host() -> None:
+def test_each_line_names_its_host_and_process() -> None:
     records = [
-        [1_795_863_182_244_491, "web", "\x1b[31mred\x1b[0m\tab\x07\nsecond"],
+        [1_795_863_182_244_491, "web", "a\tb\nsecond"],
         [1_795_863_182_245_000, "deploy", ""],
     ]
     assert [text for _, text in logs.shown("web1", ["web1", "longer"], records)] == [
-        "2026-11-28 10:53:02.244 web1   web       red\tab\N{REPLACEMENT CHARACTER}\n"
-        "2026-11-28 10:53:02.244 web1   web       second",
+        "2026-11-28 10:53:02.244 web1   web       a\tb\n2026-11-28 10:53:02.244 web1   web       second",
         "2026-11-28 10:53:02.245 web1   deploy    ",
     ]
 
@@ -58,8 +58,8 @@ def test_a_line_is_of_a_process(record: dict[str, Any], process: str) -> None:
 
 
 def test_a_message_that_is_not_printable_comes_as_bytes() -> None:
-    assert host_logs.text_of([104, 105, 255]) == "hi\N{REPLACEMENT CHARACTER}"
-    assert host_logs.text_of(None) == ""
+    assert journal.text_of([104, 105, 255]) == "hi\N{REPLACEMENT CHARACTER}"
+    assert journal.text_of(None) == ""
 
 
 @pytest.fixture(scope="module")

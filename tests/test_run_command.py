@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from booty_host import secrets
 from booty_host.app import App
-from booty_host.command import Output, Sandbox
+from booty_host.command import LINE, Output, Sandbox, divide
 from booty_host.release import Release
 
 from tests.conftest import Play, Running, Site
@@ -87,6 +87,19 @@ def test_secrets_are_left_out_of_the_output(tmp_path: Path) -> None:
     text = output.text("out", "\n".join([*hidden, "DEBUG=1"]))
     output.file.close()
     assert text == "[Filtered]\n[Filtered]\n[Filtered]\n[Filtered]\nDEBUG=1"
+
+
+def test_a_line_without_an_end_is_shown_in_pieces() -> None:
+    secret = "s3cret" * 20
+    for place in range(LINE - 200, LINE + 200, 7):
+        text, waiting, shown = "x" * place + secret + "y" * 2 * LINE, "", ""
+        for start in range(0, len(text), 1000):
+            part, waiting = divide(waiting + text[start : start + 1000], [secret], whole=False)
+            assert len(waiting) <= LINE + 1000 + len(secret)
+            shown += secrets.filtered(part, [secret])
+        assert shown + waiting == text.replace(secret, secrets.FILTERED)
+    assert divide("a\nb", [], whole=False) == ("a\n", "b")
+    assert divide("a\nb", [], whole=True) == ("a\nb", "")
 
 
 @pytest.fixture(scope="module")

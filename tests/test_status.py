@@ -262,7 +262,11 @@ def test_the_last_result() -> None:
     assert status.last("") is None
     proving, older = record(1_764_000_001, MESSAGE="proving"), record(1_764_000_000, MESSAGE=[1, 2])
     assert status.last(f"{proving}\n{older}") == {"message": "proving", "at": "2025-11-24T16:00:01+00:00"}
-    assert status.last(older) == {"at": "2025-11-24T16:00:00+00:00"}
+    # journalctl writes a message with control characters, such as an app's own words, as a list of bytes.
+    assert status.last(older) == {"message": "\x01\x02", "at": "2025-11-24T16:00:00+00:00"}
+    # journalctl prints it as it is, and Python takes it for the end of a line.
+    odd = record(1_764_000_001, MESSAGE="an app's word").replace("'", "\u2028")
+    assert status.last(f"{odd}\n{older}\n")["message"] == "an app\u2028s word"  # type: ignore[index]
     ended = record(1_764_000_002, MESSAGE="serving", BOOTY_RESULT="switched", BOOTY_FROM=A, BOOTY_BY="anna")
     shown = {"message": "serving", "result": "switched", "from": A, "by": "anna", "at": "2025-11-24T16:00:02+00:00"}
     assert status.last(f"{proving}\n{ended}\n{older}") == shown

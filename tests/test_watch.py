@@ -243,7 +243,7 @@ def test_events_of_an_earlier_deploy_do_not_count(server: Sentry) -> None:
 def test_frames_and_the_commits_that_touch_them(server: Sentry, repository: Repository) -> None:
     old = repository.git("rev-parse", "HEAD")
     repository.write("src/shop/pay.py", "1")
-    first = repository.commit("Round the total")
+    first = repository.commit("Round the \x1b[31mtotal\u2028")
     repository.write("other.py", "1")
     new = repository.commit("Unrelated")
     server.add(new)

@@ -25,7 +25,7 @@ from booty_host.files import parse_assignments, parse_pointer, read
 from booty_host.processes import labels
 from booty_host.programs import Programs
 from booty_host.prune import prune
-from booty_host.release import Release, unsettled
+from booty_host.release import Release, directory_of, unsettled
 from booty_host.state import State
 from booty_host.systemd import Systemd
 
@@ -517,9 +517,36 @@ def test_a_setting_alone_is_a_cutover_and_comes_back(serving: MemorySystemd) -> 
     assert unsettled(app, serving, release(serving, "a", first)) == ""
     # The file was changed by hand, so it is not what the process was started with.
     app.release_env.write_text(release(serving, "a").env)
-    before = steps.serving(release(serving, "a"), labels(app, serving.main[app.service]))
-    assert parse_pointer(before.env) == parse_pointer(release(serving, "a", first).env)
+    before = steps.serving(State.load(app), labels(app, serving.main[app.service]))
+    assert before.env == release(serving, "a", first).env
     assert "BOOTY_SETTINGS is GREETING, not " in unsettled(app, serving, release(serving, "a"))
+
+
+def test_what_a_process_says_of_itself_never_gets_into_the_pointer(serving: MemorySystemd) -> None:
+    """An app can change its own environment. The root's commands in its unit have the variables of release.env."""
+    app = serving.app
+    served = read(app.release_env)
+    environ = app.root / f"proc/{serving.main[app.service]}/environ"
+    more = "\0BOOTY_SETTINGS=LD_PRELOAD\0LD_PRELOAD=/var/lib/shop/own.so\0SENTRY_ENVIRONMENT=its own"
+    environ.write_text(f"{environ.read_text()}{more}")
+    assert labels(app, serving.main[app.service])["LD_PRELOAD"] == "/var/lib/shop/own.so"
+    serving.ill = {"b"}
+    assert cut_over(serving, "b")["state"] == "went back"
+    assert read(app.release_env) == served
+    assert State.load(app).previous["pointer"] == served
+
+
+def test_a_manifest_is_read_among_the_app_s_releases_alone(serving: MemorySystemd) -> None:
+    app = serving.app
+    pid = serving.main[app.service]
+    environ = app.root / f"proc/{pid}/environ"
+    place = app.root / "var/lib/shop/a"
+    place.mkdir(parents=True)
+    os.mkfifo(place / "release.json")  # opening it would wait for ever
+    environ.write_text(re.sub("BOOTY_RELEASE_DIR=[^\0]*/a", f"BOOTY_RELEASE_DIR={place}", environ.read_text()))
+    assert labels(app, pid)["BOOTY_RELEASE_DIR"] == str(place)
+    assert directory_of(app, pid) == app.releases / "a"
+    assert cut_over(serving, "b")["state"] == "switched"
 
 
 def test_a_candidate_that_is_not_confirmed_leaves_the_old_process_serving(proven: MemorySystemd) -> None:
@@ -789,13 +816,21 @@ def test_a_first_release_whose_process_fails_leaves_nothing(systemd: MemorySyste
         ),
         (process("worker", 1), ["stop --no-block shop-worker@2.service"], {"worker@1": "a"}),
         (process("worker", 0), ["stop --no-block shop-worker@1.service shop-worker@2.service"], {}),
-        ({}, ["stop --no-block shop-worker@1.service shop-worker@2.service"], {}),
+        (
+            {},
+            [
+                "stop --no-block shop-worker@1.service shop-worker@2.service",
+                "reset-failed shop-worker@*.service",
+            ],
+            {},
+        ),
         (
             process("beat"),
             [
                 "reset-failed shop-beat@1.service",
                 "start shop-beat@1.service",
                 "stop --no-block shop-worker@1.service shop-worker@2.service",
+                "reset-failed shop-worker@*.service",
             ],
             {"beat@1": "a"},
         ),

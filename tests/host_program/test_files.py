@@ -17,6 +17,14 @@ from booty_host import files
         ("SENTRY_RELEASE=abc\nBOOTY_RELEASE_DIR=/x\n", {"SENTRY_RELEASE": "abc", "BOOTY_RELEASE_DIR": "/x"}),
         ("# A=1\n; B=2\n\nno assignment\nC=3=4\n", {"C": "3=4"}),
         ("MainPID=12\nResult=\n", {"MainPID": "12", "Result": ""}),
+        # An app writes its own status.
+        *[
+            (
+                f"MainPID=12\nStatusText=serving{end}MainPID=1\n",
+                {"MainPID": "12", "StatusText": f"serving{end}MainPID=1"},
+            )
+            for end in "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+        ],
         ("", {}),
     ],
 )

@@ -158,9 +158,10 @@ def test_the_inventory_comes_before_the_commit(
     tmp_path: Path, environ: str, fields: str, question: tuple[str, str, str] | None
 ) -> None:
     (tmp_path / "proc/7").mkdir(parents=True)
-    (tmp_path / "proc/7/environ").write_text(f"BOOTY_RELEASE_DIR={tmp_path}\0{environ}\0")
+    (tmp_path / "proc/7/environ").write_text(f"BOOTY_RELEASE_DIR=/opt/shop/releases/a\0{environ}\0")
     content = fields if fields == "{}" else f'{{"layer": "l", "python": "3.11", {fields}}}'
-    (tmp_path / "release.json").write_text(content)
+    (tmp_path / "opt/shop/releases/a").mkdir(parents=True)
+    (tmp_path / "opt/shop/releases/a/release.json").write_text(content)
     assert release.question(App("shop", tmp_path), 7) == question
 
 

@@ -29,6 +29,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from . import programs, variables
 from .git import descends
 from .playbook import completed, playbook
+from .screen import plain
 from .settings import config_files, config_place
 
 ROLE = Path(__file__).parents[3] / "roles" / "app"
@@ -225,6 +226,18 @@ BEGUN: dict[str, tuple[int, int]] = {}
 ENDED: dict[str, dict[str, Any]] = {}
 
 
+def plain_values(value: Any) -> Any:
+    """Return a host's answer without the characters that control a terminal; `seen` stays, as the host compares it."""
+    match value:
+        case str():
+            return plain(value)
+        case list():
+            return [plain_values(each) for each in value]
+        case dict():
+            return {name: each if name == "seen" else plain_values(each) for name, each in value.items()}
+    return value
+
+
 def begin(host: str, work: Callable[[], dict[str, Any]]) -> None:
     """Start a process that calls a host; no more processes run at a time than Ansible has forks."""
     if len(BEGUN) >= context.CLIARGS["forks"]:
@@ -378,7 +391,9 @@ class HostProgramAction(ActionBase):
             answer: dict[str, Any] = json.loads(done["stdout"].splitlines()[-1])
         except (IndexError, ValueError):
             output = (done["stderr"] or done["stdout"]).strip() or "no reason given"
-            return {"failed": True, "rc": done["rc"], "msg": f"The host's Python said: {output}"}
+            return {"failed": True, "rc": done["rc"], "msg": f"The host's Python said: {plain(output)}"}
+        if verb != "output":  # of a command that a person runs
+            answer = plain_values(answer)
         variables = self._templar.available_variables
         if "msg" in answer:
             answer["msg"] = completed(answer["msg"], variables)

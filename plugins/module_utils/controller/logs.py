@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -20,18 +19,10 @@ from .view import first_line
 
 # A host keeps its color in a run; the colors of failures are left out.
 COLORS = ("cyan", "green", "yellow", "magenta", "bright blue", "bright cyan", "bright green", "bright purple")
-# An escape sequence that colors text on a terminal, and other control characters.
-SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # Seconds that a host waits for a new line before it answers.
 WAIT = 5
 # Seconds before a host that can't be reached any more is asked again.
 PAUSE = 5
-
-
-def plain(text: str) -> str:
-    """Return a text without the sequences and characters that control a terminal."""
-    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", SEQUENCE.sub("", text))
 
 
 def shown(host: str, hosts: list[str], records: Iterable[list[Any]]) -> list[tuple[int, str]]:
@@ -46,8 +37,8 @@ def shown(host: str, hosts: list[str], records: Iterable[list[Any]]) -> list[tup
     result = []
     for microseconds, process, message in records:
         at = datetime.fromtimestamp(microseconds / 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-        lines = plain(message).splitlines() or [""]
-        result.append((microseconds, "\n".join(f"{at} {name} {plain(process):<9} {line}" for line in lines)))
+        lines = message.splitlines() or [""]
+        result.append((microseconds, "\n".join(f"{at} {name} {process:<9} {line}" for line in lines)))
     return result
 
 

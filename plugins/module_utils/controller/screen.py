@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 
@@ -11,6 +12,19 @@ ENDS = {signal.SIGINT, signal.SIGTERM}
 # On a terminal, booty.deploy.brief shows the step in a line that the next one overwrites; this clears the rest of it.
 # Ansible imports this module before it forks, and a worker has no terminal.
 CLEAR = "\033[K" if sys.stdout.isatty() else ""
+# An escape sequence that colors text on a terminal, and other control characters.
+SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def plain(text: str) -> str:
+    """Return a text without the sequences and characters that control a terminal."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", SEQUENCE.sub("", text))
+
+
+def one_line(text: str) -> str:
+    """Return a text of strangers, such as the message of an error, in one plain line."""
+    return plain(" ".join(text.split()))
 
 
 def write(text: str, color: str | None = None, stderr: bool = False, newline: bool = True) -> None:

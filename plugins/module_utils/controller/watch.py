@@ -19,6 +19,7 @@ from . import trackers
 from .git import git
 from .host_program import BEGAN
 from .process import BuildError
+from .screen import one_line
 from .trackers import Event, Frame, Issue, Tracker, TrackerError
 
 # The seconds between two looks at the tracker.
@@ -292,7 +293,7 @@ def suspects(repository: str, before: Iterable[str], release: str, frames: list[
                     "--",
                     *name_list,
                 )
-                lines |= dict.fromkeys(log.decode(errors="replace").splitlines())
+                lines |= dict.fromkeys(filter(None, map(one_line, log.decode(errors="replace").split("\n"))))
         except BuildError:  # the repository lacks the older commit, as a shallow clone does
             continue
     return [*lines]
@@ -305,10 +306,10 @@ def details(tracker: Tracker, issue: Issue, repository: str, before: list[str], 
     except (TrackerError, *trackers.ODD):
         frames = []
     return {
-        "title": f"{issue.title} ({issue.transaction})" if issue.transaction else issue.title,
-        "url": issue.url,
+        "title": one_line(f"{issue.title} ({issue.transaction})" if issue.transaction else issue.title),
+        "url": one_line(issue.url),
         "count": issue.count,
-        "frames": [f"{frame.file}:{frame.line} in {frame.function}" for frame in frames],
+        "frames": [one_line(f"{frame.file}:{frame.line} in {frame.function}") for frame in frames],
         "commits": suspects(repository, before, release, frames),
     }
 

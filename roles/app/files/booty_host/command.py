@@ -39,6 +39,8 @@ SERVE = "${BOOTY_RELEASE_DIR}/bin/serve"
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # After so many bytes, output goes to the journal alone: /run is memory.
 LIMIT = 16_000_000
+# A longer line is shown in pieces, in characters. journald's own limit is 48 KB (LineMax= in journald.conf(5)).
+LINE = 48_000
 # Seconds without a reader after which a command of run.yml is ended: its controller is gone.
 PATIENCE = 5
 
@@ -144,6 +146,22 @@ class Output:
         return time.monotonic() < self.read_at + PATIENCE
 
 
+def divide(text: str, hidden: list[str], *, whole: bool) -> tuple[str, str]:
+    """Return what of a command's output can be shown, and what waits for more: a secret is found in whole lines only.
+
+    Args:
+        text: the output that is not shown yet.
+        hidden: the secrets, the longest first.
+        whole: whether nothing waits.
+    """
+    end = len(text) if whole else text.rfind("\n") + 1
+    if not end and len(text) > LINE + (secret := len(hidden[0]) if hidden else 0):
+        # What is left may be the first part of a secret.
+        text = secrets.filtered(text, hidden)
+        end = len(text) - secret
+    return text[:end], text[end:]
+
+
 def execute(app: App, sandbox: Sandbox, kind: str, command: str, seconds: float, output: Output) -> int:
     """Run a shell command in the sandbox to its end, and return its exit status; 255 after a signal.
 
@@ -168,7 +186,7 @@ def execute(app: App, sandbox: Sandbox, kind: str, command: str, seconds: float,
     with cat, process, selectors.DefaultSelector() as selector:
         decoder = codecs.getincrementaldecoder("utf-8")
         for stream, file in (("out", process.stdout), ("err", process.stderr)):
-            selector.register(file, selectors.EVENT_READ, (stream, decoder(errors="replace"), []))
+            selector.register(file, selectors.EVENT_READ, (stream, decoder(errors="replace"), [""]))
         stopped = False
         while selector.get_map():
             ready = {key.fd for key, _ in selector.select(0.2)}
@@ -176,14 +194,12 @@ def execute(app: App, sandbox: Sandbox, kind: str, command: str, seconds: float,
                 stream, decode, waiting = key.data
                 piece = os.read(key.fd, 65536) if key.fd in ready else b""
                 ended = key.fd in ready and not piece
-                waiting.append(decode.decode(piece, ended))
-                text = "".join(waiting)
-                # A line is shown as a whole, so that a secret in it is found; a prompt is shown after a moment.
-                whole = text.rfind("\n") + 1 if key.fd in ready and not ended else len(text)
-                waiting[:] = [text[whole:]]
-                if whole:
+                # Without more output, a prompt is shown after a moment.
+                moment = ended or key.fd not in ready
+                shown, waiting[0] = divide(waiting[0] + decode.decode(piece, ended), output.hidden, whole=moment)
+                if shown:
                     with suppress(BrokenPipeError):  # journald restarts
-                        cat.stdin.write(output.text(stream, text[:whole]).encode())
+                        cat.stdin.write(output.text(stream, shown).encode())
                         cat.stdin.flush()
                 if ended:
                     selector.unregister(key.fileobj)

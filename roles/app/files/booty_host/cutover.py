@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pkgutil
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -230,7 +229,7 @@ class Cutover:
         socket, service, candidate = self.systemd.units(app.socket, app.service, app.candidate)
         running = labels(app, pid := int(service["MainPID"]))
         notices = self.settle(state, pid, candidate["ActiveState"])
-        before = self.serving(release, running)
+        before = self.serving(state, running)
 
         def record(message: str, result: str) -> None:
             fields = {"release": release.sha, "from": before.sha, "by": by, "run": run}
@@ -279,7 +278,7 @@ class Cutover:
             }
         # The release serves. A failure after this point must not fail the run, which would take back other hosts.
         with unsaved(app, notices):
-            state.serve(release.sha)
+            state.serve(release.sha, release.env)
         record(f"serving {release.sha}", "switched")
         result: dict[str, Any] = {
             "state": "switched",
@@ -340,22 +339,22 @@ class Cutover:
             journal.log(self.app, notice)
         return notices
 
-    def serving(self, like: Release, running: dict[str, str]) -> Release:
-        """Return the release that serves: by its process's labels, or else by release.env; an empty one at first.
+    def serving(self, state: State, running: dict[str, str]) -> Release:
+        """Return the release that serves; an empty one at first.
+
+        Its release.env is the installed one, unless the process was started with one that this host has recorded. The
+        process's own labels only choose among these texts: an app can change its environment, and root reads the file.
 
         Args:
-            like: the release to deploy, which has the same header of release.env.
+            state: the host's record of releases.
             running: the labels of the service's process.
         """
         app = self.app
-        named = {name: value for name, value in running.items() if name != "BOOTY_UNIT"} or labels_on_disk(app)
+        named = {name: value for name, value in running.items() if name != "BOOTY_UNIT"}
         units = {path.name: read(path) for path in map(app.unit_files.joinpath, app.units) if path.exists()}
         units |= programs.on_disk(app)
-        env = read(app.release_env)
-        if named and parse_pointer(env) != named:
-            header = [line for line in like.env.splitlines() if line.startswith("#")]
-            env = "\n".join([*header, *(f"{name}={shlex.quote(value)}" for name, value in named.items()), ""])
-        return Release(app, env, units)
+        texts = (read(app.release_env), state.pointer, state.previous.get("pointer", ""))
+        return Release(app, next((text for text in texts if parse_pointer(text) == named), texts[0]), units)
 
     def verify(self, release: Release) -> None:
         """Find faults before anything starts."""
@@ -600,7 +599,7 @@ class Cutover:
         lease.note(app, by)
         state.places = state.previous.get("places", {})
         notices = [self.go_back(before, state.here) + ran_before(state, before.sha, release)]
-        state.served = state.previous.get("served", [])
+        state.served, state.pointer = state.previous.get("served", []), before.env
         with unsaved(app, notices):
             if before.sha != release:
                 if refuse:

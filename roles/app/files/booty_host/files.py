@@ -20,8 +20,11 @@ def read(path: Path) -> str:
 
 
 def parse_assignments(text: str) -> dict[str, str]:
-    """Return the `NAME=value` lines of a file or of `systemctl show`, with quotes; skip comments and other lines."""
-    lines = (line.strip() for line in text.splitlines())
+    """Return the `NAME=value` lines of a file or of `systemctl show`, with quotes; skip comments and other lines.
+
+    Only a line feed ends a line, as for systemd. An app may write the others that Python knows into its status.
+    """
+    lines = (line.strip() for line in text.split("\n"))
     pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith(("#", ";")))
     return {name.strip(): value.strip() for name, _, value in pairs}
 

@@ -14,13 +14,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from booty_host import HostError
 from booty_host.app import App
 from booty_host.files import read, write_atomically
-from booty_host.processes import alive, family, labels
-from booty_host.release import Release, fault, manifest, unfit_for_proxy
+from booty_host.processes import alive, family
+from booty_host.release import Release, directory_of, fault, manifest, unfit_for_proxy
 from booty_host.sockets import opened, options
 from booty_host.systemd import Systemd
 
@@ -49,9 +48,9 @@ def obstacles(app: App, systemd: Systemd, release: Release) -> Iterator[str]:
     pid = int(service["MainPID"])
     if {listener["ActiveState"], service["ActiveState"]} != {"active"} or not pid:
         yield f"{app.service} is {service['ActiveState']}"
-    for path in (labels(app, pid).get("BOOTY_RELEASE_DIR", ""), app.releases / release.sha):
-        if int(manifest(Path(path)).get("contract", 1)) < CONTRACT:
-            yield f"the runner of {Path(path).name} can't hand over"
+    for path in (directory_of(app, pid), app.releases / release.sha):
+        if int(manifest(path).get("contract", 1)) < CONTRACT:
+            yield f"the runner of {path.name} can't hand over"
     if "yes" in {listener["NeedDaemonReload"], service["NeedDaemonReload"], candidate["NeedDaemonReload"]}:
         yield "systemd has not read the units as they are"
     if {listener["UnitFileState"], service["UnitFileState"]} != {"enabled"}:

@@ -32,7 +32,7 @@ def history(app: App, lines: int, since: str, every: bool, check: bool) -> dict[
         HostError: the time is unknown.
     """
     fields = f"--output-fields={','.join(FIELDS.values())}"
-    matches = ["SYSLOG_IDENTIFIER=booty-deploy", *([] if every else [f"BOOTY_APP={app.name}"])]
+    matches = [*journal.OURS, *([] if every else [f"BOOTY_APP={app.name}"])]
     records: list[dict[str, Any]] = []
     runs: set[str] = set()
     with subprocess.Popen(

@@ -8,6 +8,8 @@ from typing import Any
 
 from booty_host.app import App
 
+# journalctl's matches for the records of the host program: an app may write records with any identifier of its own.
+OURS = ("SYSLOG_IDENTIFIER=booty-deploy", "_UID=0")
 # The fields of a record that its readers share, by their names in an answer.
 FIELDS = {name: f"BOOTY_{name.upper()}" for name in ("result", "release", "from", "by", "seconds", "watch")}
 
@@ -28,15 +30,26 @@ def log(app: App, message: str, **fields: str) -> None:
         journald.sendto(data, str(app.root / "run/systemd/journal/socket"))
 
 
+def lines_of(output: str) -> list[str]:
+    """Return the lines of what journalctl printed; JSON may hold characters that Python takes for the end of a line."""
+    return [line for line in output.split("\n") if line]
+
+
+def text_of(field: Any) -> str:
+    """Return a field as text: journalctl writes one that is not printable as a list of bytes."""
+    if isinstance(field, list):
+        return bytes(byte for byte in field if isinstance(byte, int)).decode(errors="replace")
+    return str(field or "")
+
+
 def texts(entry: dict[str, Any], fields: dict[str, str]) -> dict[str, str]:
-    """Return the fields of an entry of the journal that have text, by their names in an answer.
+    """Return the fields that an entry of the journal has, by their names in an answer.
 
     Args:
         entry: as `journalctl --output=json` prints it.
         fields: the journal's fields, by these names.
     """
-    # The journal writes a value that is not text as a list of bytes.
-    return {name: entry[field] for name, field in fields.items() if isinstance(entry.get(field), str)}
+    return {name: text_of(entry[field]) for name, field in fields.items() if field in entry}
 
 
 def seconds_of(entry: dict[str, Any]) -> float:

@@ -9,7 +9,7 @@ import subprocess
 import time
 from typing import Any
 
-from booty_host import HostError
+from booty_host import HostError, journal
 from booty_host.app import App, installed
 from booty_host.processes import run
 
@@ -64,7 +64,7 @@ def logs(
     found = [json.loads(line) for line in text.split("\n") if line]
     records, size = [], 0
     for record in reversed(found):
-        message = text_of(record.get("MESSAGE"))
+        message = journal.text_of(record.get("MESSAGE"))
         size += len(message)
         if size > limit:
             cut = True
@@ -99,11 +99,11 @@ def sources_of(app: App) -> dict[str, list[list[str]]]:
             *([f"_SYSTEMD_UNIT={unit}"] for unit in units),
             *([f"UNIT={unit}"] for unit in units),  # what systemd says of the unit
         ],
-        "deploy": [["SYSLOG_IDENTIFIER=booty-deploy", f"BOOTY_APP={app.name}"]],
+        "deploy": [[*journal.OURS, f"BOOTY_APP={app.name}"]],
     }
 
     def processes(field: str, pattern: str) -> list[tuple[str, str]]:
-        values = run("journalctl", f"--field={field}").stdout.splitlines()
+        values = run("journalctl", f"--field={field}").stdout.split("\n")
         pairs = [(value, re.fullmatch(rf"{app.name}-([a-z0-9-]+){pattern}", value)) for value in sorted(values)]
         return [
             (value, match[1])
@@ -143,13 +143,6 @@ def follow(command: list[str], wait: float, limit: int) -> str:
             text += piece
         process.kill()
     return text[: text.rfind(b"\n") + 1].decode()
-
-
-def text_of(message: Any) -> str:
-    """Return a message as text: journalctl writes one that is not printable as a list of bytes."""
-    if isinstance(message, list):
-        return bytes(byte for byte in message if isinstance(byte, int)).decode(errors="replace")
-    return str(message or "")
 
 
 def label(app: App, record: dict[str, Any]) -> str:

@@ -341,6 +341,8 @@ class Programs:
             if unit in busy:
                 write_atomically(self.app.unit_files / unit, re.sub(r"(?m)^Count=\d+$", "Count=0", text))
             else:
+                # systemd would keep an instance that had to be killed as a failed unit without a file.
+                self.systemd.systemctl("reset-failed", unit.replace("@.", "@*."), check=False)
                 (self.app.unit_files / unit).unlink()
         if left:
             self.systemd.systemctl("daemon-reload")

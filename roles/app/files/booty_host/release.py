@@ -29,6 +29,11 @@ def manifest(directory: Path) -> dict[str, Any]:
     return {}
 
 
+def directory_of(app: App, pid: int) -> Path:
+    """Return the directory of the release that a process names; whatever it names, root reads nothing elsewhere."""
+    return app.releases / Path(labels(app, pid).get("BOOTY_RELEASE_DIR", "")).name
+
+
 def layers_of(fields: dict[str, Any]) -> set[str]:
     """Return the layers that a release needs. A manifest from before the runner was a layer names one layer alone."""
     return {fields[layer] for layer in ("layer", "runner") if layer in fields}
@@ -143,7 +148,7 @@ def question(app: App, pid: int) -> tuple[str, str, str] | None:
     A path or host of the unit, which has it from the inventory, comes before that of the release's commit. None stands
     for a release that is asked `GET /health`.
     """
-    fields = manifest(Path(labels(app, pid).get("BOOTY_RELEASE_DIR", "")))
+    fields = manifest(directory_of(app, pid))
     if int(fields.get("contract", 1)) < NAMES_ITSELF:
         return None
     of_unit, of_commit = labels(app, pid, QUESTION), fields.get("health", {})

@@ -29,6 +29,7 @@ class State:
         previous: the texts of release.env and of the units that the last cutover replaced, that cutover's run, and
             the places before.
         refused: the releases that a watch took back, each with its result; a deploy refuses them until it is forced.
+        pointer: the text of release.env of the last cutover that went well.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class State:
         commands: list[dict[str, Any]],
         places: dict[str, dict[str, Any]],
         refused: dict[str, str],
+        pointer: str = "",
     ) -> None:
         self.path, self.served, self.abandoned, self.previous = app.state, served, abandoned, previous
-        self.commands, self.places, self.refused = commands, places, refused
+        self.commands, self.places, self.refused, self.pointer = commands, places, refused, pointer
 
     @classmethod
     def load(cls, app: App) -> State:
@@ -59,6 +61,7 @@ class State:
                 "commands": [],
                 "places": {},
                 "refused": {},
+                "pointer": "",
                 **json.loads(read(app.state) or "{}"),
             }
         except (OSError, ValueError, TypeError):
@@ -71,9 +74,10 @@ class State:
                 "commands": list(commands),
                 "places": dict(places),
                 "refused": dict(refused),
+                "pointer": str(pointer),
             }:
                 if all(isinstance(release, str) for release in served):
-                    return cls(app, served, abandoned, previous, commands, places, refused)
+                    return cls(app, served, abandoned, previous, commands, places, refused, pointer)
         raise HostError(
             f"{app.state} is damaged; it says what this host can go back to. Put a copy of it back. Or remove it: the"
             " host then has nothing to go back to until the next deploy."
@@ -88,12 +92,15 @@ class State:
             "commands": self.commands[-KEPT:],
             "places": self.places,
             "refused": dict([*self.refused.items()][-KEPT:]),
+            "pointer": self.pointer,
         }
         write_atomically(self.path, json.dumps(fields, indent=1) + "\n")
 
-    def serve(self, release: str) -> None:
-        """Record that a release serves now."""
-        if self.served[:1] != [release] or release in {*self.abandoned, *self.refused}:
+    def serve(self, release: str, pointer: str = "") -> None:
+        """Record that a release serves now, and the text of its release.env, if that is known."""
+        pointer = pointer or self.pointer
+        if (self.served[:1], self.pointer) != ([release], pointer) or release in {*self.abandoned, *self.refused}:
+            self.pointer = pointer
             for entry in self.commands:
                 entry["before"] = [other for other in entry["before"] if other != release]
             self.served = [release, *(other for other in self.served if other != release)]

@@ -131,7 +131,8 @@ def programs_of(app: App, systemd: Systemd, places: dict[str, dict[str, Any]]) -
                 {
                     **entry,
                     "kind": "timer",
-                    "active": bool(timer.get("next")),
+                    # Without a next time while a run is under way.
+                    "active": show(systemd, unit).get("ActiveState") == "active",
                     "next": moment(timer["next"] / 1_000_000) if timer.get("next") else None,
                     **last_run(f"{app.name}-{name}.service"),
                     "release": programs.labels(app, f"{app.name}-{name}.service", service).get("SENTRY_RELEASE")
@@ -209,8 +210,8 @@ def free(path: Path) -> dict[str, float]:
 
 
 JOURNAL = (
-    *("journalctl", "--identifier=booty-deploy", "--quiet", "--no-pager", "--reverse", "--lines=100"),
-    *("--output=json", f"--output-fields={','.join(FIELDS.values())}"),
+    *("journalctl", "--quiet", "--no-pager", "--reverse", "--lines=100"),
+    *("--output=json", f"--output-fields={','.join(FIELDS.values())}", *journal.OURS),
 )
 
 
@@ -220,8 +221,8 @@ def last(entries: str) -> dict[str, Any] | None:
     Args:
         entries: the records of booty-deploy, the newest first, as lines of JSON.
     """
-    records = [json.loads(line) for line in entries.splitlines()]
-    ends = (record for record in records if isinstance(record.get("BOOTY_RESULT"), str))
+    records = [json.loads(line) for line in journal.lines_of(entries)]
+    ends = (record for record in records if "BOOTY_RESULT" in record)
     record = next(ends, records[0] if records else None)
     if record is None:
         return None
@@ -252,7 +253,7 @@ def watch(entries: str, release: str | None, now: float) -> dict[str, Any] | Non
         release: the one that serves.
         now: the time, in seconds since 1970.
     """
-    for line in entries.splitlines():
+    for line in journal.lines_of(entries):
         fields = named(json.loads(line))
         if "watch" in fields and fields.get("release") == release:
             cut_off = fields["watch"] == "began" and now > float(fields.get("until", 0))

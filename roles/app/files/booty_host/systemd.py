@@ -17,6 +17,9 @@ from booty_host.app import App
 from booty_host.files import parse_assignments, read
 from booty_host.processes import labels, run
 
+# systemctl says so when systemd executes itself anew, as an upgrade has it do. The job goes on, and can be waited for.
+LOST = "D-Bus connection terminated"
+
 
 class Systemd:
     """The host's systemd, by its own commands. A test of the cutover's order overrides the methods that run one."""
@@ -67,7 +70,10 @@ class Systemd:
 
     def systemctl(self, verb: str, *names: str, check: bool = True) -> None:
         """Run `systemctl`; with `check`, raise HostError with the journal's last lines when it fails."""
-        done = run("systemctl", verb, *names)
+        for _ in range(5):
+            done = run("systemctl", verb, *names)
+            if LOST not in done.stderr:
+                break
         if done.returncode and check:
             reason = next(iter(done.stderr.strip().splitlines()), "no reason given")
             raise HostError(f"systemctl {verb} {' '.join(names)}: {reason}\n{self.journal(names[0]) if names else ''}")

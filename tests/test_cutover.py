@@ -14,6 +14,8 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from sandbox import demo
 from sandbox import hosts as sandbox
@@ -316,6 +318,41 @@ def test_a_failure_after_the_point_goes_back(site: Site, releases: tuple[str, st
     assert patient == [200]
     site.deploy()
     assert site.health()["release"] == site.repository.git("rev-parse", "HEAD")
+
+
+ECHO = """
+from fastapi import WebSocket
+@router.websocket("/echo")
+async def echo(socket: WebSocket) -> None:
+    await socket.accept()
+    while True:
+        await socket.send_text(await socket.receive_text())
+"""
+
+
+def test_a_websocket_is_closed_only_by_a_confirmed_release(site: Site, releases: tuple[str, str]) -> None:
+    """A release that fails once the old process has paused leaves it open; the next one closes it with 1012."""
+
+    def echo() -> str | bytes:
+        client.send("still here")
+        return client.recv(timeout=10)
+
+    served = site.release(text=ROUTES + ECHO)
+    site.deploy()
+    with connect(f"ws://{site.host.address}:8000/echo") as client:
+        site.release(text=ROUTES + ECHO + "from booty import health\n" + ASKED_TWICE)
+        played = site.play("deploy.yml")
+        assert "GET /health answers 503" in played.output
+        assert f"Went back to {served}, which serves" in " ".join(played.output.split())
+        assert echo() == "still here"
+        site.release(text=ROUTES + ECHO)
+        site.deploy()
+        with pytest.raises(ConnectionClosed) as closed:
+            echo()
+        assert closed.value.rcvd
+        assert closed.value.rcvd.code == 1012
+    site.release()
+    site.deploy()
 
 
 def test_the_process_that_was_proven_is_the_one_that_serves(site: Site, releases: tuple[str, str]) -> None:

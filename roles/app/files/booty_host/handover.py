@@ -34,7 +34,7 @@ AT_THE_START = re.compile(r"^(Slice|MemoryMax|TasksMax|Delegate|RuntimeDirectory
 
 
 class RefusedError(HostError):
-    """systemd does not take part in a handover; the candidate is still that, and nothing has changed."""
+    """systemd refuses the handover; the candidate is still a candidate, and nothing has changed."""
 
 
 def obstacles(app: App, systemd: Systemd, release: Release) -> Iterator[str]:

@@ -499,7 +499,7 @@ def strict(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
         sandbox.down(name)
 
 
-# What the host's journal says at ten moments of a cutover, in their order.
+# Patterns of the journal's lines at ten moments of a cutover, in their order.
 MOMENTS = {
     "the cutover begins": ".* deploys .*, in booty-cutover-.*scope",
     "proving": "proving ",

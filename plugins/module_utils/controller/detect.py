@@ -53,7 +53,7 @@ FOLDER_OPTIONS = ("--chdir", "--pythonpath", "--app-dir")
 
 @dataclass
 class Served:
-    """What an app serves.
+    """The app that a release serves.
 
     Attributes:
         target: `module:attribute` or `module:factory()`.

@@ -145,7 +145,7 @@ class Handover:
     def complete(self) -> None:
         """Make the candidate the service's main process. The old one leaves the service's control group first.
 
-        Otherwise the end of the old one could take the new one along: with `KillMode=mixed`, systemd kills what is left
+        Otherwise the end of the old process could end the new one: with `KillMode=mixed`, systemd kills all processes
         in the group of a service whose main process has ended.
         """
         self.check()

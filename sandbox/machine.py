@@ -83,7 +83,7 @@ def as_root(*arguments: str) -> None:
     # The run's own report on stdout is dropped, because this process prints one too.
     status = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, check=False).returncode
     if status:
-        raise SandboxError(f"`sudo … -m sandbox {' '.join(arguments)}` failed, as said above")
+        raise SandboxError(f"`sudo … -m sandbox {' '.join(arguments)}` failed: see the message above")
 
 
 def give(*paths: Path) -> None:
@@ -197,7 +197,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target.parent / ".lock"):
         for leftover in target.parent.glob(".tmp-*"):
-            unmount(leftover)  # a build of a root that was killed leaves /proc and /sys mounted in it
+            unmount(leftover)  # a killed build leaves /proc and /sys mounted in its root
             shutil.rmtree(leftover)
         if not target.is_dir():
             work = Path(tempfile.mkdtemp(prefix=".tmp-", dir=target.parent))

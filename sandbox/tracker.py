@@ -117,7 +117,7 @@ class Tracker:
 
 
 def start(directory: Path, address: str = "127.0.0.1", preferred_port: int = 0) -> Tracker:
-    """Start a tracker unless it runs. It keeps the events, the DSN and, if it is free, the port of earlier runs.
+    """Start a tracker unless it runs. It keeps the events and the DSN of earlier runs, and their port if that is free.
 
     Args:
         directory: the tracker's own directory.

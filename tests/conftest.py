@@ -37,15 +37,15 @@ INSTANCE = os.environ.get("BOOTY_TEST_INSTANCE", "test") + os.environ.get("PYTES
 # The directory of the ControlMaster sockets: all playbooks of this test run share their SSH connections.
 CONNECTIONS = Path(tempfile.mkdtemp(prefix="booty-ssh-", dir="/tmp"))
 atexit.register(shutil.rmtree, CONNECTIONS, ignore_errors=True)
-# Remove the developer's SENTRY_ variables, so that no test sends an event to a real tracker, and those with which the
-# output is that for a CI.
+# Remove the developer's SENTRY_ variables, so that no test sends an event to a real tracker, and the variables
+# that switch the output to that for a CI.
 for name in [name for name in os.environ if name.startswith("SENTRY_") or name in {"GITHUB_ACTIONS", "GITLAB_CI"}]:
     del os.environ[name]
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Remove the hosts of an interrupted `make test`, whose processes are killed before they can."""
+    """Remove the hosts of an interrupted `make test`: its processes are killed before they remove them."""
     if getattr(session.config.option, "numprocesses", None):
         for name in sandbox.instances():
             if re.match(rf"{INSTANCE}\d(-|$)", name):

@@ -24,25 +24,25 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 # Clients for each host: with a new connection for each request, with keep-alive, with slow requests.
 CLIENTS = (10, 10, 4)
-# Seconds between two requests of a client. Without a pause the load would leave a deploy no time on a shared core.
+# Seconds between two requests of a client. Without a pause the load would take all CPU time of a shared core.
 PAUSE = 0.03
-# Seconds between two requests of an idle client: less than servers keep an idle connection.
+# Seconds between two requests of an idle client: shorter than the time after which servers close idle connections.
 IDLE_PAUSE = 40
-# Seconds and bytes of a slow upload or download, and the parts that it consists of.
+# Seconds and bytes of a slow upload or download, and the number of its parts.
 DRIP_SECONDS, DRIP_BYTES, DRIP_PARTS = 20, 4_000_000, 40
-# A WebSocket's close code of a server that restarts: the client may come back at once.
+# The close code of a WebSocket whose server restarts: the client may reconnect at once.
 RESTART = 1012
 
 
 @dataclass(frozen=True)
 class Service:
-    """What the clients ask: a path that answers at once, a slow one, and the key of the answer whose values count.
+    """The requests of the clients: a quick path, a slow path, and the key in the answers whose values are counted.
 
     Without a key, the answers need not be JSON. With `ca`, a file, the clients speak TLS and trust that CA alone.
-    Further clients: for each size in `bodies`, one that sends bodies of so many bytes to /size; `idle` ones that rarely
-    ask on a kept connection; `drips` that each take long for an upload to /size, and as many for a download of
-    /download?size=…; `sockets` that send to the WebSocket /socket and expect the same text back. An answer with another
-    status than `statuses` is a failure.
+    Further clients: for each size in `bodies`, one that sends bodies of so many bytes to /size; `idle` clients with a
+    kept connection and rare requests; `drips` clients with a slow upload to /size, and as many with a slow download of
+    /download?size=…; `sockets` clients that send to the WebSocket /socket and expect the same text back. An answer with
+    a status that is not in `statuses` is a failure.
     """
 
     port: int = 8000
@@ -81,10 +81,10 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of client: what it asks, whether on a new connection each time, and its pause between two requests.
+    """A kind of client: its path, whether each request has a new connection, and the pause between two requests.
 
-    With a `size`, its requests are a POST with a body of so many bytes. With `seconds`, it takes so long to send the
-    body, or to read that of the answer.
+    With a `size`, its requests are a POST with a body of so many bytes. With `seconds`, sending the body, or
+    reading that of the answer, takes so long.
     """
 
     path: str
@@ -100,7 +100,7 @@ async def request(
     """Send one request and read its whole answer; return whether the connection stays open, and the body.
 
     Raises:
-        Refused: the status of the answer is none of the service's.
+        Refused: the status of the answer is not in `statuses`.
     """
     lines = [f"{'POST' if kind.size else 'GET'} {kind.path} HTTP/1.1", f"Host: {service.host}"]
     lines += ["Accept: application/json", f"Connection: {'close' if kind.close else 'keep-alive'}"]

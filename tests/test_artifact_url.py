@@ -171,7 +171,7 @@ def forbidden(store: Store, archive: Path) -> str:
 
 def stalls(store: Store, archive: Path) -> str:
     store.sends = 1000
-    return "said nothing for 20 seconds."
+    return "sent nothing for 20 seconds."
 
 
 def ends_early(store: Store, archive: Path) -> str:

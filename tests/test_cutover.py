@@ -40,7 +40,7 @@ def pair(site: Site) -> tuple[str, str]:
 
 
 def test_a_plain_restart_loses_requests(site: Site, releases: tuple[str, str]) -> None:
-    """The load sees what it is there to see: without a held socket, requests fail."""
+    """Control: without a held socket, requests fail, and the load counts them."""
     with Load(site.host.address) as load:
         site.run("systemctl restart booty.socket booty.service")
     assert load.report["failed"] > 0
@@ -123,7 +123,7 @@ def test_a_rollback_to_a_named_release(site: Site, releases: tuple[str, str]) ->
 
 
 def test_a_rollback_does_not_wait_for_a_tracker(site: Site, releases: tuple[str, str]) -> None:
-    """The bad release used up its quota, say; but production never goes back to run blind."""
+    """The bad release may have used up the tracker's quota. A rollback in production still requires a usable DSN."""
     secrets = site.run("cat /etc/booty/secrets.env")
     wrong_key = re.sub(r"//\w+@", "//0123456789abcdef0123456789abcdef@", secrets)
     site.place_secrets(f"{wrong_key}\n")
@@ -143,12 +143,12 @@ def test_a_rollback_does_not_wait_for_a_tracker(site: Site, releases: tuple[str,
         assert site.health()["release"] == releases[0]
     finally:
         site.place_secrets(f"{secrets}\n")
-    # The next candidate's gate is as it was.
+    # The gate applies again to the next candidate.
     assert "BOOTY_TELEMETRY_GATE=true" in site.run("cat /etc/systemd/system/booty-candidate.service")
 
 
 def test_a_rollback_does_not_ask_what_the_other_release_is_made_from(site: Site, releases: tuple[str, str]) -> None:
-    """The app moved since, and the newer release is bad."""
+    """The app moved to another folder since, and the newer release is bad."""
     site.deploy(app_release=releases[0])
     site.deploy(app_release=releases[1])
     played = site.play("rollback.yml", app_path="moved", app_serve="moved:app")
@@ -157,7 +157,7 @@ def test_a_rollback_does_not_ask_what_the_other_release_is_made_from(site: Site,
 
 
 def test_the_role_by_itself_deploys(site: Site, tmp_path: Path) -> None:
-    """As in a playbook of one's own, which lists the role."""
+    """A user's own playbook may list the role."""
     play = "- hosts: booty\n  gather_facts: false\n  become: true\n  roles: [booty.deploy.app]\n"
     (tmp_path / "site.yml").write_text(play)
     sha = site.release()
@@ -176,7 +176,7 @@ def test_a_restart_loses_nothing(site: Site, releases: tuple[str, str]) -> None:
     assert load.report["failures"] == []
 
 
-# The host ends what it has begun although nobody waits for it.
+# The host ends its step although no controller waits for it.
 UNLOCKED = "touch /run/booty-deploy.lock; flock --nonblock /run/booty-deploy.lock true"
 
 BROKEN = {
@@ -194,7 +194,7 @@ BROKEN = {
 }
 
 
-# The long ones fail at the same step as the first one, and are reported by the same lines.
+# The cases marked `long` fail at the same step as the first one, with the same message.
 @pytest.mark.parametrize(
     "how",
     [
@@ -217,7 +217,7 @@ def test_a_broken_release_leaves_what_serves_untouched(site: Site, releases: tup
     assert site.pid() == pid
     assert load.report["failures"] == []
     assert site.run("systemctl is-active booty-candidate.service || true") == "inactive"
-    # Never one to go back to, nor one whose dependencies count.
+    # state.json keeps the broken release apart: no rollback goes to it, and its layers may be removed.
     assert f'"{broken}": ' in site.run("cat /opt/booty/state.json")
 
 
@@ -258,7 +258,7 @@ def test_a_tracker_that_accepts_lets_the_release_through(site: Site) -> None:
     assert event.data["environment"] == "staging"
 
 
-# Each is fine as a candidate and fails as the service; asked once more, or for the first time from outside.
+# Each release is healthy as a candidate and fails as the service: at its start, or at its second health request.
 ONLY_THE_SERVICE = 'import os\nfrom booty import health\nif "BOOTY_TELEMETRY_GATE" not in os.environ:\n    '
 ONCE_MORE = (
     ONLY_THE_SERVICE
@@ -290,7 +290,7 @@ def restarts(site: Site) -> Iterator[None]:
     [name if number == 0 else pytest.param(name, marks=pytest.mark.long) for number, name in enumerate(BROKEN_LATER)],
 )
 def test_a_failure_after_the_point_goes_back(site: Site, releases: tuple[str, str], how: str) -> None:
-    """Who asks what dies gets no answer from it; all others get theirs, one who waits for 12 s included."""
+    """Only requests to the process that dies fail. All others get their answers, also one that takes 12 s."""
     text, message = BROKEN_LATER[how]
     site.release(text=ROUTES + text)
     patient: list[int] = []
@@ -313,7 +313,7 @@ def test_a_failure_after_the_point_goes_back(site: Site, releases: tuple[str, st
     assert f"Went back to {releases[1]}, which serves" in output
     assert site.health()["release"] == releases[1]
     assert f"SENTRY_RELEASE={releases[1]}\n" in site.run("cat /etc/booty/release.env") + "\n"
-    # A service that answers 503 in public does that until it is found out.
+    # The service answers 503 also to clients, until the host detects it.
     assert [failure for failure, _ in load.report["failures"] if "503" not in failure] == []
     assert patient == [200]
     site.deploy()
@@ -356,7 +356,7 @@ def test_a_websocket_is_closed_only_by_a_confirmed_release(site: Site, releases:
 
 
 def test_the_process_that_was_proven_is_the_one_that_serves(site: Site, releases: tuple[str, str]) -> None:
-    """It is the service in every respect, and a restart brings back the same release without the trial."""
+    """The candidate is the service in every respect. A restart starts the same release without the candidate's flag."""
     newer = site.release()
     with site.journal() as lines:
         played = site.start("deploy.yml")
@@ -373,7 +373,7 @@ def test_the_process_that_was_proven_is_the_one_that_serves(site: Site, releases
     site.run("test ! -e /run/booty/handover")
     assert site.run("systemctl show booty --property=NRestarts --value") == "0"
     assert site.run("systemctl show booty --property=StatusText --value") == "serving"
-    # What it logs from now on is the service's, and it can write to the service's /tmp.
+    # Its log lines now belong to the service, and it can write to the service's /tmp.
     assert (
         site.run(f"nsenter --target {pid} --mount sh -c 'echo > /tmp/still; stat -c %F /tmp/still'") == "regular file"
     )
@@ -390,7 +390,7 @@ def test_the_process_that_was_proven_is_the_one_that_serves(site: Site, releases
 
 
 def test_a_candidate_that_fails_on_the_real_socket_leaves_what_serves(site: Site, releases: tuple[str, str]) -> None:
-    """It goes back without a start, and no connection to the old process is closed."""
+    """The host goes back without a start, and no connection to the old process is closed."""
     site.release(text=ROUTES + "from booty import health\n" + ASKED_TWICE)
     pid = site.pid()
     with closing(http.client.HTTPConnection(site.host.address, 8000, timeout=60)) as connection:
@@ -408,13 +408,13 @@ def test_a_candidate_that_fails_on_the_real_socket_leaves_what_serves(site: Site
     assert "GET /health answers 503: no disk any more" in output
     assert f"Went back to {releases[1]}, which serves" in output
     assert (site.pid(), site.health()["release"]) == (pid, releases[1])
-    # Clients share the sockets with the candidate, which answers 503 in public until it is found out.
+    # Clients share the sockets with the candidate, which answers 503 also to them until the host detects it.
     assert [failure for failure, _ in load.report["failures"] if "503" not in failure] == []
     site.run("test ! -e /run/booty/handover && ! systemctl is-active --quiet booty-candidate.service")
 
 
 def test_two_deploys_at_once(site: Site, releases: tuple[str, str]) -> None:
-    """The second says who is at it and since when; a killed one leaves nothing to unlock."""
+    """The second deploy says who runs the first one and since when; a killed deploy leaves no lock."""
     slow = site.release(text=ROUTES + "import time\ntime.sleep(4)\n")
     first = site.start("deploy.yml", app_release=slow)
     site.wait_for("systemctl is-active booty-candidate.service | grep -q activating")
@@ -486,7 +486,7 @@ def disk_that_fills_up(site: Site, releases: tuple[str, str]) -> Iterator[None]:
 @pytest.mark.long
 @pytest.mark.usefixtures("disk_that_fills_up")
 def test_a_disk_that_is_full_after_the_switch(site: Site, releases: tuple[str, str]) -> None:
-    """The release serves, the run says what could not be written, and the host can be taken back all the same."""
+    """The release serves, the run says what could not be written, and the host can still be taken back."""
     newer = site.release()
     with Load(site.host.address) as load:
         played = site.play("deploy.yml", app_wave_check="false")
@@ -501,7 +501,7 @@ def test_a_disk_that_is_full_after_the_switch(site: Site, releases: tuple[str, s
     assert "But /opt/booty/state.json can't be written" in " ".join(played.output.split())
     assert site.health()["release"] == newer
     site.run("rm /opt/booty/full")
-    # The record is made good by the next run.
+    # The next run writes the missing record.
     newest = site.release()
     site.deploy()
     site.run("rm /opt/booty/full")
@@ -520,7 +520,7 @@ def strict(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
         (host,) = sandbox.up(name, 1, with_tracker=False, inventory=inventory)
         made = Site([host, host], site.tracker, site.repository, directory)
         key = (sandbox.INSTANCES / name / "id_ed25519.pub").read_text().strip()
-        # The test itself goes on as root.
+        # The test's own commands still run as root.
         (inventory.parent / "login.yml").write_text(
             f"booty: {{vars: {{host_deploy_keys: ['{key}'], host_ssh_root: true}}}}\n"
         )
@@ -536,7 +536,7 @@ def strict(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
         sandbox.down(name)
 
 
-# What the host's journal says at ten moments of a cutover, in their order.
+# Patterns of the journal's lines at ten moments of a cutover, in their order.
 MOMENTS = {
     "the cutover begins": ".* deploys .*, in booty-cutover-.*scope",
     "proving": "proving ",
@@ -559,7 +559,7 @@ WAYS = {"root": "site", "sudo, KillUserProcesses": "strict"}
 def test_a_killed_controller(request: pytest.FixtureRequest, way: str, moment: str) -> None:
     """When the controller and its connections die, a proven release serves under its own label, and nothing is lost.
 
-    The host ends its cutover: before the point it leaves what serves, after it the new release serves.
+    The host ends its cutover: before the rename of release.env the old release stays, after it the new one serves.
     """
     site: Site = request.getfixturevalue(WAYS[way])
     older = pair(site)[1]
@@ -571,7 +571,7 @@ def test_a_killed_controller(request: pytest.FixtureRequest, way: str, moment: s
         site.wait_for(UNLOCKED)
     answer, number = site.health(), [*MOMENTS].index(moment)
     assert load.report["failures"] == []
-    # In the instant in which the candidate becomes ready, the host asks whether its controller is still there.
+    # When the candidate becomes ready, the host checks whether its controller is still alive, so both results can be.
     assert answer["release"] in ({older} if number < 3 else {newer} if number > 4 else {older, newer})
     ended = site.run(f"journalctl -t booty-deploy BOOTY_RELEASE={newer} --output=cat --output-fields=BOOTY_RESULT")
     assert ended == ("switched" if answer["release"] == newer else "not switched")
@@ -600,7 +600,7 @@ def test_a_controller_that_is_killed_while_it_prepares(site: Site, releases: tup
 
 @pytest.mark.long
 def test_a_host_that_dies_during_the_cutover(site: Site, releases: tuple[str, str]) -> None:
-    """Power is cut in the middle of it; a proven release serves after the boot, and the next deploy goes as usual."""
+    """Power is cut during the cutover; a proven release serves after the boot, and the next deploy works as usual."""
     for moment in (0.1, 0.6, 1.0):
         before, newer = site.health()["release"], site.release()
         played = site.start("deploy.yml")

@@ -1,4 +1,4 @@
-"""What is found in a repository, as it is: what is served, by which lock. Each repository is a dict of files."""
+"""Detection of the app and of its lock in repositories without settings. Each repository is a dict of files."""
 
 from __future__ import annotations
 

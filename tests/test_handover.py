@@ -1,4 +1,4 @@
-"""The candidate takes the service's place on a real host, and a process is killed at each step of that."""
+"""A handover on a real host: the candidate becomes the service, and a process is killed at each step."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.conftest import Site
 from tests.load import Load
 from tests.test_cutover import pair
 
-# Runs on the host: a cutover to the release in the first argument. After the step in the second one, once, it kills a
-# process, fails, or runs a command.
+# Runs on the host: a cutover to the release in the first argument. After the step in the second argument, it once kills
+# a process, fails, or runs a command.
 PROGRAM = """
 import os, signal, subprocess, sys, time
 sys.path.insert(0, "/root/booty_host.zip")
@@ -64,7 +64,7 @@ release = Release(app, text, {name: read(app.unit_files / name) for name in app.
 steps = Cutover(app, Systemd(app))
 print(steps.cut_over(release, 5, 3, "a test", "a run", Controller(False), False, {}, 0, restart=False)["state"])
 """
-# What the host says of itself, as JSON.
+# Prints the state of the host as JSON.
 STATE = r"""
 main=$(systemctl show --property=MainPID --value booty.service)
 label=$(tr '\0' '\n' </proc/$main/environ | sed -n s/^SENTRY_RELEASE=//p)
@@ -76,7 +76,7 @@ printf '{"pointer": "%s", "label": "%s", "candidate": "%s", "handover": "%s", "m
     "$(cat /run/booty/handover 2>/dev/null)" "$(wc -l <$group/booty.service/cgroup.procs)" $others
 """
 STEPS = ("begun", "paused", "confirmed", "pointed", "parted", "complete")
-# Where the pointer names the new release, the settled service does as well.
+# Once release.env names the new release, the service runs it after the handover is settled.
 CASES = [(step, "host program", "old" if number < 3 else "new") for number, step in enumerate(STEPS)]
 CASES += [(step, victim, "either") for step in STEPS for victim in ("lease", "new", "old")]
 CASES += [
@@ -97,7 +97,7 @@ SHORT = {("paused", "host program"), ("parted", "host program"), ("parted", "lea
 def test_a_handover_is_settled_whatever_is_killed(
     site: Site, workers: int, step: str, action: str, outcome: str
 ) -> None:
-    """No next run is needed, and no request is lost but those of a killed process."""
+    """No further run is needed, and only requests to a killed process are lost."""
     newer, older = pair(site)
     site.deploy(app_release=older, app_workers=str(workers), app_settings='{"GREETING": "it\'s  $5"}')
     archive = base64.b64encode(host_program.program()).decode()

@@ -1,4 +1,4 @@
-"""The service between deploys: what it needs goes away, its event loop hangs, a start is refused, sockets change."""
+"""The service between deploys: a dependency fails, the event loop hangs, a start is refused, sockets change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import AWAY, NEEDS, Site
 
 @pytest.fixture(scope="module")
 def needy(site: Site) -> Iterator[str]:
-    """Deploy a release that needs something at its start, with a short watchdog, and return its SHA."""
+    """Deploy a release that needs a dependency at its start, with a short watchdog, and return its SHA."""
     site.variables["app_watchdog_seconds"] = "2"
     sha = site.release(text=NEEDS)
     site.deploy()
@@ -32,7 +32,7 @@ def show(site: Site, name: str, *properties: str) -> list[str]:
 
 
 class Waiting(threading.Thread):
-    """A client that waits for its one answer, however long it takes."""
+    """A client that waits for one answer without a time limit."""
 
     def __init__(self, site: Site) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Waiting(threading.Thread):
             self.answer = repr(error)
 
 
-def test_what_the_start_needs_is_away_and_comes_back(site: Site, needy: str) -> None:
+def test_a_dependency_of_the_start_fails_and_returns(site: Site, needy: str) -> None:
     """The sockets stay open and the pauses grow; a start by hand does not wait for them."""
     site.run(f"touch {AWAY}")
     try:
@@ -71,8 +71,8 @@ def test_what_the_start_needs_is_away_and_comes_back(site: Site, needy: str) -> 
 
 
 @pytest.mark.long
-def test_it_is_tried_for_ever(site: Site, needy: str) -> None:
-    """The client that came first is answered in the end."""
+def test_a_failing_service_is_started_again_without_limit(site: Site, needy: str) -> None:
+    """The client that connected first gets its answer after all."""
     site.run(f"touch {AWAY}")
     began = site.run("date +@%s")
     try:
@@ -86,8 +86,8 @@ def test_it_is_tried_for_ever(site: Site, needy: str) -> None:
     assert waiting.answer == "200"
     journal = site.run(f"journalctl --unit=booty.service --since={began} --output=short-unix --no-pager")
     at = [float(line.split()[0]) for line in journal.splitlines() if "restart counter is at" in line]
-    site.run("systemctl restart booty.service")  # and end the row
-    # With what a start takes until it fails.
+    site.run("systemctl restart booty.service")  # the pauses begin again
+    # Each gap is the pause, and the time until the start fails.
     for gap, pause in zip((later - earlier for earlier, later in pairwise(at)), (1, 2, 4, 8), strict=False):
         assert pause - 0.5 < gap < pause + 3
 
@@ -116,7 +116,7 @@ def test_an_event_loop_that_hangs_is_seen(site: Site, needy: str) -> None:
 
 
 def test_an_app_that_ends_itself_is_started_again(site: Site, needy: str) -> None:
-    """Its exit status is that of a refused start; the service was active, though."""
+    """The exit status is 1, as of a refused start. But the service was active, so systemd starts it again."""
     pid, opened = site.pid(), show(site, "booty.socket", "InvocationID")
     ask_for_the_end(site, "/exit")
     assert site.pid() != pid
@@ -126,7 +126,7 @@ def test_an_app_that_ends_itself_is_started_again(site: Site, needy: str) -> Non
 
 
 def test_a_start_that_is_refused_stays_refused(site: Site, needy: str) -> None:
-    """Clients are refused as well, where each of them would start it again."""
+    """The sockets are closed too, because each connection would start the service again."""
     site.run("mv /etc/booty/secrets.env /root/secrets.env; cp -a /etc/booty/release.env /root/release.env")
     site.run("sed -i 's/^SENTRY_ENVIRONMENT=.*/SENTRY_ENVIRONMENT=production/' /etc/booty/release.env")
     try:
@@ -142,13 +142,13 @@ def test_a_start_that_is_refused_stays_refused(site: Site, needy: str) -> None:
         assert journal.count("SENTRY_DSN is not set, and production does not run without it") == 1
     finally:
         site.run("mv /root/secrets.env /etc/booty/secrets.env; mv /root/release.env /etc/booty/release.env")
-    # What a person types.
+    # A person types this command.
     site.run("systemctl restart booty.service")
     assert site.health()["release"] == needy
 
 
 def test_sockets_that_were_opened_otherwise_are_opened_anew(site: Site, needy: str) -> None:
-    """As an interrupted deploy leaves them: the unit is written, and what is in force is older."""
+    """An interrupted deploy leaves this state: the unit is written, and the open sockets are older."""
     site.run(
         "{ systemctl show booty.socket --property=InvocationID --value;"
         " sed s/NoDelay=true/NoDelay=false/ /etc/systemd/system/booty.socket; } > /run/booty/opened"
@@ -173,7 +173,7 @@ def test_a_changed_socket_unit_is_in_force_after_one_deploy(site: Site, needy: s
     assert "NoDelay=false, NoDelay=true: its sockets were opened anew, and for" in " ".join(played.output.split())
     assert show(site, "booty.socket", "InvocationID") != before
     assert site.deploy().recap(site.host.name)["changed"] == 0
-    # What needs no new socket leaves it open.
+    # An option that needs no new socket leaves it open.
     site.run("sed -i s/FreeBind=true/FreeBind=false/ /etc/systemd/system/booty.socket; systemctl daemon-reload")
     before = show(site, "booty.socket", "InvocationID")
     assert "opened anew" not in site.deploy().output
@@ -181,7 +181,7 @@ def test_a_changed_socket_unit_is_in_force_after_one_deploy(site: Site, needy: s
 
 
 def test_service_and_candidate_share_one_limit_of_memory(site: Site, needy: str) -> None:
-    """No sandbox host has a memory controller: this is what systemd says it would do."""
+    """No sandbox host has a memory controller, so the test reads the limits that systemd has computed."""
     site.run("systemd-analyze verify system-booty.slice booty.service booty-candidate.service")
     limit = show(site, "system-booty.slice", "MemoryMax", "ActiveState")
     assert limit == [*show(site, "booty.service", "MemoryMax"), "active"]

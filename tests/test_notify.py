@@ -64,9 +64,9 @@ def run(states: dict[str, str] | None = None, **changes: Any) -> notify.Run:
         ({"web1": "went back"}, "went back", "its hosts went back"),
         ({"web1": "taken back", "web2": "not switched"}, "went back", "its hosts went back"),
         ({"web1": "switched", "web2": "went back"}, "mixed", "some hosts serve it"),
-        ({"web1": "switched", "web2": "unreachable"}, "unknown", "nobody knows what its hosts serve"),
-        ({"web1": "switched", "web2": "under way"}, "unknown", "nobody knows what its hosts serve"),
-        (dict.fromkeys(("web1", "web2", "web3"), "switched"), "switched", "its hosts serve it all the same"),
+        ({"web1": "switched", "web2": "unreachable"}, "unknown", "it is unknown what its hosts serve"),
+        ({"web1": "switched", "web2": "under way"}, "unknown", "it is unknown what its hosts serve"),
+        (dict.fromkeys(("web1", "web2", "web3"), "switched"), "switched", "its hosts serve it anyway"),
     ],
 )
 def test_the_result_says_what_the_hosts_serve(states: dict[str, str], expected: str, text: str) -> None:

@@ -31,7 +31,7 @@ def test_a_deploy_names_missing_packages_and_bootstrap_installs_them(site: Site)
     played = site.play("bootstrap.yml", app_packages="acl,zstd")
     assert played.status == 0, played.output
     assert site.play("deploy.yml", "--check", app_release=sha).status == 0
-    # What the inventory names replaces what the commit names.
+    # The list of the inventory replaces that of the commit.
     refused = site.play("deploy.yml", "--check", app_release=sha, app_packages="no-such-package")
     assert "lacks no-such-package, which" in words(refused)
 

@@ -61,7 +61,7 @@ class Fleet:
     directory: Path
 
     def app(self, name: str) -> App:
-        """Return a sample app, which is not on the hosts yet."""
+        """Return a sample app that is not on the hosts yet."""
         settings = yaml.safe_load((ROOT / f"tests/apps/{name}.yml").read_text())
         repository = Repository(self.directory / name, f"tests/apps/{name}", top=True)
         app = App(self, name, settings, repository)
@@ -158,7 +158,7 @@ class App:
         return [each.stdout.strip() for each in done]
 
     def wait_until_alone(self, release: str) -> None:
-        """Wait until the service and all processes run a release: old processes finish what they have in hand."""
+        """Wait until the service and all processes run a release: old processes finish their present job."""
         deadline = time.monotonic() + 60
         while (runs := self.serve()) != {release}:
             assert time.monotonic() < deadline, runs
@@ -190,7 +190,7 @@ class Run:
 
 @dataclass
 class Jobs:
-    """Enqueues jobs by all hosts in turn, all the time."""
+    """Enqueues jobs on all hosts in turn, without a pause."""
 
     app: App
     accepted: list[int] = field(default_factory=list)
@@ -281,7 +281,7 @@ def change(app: App, first: str, newer: str) -> tuple[list[Run], dict[str, float
         time.sleep(3)
     assert (load.report["failures"], set(load.report["releases"])) == ([], {"first", "second"})
     runs = jobs.each_ran_once()
-    # What runs is what its label says, and after a switch is confirmed no job runs the code of the other release.
+    # Each job ran the code that its label names, and no job ran the old code once a switch was confirmed.
     assert {(run.code, run.release) for run in runs} == {("first", first), ("second", newer)}
     assert {run.code for run in runs if moments["deployed"] < run.began < moments["rollback"]} == {"second"}
     assert {run.code for run in runs if run.began > moments["back"]} == {"first"}
@@ -293,7 +293,7 @@ def test_celery_beat_and_migrations(celery: App) -> None:
     second, migration = celery.migrate("second")
     change(celery, first, second)
     assert (celery.active("worker"), sum(celery.active("beat"))) == ([1, 1, 1], 1)
-    # One scheduler sends one tick a second, also while a release takes over from another.
+    # One scheduler sends one tick a second, also during a switch.
     ticks = sorted(run.began for run in celery.runs() if run.task == "tick")
     assert len(ticks) <= ticks[-1] - ticks[0] + 2
     assert celery.applied(migration) == 1
@@ -301,7 +301,7 @@ def test_celery_beat_and_migrations(celery: App) -> None:
 
 @pytest.mark.parametrize("moment", ["before", "in", "after", "between"])
 def test_a_killed_controller_leaves_no_cleaning(celery: App, moment: str) -> None:
-    """Before, in and after the release command, and between the switch of the web service and that of the processes."""
+    """The moments: before, in and after the release command, and between the service's switch and the processes'."""
     sha, migration = celery.migrate(moment)
     log = f"journalctl -t booty-deploy -o cat | grep -q '{{}} {sha}'"
     waits = {
@@ -325,7 +325,7 @@ def test_a_killed_controller_leaves_no_cleaning(celery: App, moment: str) -> Non
 
 
 def test_the_dump_before_a_migration_is_restored(celery: App) -> None:
-    """As docs/commands.md says it."""
+    """Follow the steps of docs/commands.md."""
     count = "SELECT count(*) FROM django_migrations WHERE name = '{}'"
 
     def applied(migration: str) -> str:
@@ -350,7 +350,7 @@ def test_rq_and_a_timer(rq: App) -> None:
     first = rq.release("first")
     runs, moments = change(rq, first, rq.release("second"))
     assert rq.active("worker") == [1, 1, 1]
-    # The timer's runs too are those of the release that serves.
+    # The timer also runs the release that serves.
     reports = [run for run in rq.runs() if run.task == "report"]
     assert {run.code for run in reports if moments["deployed"] < run.began < moments["rollback"]} <= {"second"}
     assert {run.code for run in reports if run.began > moments["back"]} <= {"first"}

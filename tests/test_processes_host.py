@@ -111,7 +111,7 @@ def test_a_worker_that_fails_brings_service_and_processes_back(site: Site) -> No
     assert load.report["failures"] == []
     assert up(site) == {"booty-beat@1.service": old, "booty-worker@1.service": old}
     assert site.run("systemctl show booty-worker@1.service --property=MainPID --value") == pid
-    # A worker that waits for a database is started again for ever, in growing pauses.
+    # A worker that waits for a database is started again without limit, with growing pauses.
     crash = {"command": "test -e /var/lib/booty/ready && sleep 5 && exit 3 || sleep 600"}
     site.run("install -d -o booty -g booty /var/lib/booty; touch /var/lib/booty/ready")
     site.deploy(app_processes=table(worker=crash))

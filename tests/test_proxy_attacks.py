@@ -19,7 +19,7 @@ from tests import h2
 from tests.conftest import INSTANCE
 from tests.test_proxy_host import NAME, OTHER, Front
 
-# The app remembers each request that reaches it, and tells it to the next question.
+# The app records each request that reaches it. A request of /seen returns the records and clears them.
 APP = """
 import asyncio
 from fastapi import APIRouter, Request
@@ -67,7 +67,7 @@ SMUGGLED = "GET /smuggled HTTP/1.1\r\nHost: " + NAME + "\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    """Return a host with the proxy, and an app that tells what reached it."""
+    """Return a host with the proxy, and an app that reports the requests that reached it."""
     directory, name = tmp_path_factory.mktemp("attacks"), f"{INSTANCE}-attacks"
     try:
         (host,) = sandbox.up(name, 1, with_tracker=False, with_acme=True, inventory=directory / "inventory/hosts.yml")
@@ -84,7 +84,7 @@ def prepare(front: Front) -> None:
     """Deploy the app."""
     front.repository.write("app/src/booty/routes.py", f"{APP}# {time.monotonic()}\n")
     front.repository.commit("An app that tells")
-    # This machine plays all clients, good and bad ones.
+    # This machine runs all clients, good and bad ones, from one address.
     front.variables["app_client_connections"] = 0
     front.good("deploy.yml")
     front.settle()
@@ -103,7 +103,7 @@ def send(front: Front, data: bytes, seconds: float = 3) -> bytes:
 
 
 def told(front: Front) -> list[dict[str, Any]]:
-    """Return the requests that reached the app since the last question."""
+    """Return the requests that reached the app since the last call."""
     status, _, body = front.ask("GET /seen")
     assert status == 200
     return list(json.loads(body))
@@ -253,19 +253,19 @@ SMUGGLING = {
     "TRACE": f"TRACE /smuggled HTTP/1.1\r\nHost: {NAME}\r\n\r\n",
     "CONNECT": f"CONNECT {NAME}:443 HTTP/1.1\r\nHost: {NAME}\r\n\r\n{SMUGGLED}",
 }
-# nginx itself takes what follows for a second request of this client, as it is: that smuggles nothing past it.
+# nginx itself sees the second request here, as a request of the same client, so nothing is smuggled past nginx.
 OWN = {"two heads": f"{HEAD}\r\n{SMUGGLED}", "lines before": f"\r\n\r\n{SMUGGLED}"}
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("way", SMUGGLING)
 def test_nothing_is_smuggled_past_nginx(front: Front, way: str) -> None:
-    """What nginx takes for one request, the app takes for one; a body never becomes a request of somebody else."""
+    """The app and nginx agree where a request ends; a body never becomes a request of another client."""
     told(front)
     received = send(front, SMUGGLING[way].encode("latin-1"), 1)
     answers = received.count(b"HTTP/1.1 ")
     heard = told(front)
-    # As many requests reach the app as nginx answers to this client, less those that it refuses itself.
+    # The app gets no more requests than nginx answers to this client; nginx refuses some itself.
     assert len(heard) <= max(answers, 1), (received, heard)
     unharmed(front)
 
@@ -425,7 +425,7 @@ def test_two_thousand_slow_clients_beside_a_good_one(front: Front) -> None:
             assert status == 200
             times.append(time.monotonic() - began)
         stop.set()
-        # Heads that are not complete, and handshakes that are not, ended after 15 s. Bodies may go on.
+        # nginx closed connections with incomplete heads or handshakes after 15 s. Bodies may go on.
         ended = 0
         for connection in slow[::50]:
             connection.settimeout(0.1)
@@ -449,7 +449,7 @@ def test_oversized_heads(front: Front) -> None:
         answer = send(front, request.encode())
         assert int(answer.split()[1]) in statuses, answer[:200]
     assert told(front) == []
-    # What nginx lets through, the runner takes too.
+    # The runner accepts heads of every size that nginx accepts.
     lines = "".join(f"X-{number}: {'a' * 15_000}\r\n" for number in range(4))
     assert front.ask(f"GET /large\r\n{lines}")[0] == 200
     with front.connect(protocols=("h2",)) as connection:
@@ -505,7 +505,7 @@ def test_an_upload_that_is_larger_than_the_memory(front: Front) -> None:
 
 @pytest.mark.long
 def test_the_host_is_as_before(front: Front) -> None:
-    """No process of the service or of nginx ended by any of this."""
+    """None of these attacks ended a process of the service or of nginx."""
     assert front.run("systemctl show booty.service --property=NRestarts --value") == "0"
     assert len(front.instances()) == 1
     status, _, body = front.ask("GET /victim")

@@ -125,7 +125,7 @@ class Front:
 
 
 class Straight(urllib.request.HTTPSHandler):
-    """Has urllib connect to a host for a name that no name server of this machine knows."""
+    """Makes urllib connect to a host for a name that this machine can't resolve."""
 
     def __init__(self, front: Front, name: str) -> None:
         super().__init__(context=ssl.create_default_context(cafile=str(front.ca.root)))
@@ -210,7 +210,7 @@ def test_a_second_run_changes_nothing(front: Front) -> None:
 
 
 @pytest.mark.long
-def test_the_app_sees_its_client_and_nobody_forges_it(front: Front) -> None:
+def test_the_app_sees_its_client_and_forged_addresses_are_ignored(front: Front) -> None:
     forged = (
         *("X-Forwarded-For: 6.6.6.6", "X-Forwarded-Proto: http", "X-Forwarded-Host: evil", "Forwarded: for=6.6.6.6"),
         *("X-Real-IP: 6.6.6.6", "Proxy: evil", "X-Forwarded-Prefix: /evil", "X-Forwarded-Port: 1", "X-Scheme: http"),
@@ -230,7 +230,7 @@ def test_the_app_sees_its_client_and_nobody_forges_it(front: Front) -> None:
 
 @pytest.mark.long
 def test_a_proxy_in_front_of_this_one_is_believed_if_it_is_trusted(front: Front) -> None:
-    """The test is the CDN: it connects, and says for whom. What a client wrote before it stays unread."""
+    """The test plays the CDN and sends the client's address. Addresses that a client wrote before it are ignored."""
     ours = str(front.ca.address)
     said = "GET /echo\r\nX-Forwarded-For: 6.6.6.6, 203.0.113.9\r\nX-Forwarded-Proto: http\r\nForwarded: for=6.6.6.6\r\n"
 
@@ -253,7 +253,7 @@ def test_a_proxy_in_front_of_this_one_is_believed_if_it_is_trusted(front: Front)
 
 @pytest.mark.long
 def test_an_unchanged_django_logs_in_to_its_admin(front: Front, tmp_path: Path) -> None:
-    """Django compares the scheme and the host of the request with the browser's Origin: no setting for a proxy."""
+    """Django compares the scheme and the host of the request with the browser's Origin, without a setting for it."""
     repository, name = Repository(tmp_path / "notes", "tests/apps/django-wsgi", top=True), f"notes.{acme.DOMAIN}"
     front.ca.point(name, [front.host.address])
     variables = {
@@ -357,7 +357,7 @@ def test_a_name_added_and_removed_under_load_cuts_nothing(front: Front) -> None:
     more = {"app_domains": [NAME, OTHER], "app_domain_redirects": [WWW]}
     with Load(front.host.address, **tls, bodies=(10_000, 5_000_000)) as load:
         front.good("deploy.yml", **more)
-        # The old instance ends its connections, each after an answer, and then itself: keepalive_timeout and a bit.
+        # The old instance closes each connection after an answer and then stops, soon after keepalive_timeout.
         front.settle()
     assert load.report["failures"] == []
     assert load.report["closed_idle"] == 0
@@ -366,7 +366,7 @@ def test_a_name_added_and_removed_under_load_cuts_nothing(front: Front) -> None:
     status, head, _ = front.ask("GET /x?y", WWW)
     assert status == 308
     assert f"location: https://{NAME}/x?y" in head.lower()
-    # A connection for one name asks for another one.
+    # A request for another name than that of the connection.
     assert front.ask(f"GET /health\r\nHost: {OTHER}\r\n")[0] == 421
     front.good("deploy.yml")
     front.settle()
@@ -376,7 +376,7 @@ def test_a_name_added_and_removed_under_load_cuts_nothing(front: Front) -> None:
 
 @pytest.mark.long
 def test_a_reload_cuts_what_a_swap_does_not(front: Front) -> None:
-    """The load sees what it is there to see."""
+    """Control: a reload cuts connections, and the load counts them."""
     tls: dict[str, Any] = {"host": NAME, "port": 443, "ca": str(front.ca.root)}
     with Load(front.host.address, **tls) as load:
         front.run("systemctl kill --kill-whom=main --signal=HUP 'booty-front@*.service'")
@@ -456,7 +456,7 @@ def test_a_name_that_leads_elsewhere_is_said_before_the_ca_is_asked(front: Front
         assert front.ask("GET /health")[0] == 200
         assert front.plain("GET /", "lost.booty.test")[0] == 503
     assert "lost.booty.test" not in (front.ca.directory / "pebble.log").read_text()
-    # It heals by itself.
+    # Once the record is right, the timer's service gets the certificate.
     front.ca.point("lost.booty.test", [front.host.address])
     front.run("systemctl start booty-front-renew.service")
     assert front.ask("GET /health", "lost.booty.test")[0] == 200
@@ -502,7 +502,7 @@ def test_ones_own_certificate_is_judged_and_served(front: Front) -> None:
 
 
 @pytest.mark.long
-def test_slow_clients_are_the_proxys_matter(front: Front) -> None:
+def test_slow_clients_hold_nginx_and_not_the_app(front: Front) -> None:
     slow = []
     try:
         for number in range(600):
@@ -541,7 +541,7 @@ def test_a_release_from_before_is_never_given_the_proxys_socket(front: Front) ->
 
 
 @pytest.mark.long
-def test_without_domains_the_proxy_lets_go_of_the_app(front: Front) -> None:
+def test_without_domains_the_proxy_drops_the_app(front: Front) -> None:
     front.good("deploy.yml", app_domains=[])
     assert front.run("systemctl is-active booty-http.socket || true") == "inactive"
     front.settle()
@@ -553,7 +553,7 @@ def test_without_domains_the_proxy_lets_go_of_the_app(front: Front) -> None:
 
 @pytest.mark.long
 def test_hosts_with_one_name_each_get_a_certificate_whichever_the_ca_asks(tmp_path: Path) -> None:
-    """Three hosts behind a round robin; one of them is down while the others are issued."""
+    """Three hosts behind a round robin; one of them is down while the others get their certificates."""
     name = f"{INSTANCE}-peers"
     try:
         members = sandbox.up(name, 3, with_tracker=False, with_acme=True, inventory=tmp_path / "inventory/hosts.yml")
@@ -565,7 +565,7 @@ def test_hosts_with_one_name_each_get_a_certificate_whichever_the_ca_asks(tmp_pa
         fronts[0].good("bootstrap.yml")
         serials = set()
         for each in fronts:
-            # A token that a host does not have is found at the one that has it; an unknown one is not.
+            # A host that lacks a token gets it from the host that has it. An unknown token is a 404.
             with each.connect() as connection:
                 serials.add(connection.getpeercert()["serialNumber"])  # type: ignore[index]
             status, _, _ = each.plain("GET /.well-known/acme-challenge/unknown")

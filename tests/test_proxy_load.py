@@ -1,6 +1,6 @@
-"""What the proxy promises under load: whatever happens on the host, no request fails and no kept connection is cut.
+"""The promise of the proxy under load: no event on the host fails a request or cuts a kept connection.
 
-Each event happens while the same clients ask: `Load` has them. They speak TLS, and nothing retries.
+Each event happens under the same clients, which `Load` runs. They speak TLS and never retry.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ async def download(size: int) -> Response:
 """
 # Fresh, kept and idle clients; bodies of 10 kB and 5 MB; a slow upload and a slow download; WebSockets.
 CLIENTS: dict[str, Any] = {"bodies": (10_000, 5_000_000), "idle": 4, "drips": 1, "sockets": 4}
-# What they ask for.
+# The number of paths that they request.
 KINDS = 7
 
 
@@ -106,11 +106,13 @@ def renew(front: Front) -> None:
     assert serial() != before
 
 
-# How many times the WebSockets are closed for a restart: by each start of a process that serves.
+# `restarts`: how often the service's process is replaced, which closes every WebSocket.
 @pytest.mark.parametrize(
     ("event", "restarts"), [(deploy, 1), (roll_back, 1), (restart, 3), (fail_to_deploy, 0), (renew, 0)]
 )
-def test_what_touches_no_process_of_the_proxy(front: Front, event: Callable[[Front], None], restarts: int) -> None:
+def test_deploys_and_renewals_touch_no_process_of_the_proxy(
+    front: Front, event: Callable[[Front], None], restarts: int
+) -> None:
     before = front.instances()
     with loaded(front) as load:
         # The slow upload and download are under way.
@@ -141,7 +143,7 @@ def add_a_name(front: Front) -> None:
     assert front.ask("GET /health", OTHER)[0] == 200
 
 
-def remove_it(front: Front) -> None:
+def remove_the_name(front: Front) -> None:
     front.good("deploy.yml")
 
 
@@ -160,7 +162,7 @@ def replace_a_library(front: Front) -> None:
     front.run("systemctl start booty-front-check.service")
 
 
-@pytest.mark.parametrize("event", [add_a_name, remove_it, upgrade, replace_a_library])
+@pytest.mark.parametrize("event", [add_a_name, remove_the_name, upgrade, replace_a_library])
 def test_a_swap_with_its_whole_drain(front: Front, event: Callable[[Front], None]) -> None:
     front.settle()
     before = front.instances()
@@ -232,7 +234,7 @@ def test_an_app_moves_behind_the_proxy(own_port: Front) -> None:
     assert "8000" not in open_ports()
     with pytest.raises(OSError, match="timed out"):
         socket.create_connection((own_port.host.address, 8000), timeout=1)
-    # As the bootstrap itself would have it.
+    # The firewall is as bootstrap would write it: nothing changes.
     for playbook in ("deploy.yml", "bootstrap.yml"):
         assert own_port.good(playbook).recap(own_port.host.name)["changed"] == 0
 

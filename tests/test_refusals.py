@@ -25,7 +25,7 @@ REFUSED: dict[str, tuple[dict[str, str | bytes], dict[str, Any], str]] = {
     "an app in another module": (
         {"backend/web/__init__.py": "", "backend/web/run.py": FASTAPI},
         {},
-        " Other modules of it have backend.web.run:app. Write it: app_serve: backend.web.run:app in the inventory",
+        " Apps in other modules: backend.web.run:app. Write it: app_serve: backend.web.run:app in the inventory",
     ),
     "two modules": (
         {"main.py": FASTAPI, "app.py": FLASK},

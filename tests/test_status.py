@@ -323,7 +323,7 @@ def test_every_host_is_a_row(site: Site, rows: Ask) -> None:
     assert "Connection refused" in hosts["away"]["notes"][0]
 
 
-def test_the_screen_is_the_only_output(site: Site) -> None:
+def test_status_prints_nothing_else(site: Site) -> None:
     site.deploy()
     played = site.play("status.yml", status_format="json")
     assert played.status == 0, played.output
@@ -452,7 +452,7 @@ def test_a_tracker_that_is_down(site: Site, rows: Ask) -> None:
         site.run("systemctl restart booty.service")
 
 
-def test_a_service_that_is_stopped_stays_so(site: Site, rows: Ask) -> None:
+def test_status_starts_no_stopped_service(site: Site, rows: Ask) -> None:
     site.deploy()
     site.run("systemctl stop booty.service")
     try:

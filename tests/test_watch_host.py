@@ -1,4 +1,4 @@
-"""A watch on a real host, with a real Bugsink: what it finds, what it does, and what is left when it is cut off."""
+"""A watch on a real host, with a real Bugsink: its results, its actions, and the state after a cut-off."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import ROUTES, Play, Site, words
 
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-# The tests share a tracker, so each of them has an error of its own: it must be a new one.
+# The tests share a tracker, so each test raises an error of its own, which is new to the tracker.
 NUMBERS = itertools.count(1)
 PAY = (
     ROUTES
@@ -111,7 +111,7 @@ def test_a_wave_with_new_errors_goes_back(site: Site, tracker: None, route: str)
     assert site.health()["release"] == good
     assert (recorded(site)["BOOTY_WATCH"], recorded(site)["BOOTY_RELEASE"]) == ("bad", bad)
 
-    # It is refused from now on, before anything is touched.
+    # From now on the release is refused before any host is changed.
     played = deploy(site, "back")
     assert played.status == 2
     assert f"{bad} was taken back from {site.host.name}: a watch on" in words(played)
@@ -136,7 +136,7 @@ def test_a_forced_release_stays_and_can_be_rolled_back(site: Site, tracker: None
         assert row["watch"]["result"] == "bad"
         assert any(note.startswith("watch: bad") for note in row["notes"])
 
-        # What runs is watched too; the exit status says the result.
+        # watch.yml watches the running release; its exit status is the result.
         played = site.play("watch.yml")
         assert played.status == 10
         assert "watch: bad" in played.output
@@ -160,7 +160,7 @@ def test_report_and_hold_keep_the_release(site: Site, tracker: None, route: str)
         assert site.health()["release"] == bad
         again = pay(site, 0, route)
         played = deploy(site, "hold")
-        # The same error as before: it did not come with this release.
+        # The same error as before, so this release did not bring it.
         assert played.status == 0, played.output
         assert site.health()["release"] == again
 
@@ -226,7 +226,7 @@ def test_a_host_without_a_dsn_and_one_with_a_wrong_key_are_blind(site: Site, tra
     try:
         site.place_secrets("A=b\n")
         pay(site, 1)
-        assert "it reports no errors, since it has no SENTRY_DSN" in words(deploy(site, "back", 2))
+        assert "it can't report errors: it has no SENTRY_DSN" in words(deploy(site, "back", 2))
         key = site.tracker.dsn.partition("//")[2].partition("@")[0]
         site.place_secrets(f"SENTRY_DSN={site.tracker.dsn.replace(key, '0' * 32)}\n")
         pay(site, 1)

@@ -26,7 +26,7 @@ async def fail() -> None:
     raise RuntimeError(f"of {os.getpid()}")
 """
 )
-# Kills a process as the kernel does that is short of memory, and from that instant on asks for 3 s, each time anew.
+# Kill a process with SIGKILL, as the OOM killer does. Then send requests for 3 s, each on a new connection.
 KILL = """
 import http.client, os, signal, time
 os.kill({}, signal.SIGKILL)
@@ -68,17 +68,17 @@ def test_a_deploy_and_a_restart_lose_nothing(site: Site, pair: str) -> None:
     assert site.deploy().recap(site.host.name)["changed"] == 0
 
 
-def test_a_worker_that_the_kernel_kills_is_replaced_and_nobody_else_notices(site: Site, pair: str) -> None:
-    """SIGKILL stands for the OOM killer, which no sandbox host can be made to call without a memory controller.
+def test_a_worker_that_the_kernel_kills_is_replaced_and_the_other_serves_on(site: Site, pair: str) -> None:
+    """SIGKILL stands for the OOM killer: without cgroup memory accounting, a sandbox host can't trigger that.
 
-    What it leaves to systemd is whether the unit stops over it.
+    `OOMPolicy=` decides whether systemd then stops the unit, so the test checks it.
     """
     sha, before = site.release(text=WHO), {event["id"] for event in site.tracker.events()}
     site.deploy()
     assert site.run("systemctl show booty.service --property=OOMPolicy --value") == "continue"
     main, (victim, other) = site.pid(), workers(site)
     with ExitStack() as stack:
-        # Requests that are under way in the other worker, on connections of which it is known that it has them.
+        # Open requests to each worker, on connections that this worker has answered before.
         kept: dict[str, list[http.client.HTTPConnection]] = {victim: [], other: []}
         for _ in range(200):
             connection = stack.enter_context(closing(http.client.HTTPConnection(site.host.address, 8000, timeout=20)))
@@ -140,7 +140,7 @@ def test_production_without_a_dsn_does_not_start(site: Site, pair: str) -> None:
 
 
 def test_a_worker_that_can_t_be_replaced_leaves_the_other_serving(site: Site, pair: str) -> None:
-    """Its place is tried again, and status.yml says that it is empty."""
+    """The runner goes on trying to start the worker, and status.yml says that it is missing."""
     site.release(text=f"{NEEDS}# with workers\n")
     site.deploy()
     main, (victim, other) = site.pid(), workers(site)
@@ -160,7 +160,7 @@ def test_a_worker_that_can_t_be_replaced_leaves_the_other_serving(site: Site, pa
 
 
 @pytest.mark.long
-def test_nobody_outlives_a_supervisor_that_is_killed(site: Site, pair: str) -> None:
+def test_no_worker_outlives_a_killed_supervisor(site: Site, pair: str) -> None:
     site.deploy()
     main, orphans = site.pid(), workers(site)
     site.run(f"kill -KILL {main}")

@@ -223,7 +223,7 @@ class WebSocket:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the test must know of a sample app; `greeting` is the file that has the answer of `/`."""
+    """A sample app; `greeting` is the file that has the answer of `/`."""
 
     name: str
     greeting: str

@@ -307,7 +307,7 @@ def test_postgresql_may_restart(start, tmp_path, make_socket, cluster):
     place.post(service, "work", {"name": "a", "seconds": 2})
     wait_for(lambda: "begin a" in place.lines())
     cluster.stop()
-    wait_for(lambda: "the job queue is away" in service.stderr_path.read_text())
+    wait_for(lambda: "the job queue can't be reached" in service.stderr_path.read_text())
     with Connection(place.addresses[service][0]) as connection:
         assert connection.ask("/jobs/work/sync?name=b", "POST")[0] == 500  # the client gets to know
     with Connection(place.addresses[service][0]) as connection:
@@ -321,8 +321,8 @@ def test_postgresql_may_restart(start, tmp_path, make_socket, cluster):
     status, journal = service.wait()
     assert status == 0
     assert Counter(place.lines()) == Counter(["begin a", "end a", "begin c", "end c"])
-    assert journal.count("the job queue is away") == 1
-    assert journal.count("the job queue is back") == 1
+    assert journal.count("the job queue can't be reached") == 1
+    assert journal.count("the job queue can be reached again") == 1
     assert "pw-of-queue" not in journal
 
 

@@ -27,7 +27,7 @@ requirements:
   - enabled in the configuration by C(callbacks_enabled = booty.deploy.notify)
 """
 
-CUT_OFF = "The run was cut off on the controller. What a host had begun, it ends by itself."
+CUT_OFF = "The run was cut off on the controller. Each host ends the step that it had begun."
 
 
 class CallbackModule(CallbackBase):

@@ -1,4 +1,4 @@
-"""The health question, the texts of refusals, and the proof of which process answers."""
+"""The health request, the texts of refusals, and the proof of which process answers."""
 
 import json
 import socket

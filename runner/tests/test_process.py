@@ -35,7 +35,7 @@ def run(python, code, environment, **options):
 
 
 FAIL = "raise LookupError('no ' + os.environ['PLANTED'])"
-# What a program does, and its exit status.
+# Programs that fail, each with its exit status.
 ENDS = {
     "unhandled": (f"import os; {FAIL}", 1),
     "after it has changed its labels": (

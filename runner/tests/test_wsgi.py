@@ -308,7 +308,7 @@ def test_threads_are_started_as_they_are_needed(wsgi, tcp):
         thread.join()
     assert 0.8 <= time.monotonic() - began < 1.6
     assert len(names) == 3
-    assert count() <= before + 2  # the health question started the first thread
+    assert count() <= before + 2  # the health request started the first thread
 
 
 def test_a_stop_finishes_requests_and_ends_streams(wsgi, tcp, notes):

@@ -32,14 +32,15 @@ from sandbox import tracker as sandbox
 HOSTS = ("web1", "web2", "web3", "web4")
 SECONDS = 300
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-# A flood of events fills the SDK's queue: more of them at a time are dropped by it.
+# The length of the SDK's queue: the SDK drops events of a flood beyond it.
 QUEUE = 100
-# Bugsink takes 1,000 events in 5 minutes. So in the kinds that are watched to the end, no more fail in a second.
+# Bugsink accepts 1,000 events in 5 minutes. So in the kinds that are watched to the end, at most so many requests fail
+# in a second.
 MOST = 0.5
 
 
 class Bugsink:
-    """A tracker, to which events are sent as an SDK does."""
+    """A tracker that gets events as from an SDK."""
 
     def __init__(self, directory: Path) -> None:
         self.local = sandbox.start(directory)
@@ -75,13 +76,13 @@ class Bugsink:
 
 @dataclass(frozen=True)
 class Failure:
-    """What a request that fails sends.
+    """The events of a failed request.
 
     Attributes:
         events: how many events.
-        request: whether they have the request's id; a job's have none.
-        transaction: where.
-        value: the error's message: another one makes another issue.
+        request: whether they have the id of the request; those of a job have none.
+        transaction: the transaction of the events.
+        value: the message of the error. Another message makes another issue.
     """
 
     events: int = 1
@@ -226,17 +227,17 @@ class Service:
             )
 
     def post(self, event: dict[str, Any]) -> None:
-        """Hand an event to the tracker, or to its queue."""
+        """Send an event, or put it into the queue of delayed events."""
         if self.kind.delay:
             self.delayed.append((self.now + self.kind.delay, event))
         elif sum(at == self.now for at, _ in self.delayed) < QUEUE:
-            # What is sent between two looks is there at the next one.
+            # Events between two looks are visible at the next look.
             self.delayed.append((self.now, event))
         else:
             self.lost += 1
 
     def watched(self) -> tuple[str, float, int]:
-        """Watch, and return the result, the seconds until it, and the questions a minute."""
+        """Watch, and return the result, the seconds until it, and the requests to the tracker in a minute."""
         tracker = trackers.of_environment(self.tracker.environ)
         since = time.time() - 1
         self.sleep(0)
@@ -253,7 +254,7 @@ class Service:
 
     @property
     def met_two(self) -> bool:
-        """Whether two requests met the error while the watch lasts: the second one in twice its time after a first."""
+        """Whether two requests met the error during the watch: the first in its time, the second in twice its time."""
         seen = [at for at in self.at if at + self.kind.delay <= 2 * SECONDS]
         return len(seen) > 1 and seen[0] + self.kind.delay <= SECONDS
 

@@ -263,7 +263,7 @@ def release(
     )
 
 
-# What a cutover needs for processes and timers, if the app has none.
+# The arguments of a cutover for an app without processes and timers.
 ALONE: dict[str, Any] = {"places": {}, "process_seconds": 0, "restart": False}
 
 

@@ -49,7 +49,7 @@ def test_parse_pointer_reads_what_was_quoted() -> None:
 def test_settle_reads_the_same(tmp_path: Path) -> None:
     """The script compares release.env with a process; a shell and its own sed read the values."""
     script = (files_of_program() / "settle.sh").read_text()
-    function = script[script.index("serves_pointer() {") : script.index("# Whether a process is still there")]
+    function = script[script.index("serves_pointer() {") : script.index("# Whether a process is alive and belongs")]
     (tmp_path / "release.env").write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in AWKWARD.items()))
     function = function.replace("/etc/$app/", f"{tmp_path}/")
 

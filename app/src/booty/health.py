@@ -22,19 +22,19 @@ def health(request: Request) -> JSONResponse:
     if settings is None:
         return JSONResponse({"status": "unavailable", "reason": "the startup is not complete"}, 503)
     identity = {"release": settings.sentry_release, "environment": settings.sentry_environment}
-    flaw = label_flaw() or directory_flaw(settings.state_directory)
-    _log_change(request.app, flaw)
-    if flaw:
-        return JSONResponse({"status": "unavailable", "reason": flaw, **identity}, 503)
+    reason = label_flaw() or directory_flaw(settings.state_directory)
+    _log_change(request.app, reason)
+    if reason:
+        return JSONResponse({"status": "unavailable", "reason": reason, **identity}, 503)
     return JSONResponse({"status": "ok", **identity})
 
 
-def _log_change(app: FastAPI, flaw: str | None) -> None:
-    """Log a flaw when it begins, changes or ends. Not before the service is ready: the runner logs why it refuses."""
-    if not getattr(app.state, "started", False) or flaw == getattr(app.state, "flaw", None):
+def _log_change(app: FastAPI, reason: str | None) -> None:
+    """Log the reason when it begins, changes or ends. Until the service is ready, the runner logs it instead."""
+    if not getattr(app.state, "started", False) or reason == getattr(app.state, "reason", None):
         return
-    app.state.flaw = flaw
-    if flaw:
-        log.warning("/health answers 503: %s", flaw)
+    app.state.reason = reason
+    if reason:
+        log.warning("/health answers 503: %s", reason)
     else:
         log.info("/health answers 200 again")

@@ -39,8 +39,8 @@ MAX_WAIT = 86400.0
 # the kernel ends the process after the second share. Another host begins the job after the whole lease.
 LOST_SHARE = 5 / 6
 END_SHARE = 19 / 20
-# Time for cut jobs to end, and again for giving them back. With the flush of telemetry, a stop stays within 2 s of the
-# end of the drain.
+# Time for cut jobs to end; to give them back, the same time again. With the flush of telemetry, a stop stays within 2 s
+# of the end of the drain.
 CUT_SECONDS = 0.2
 
 
@@ -225,7 +225,8 @@ class Queue:
             for run in self._runs.values():
                 if not run.running.lost.is_set() and time.monotonic() - run.renewed > LOST_SHARE * lease:
                     run.running.lost.set()
-                    log.error("job %s (%s) lost its claim: the queue is away", run.running.id, run.running.kind)
+                    line = "job %s (%s) lost its claim: the job queue can't be reached"
+                    log.error(line, run.running.id, run.running.kind)
                     if inspect.iscoroutinefunction(KINDS[run.running.kind].function):
                         run.task.cancel()
                     self._set_deadline(lease)
@@ -293,7 +294,7 @@ class Queue:
                 sentry_sdk.capture_exception(error)
                 text = self._redactor.text(f"{type(error).__name__}: {error}")
                 wait = kind.wait_after(attempt)
-                next_step = "parked" if kind.every is None else "not again before its next turn"
+                next_step = "parked" if kind.every is None else "not again before its next run"
                 next_step = next_step if wait is None else f"again in {wait:g} s"
                 line = "job %s (%s) failed in attempt %d, %s"
                 log.warning(line, claim.id, claim.kind, attempt, next_step, exc_info=error)
@@ -314,9 +315,9 @@ class Queue:
     def _note_store(self, error: Exception | None) -> None:
         """Log when the store can no longer be reached, and when it can be again."""
         if error and not self._unreachable:
-            log.error("the job queue is away: %s", error)
+            log.error("the job queue can't be reached: %s", error)
         elif not error and self._unreachable:
-            log.warning("the job queue is back")
+            log.warning("the job queue can be reached again")
         self._unreachable = error is not None
 
     async def end(self, drain: Drain) -> None:

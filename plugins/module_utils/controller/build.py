@@ -1,4 +1,4 @@
-"""Build the artifact of a release on the controller, from the commit and this collection alone.
+"""Build the artifact of a release on the controller, only from the commit and this collection.
 
 An artifact has three archives: the release, the app's layer and the runner's layer. A layer holds locked dependencies
 for one Python and machine; the runner's layer holds the runner too. A hash of the inputs names each layer. The release
@@ -37,9 +37,9 @@ from .vendor import vendor
 
 # This number is a part of every key. Raise it when a change of this file changes the bytes of an archive.
 RECIPE = "9"
-# What the host program may rely on in a release, as a number in its manifest. From 2 on the runner's main process takes
-# the signals SIGUSR1 and SIGUSR2. From 3 on the release has the commit's files in `tree/`, and the runner reads the
-# manifest and answers the question who serves. A release without a number has the contract 1.
+# The version of the contract between a release and the host program, in the release's manifest. From 2 on the runner's
+# main process takes the signals SIGUSR1 and SIGUSR2. From 3 on the release has the commit's files in `tree/`, and the
+# runner reads the manifest and answers `X-Booty-Ask`. A release without a number has the contract 1.
 CONTRACT = 3
 # The runner, in this checkout or in the installed collection.
 RUNNER = Path(__file__).resolve().parents[3] / "runner"
@@ -112,7 +112,8 @@ def artifact(work: Work, description: Mapping[str, Any], host: Host, app_name: s
                     f" {lock.again}"
                 )
 
-        # Dependencies that were resolved for the commit are never out of date, and neither is an app without a lock.
+        # `lock.again` is empty for a lock without hashes, which was resolved for this commit, and for an app without a
+        # lock. Neither can be out of date.
         if lock.again:
             check(project_file, outdated(declared, lock.packages, host))
         build_layers(cache, names, lock, host)
@@ -285,7 +286,7 @@ def install_projects(work: Work, lock: Lock, pyproject: Mapping[str, Any], host:
         except BuildError as error:
             output = [line for line in str(error).splitlines() if line != "Building wheel..."][-40:]
             if folder == work.path and "Multiple top-level" in str(error):
-                # setuptools refuses such a folder, and the modules are in the tree all the same.
+                # setuptools refuses such a folder. The app can still be imported, because its modules are in the tree.
                 work.notices.append(
                     f"The app {work.of} is not installed as a package, because setuptools found several packages at"
                     " its top. Its modules are imported from its folder. To install it, name its packages in"
@@ -313,7 +314,6 @@ def install_project(work: Work, folder: str, build: Path, target: Path, host: Ho
     # Without build-requirements.txt, the bounds in the app's pyproject.toml choose the build tools.
     tools = app / "build-requirements.txt"
     locked_tools = ["--build-constraints", str(tools), "--require-hashes"] if tools.exists() else []
-    # These end the search of build backends for the settings of a parent folder.
     command = ("build", "--wheel", f"--out-dir={build}", *locked_tools, str(app))
     uv(work.directory, *command, **build_environment(work.directory, work.tree.sha, work.time))
     (wheel,) = build.glob("*.whl")

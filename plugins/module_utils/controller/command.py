@@ -103,7 +103,7 @@ class CommandAction(HostProgramAction):
         """Show the output of a command until it ends, and return the `end` of the host's last answer.
 
         Raises:
-            AnsibleActionFail: the host says no more of the command.
+            AnsibleActionFail: the host no longer has the command's output.
         """
         call = {"name": name, "offset": 0, "wait": WAIT}
         while True:

@@ -24,7 +24,8 @@ TARGET = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
 MODULES = ("main", "app", "asgi", "wsgi")
 NAMES = ("app", "application")
 FACTORY = re.compile(r"(create|make|build|get)_(app|application|asgi|wsgi|asgi_app|wsgi_app)|app_factory")
-# Classes and functions whose result is an ASGI or WSGI app, under any name. The names of NAMES may be bound to others.
+# Classes and functions whose result is an ASGI or WSGI app, under any name. A name in NAMES may be bound to any
+# other call.
 MAKERS = {
     *("APIFlask", "BlackSheep", "Bottle", "Emmett", "Esmerald", "FastAPI", "Flask", "Lilya", "Litestar", "OpenAPI"),
     *("ProtocolTypeRouter", "Quart", "Sanic", "Starlette", "get_asgi_application", "get_wsgi_application"),
@@ -52,7 +53,7 @@ FOLDER_OPTIONS = ("--chdir", "--pythonpath", "--app-dir")
 
 @dataclass
 class Served:
-    """What an app serves.
+    """The app that a release serves.
 
     Attributes:
         target: `module:attribute` or `module:factory()`.
@@ -69,7 +70,7 @@ class Served:
 
 @dataclass
 class Binding:
-    """A name in a module that may be an app: where it is defined, and what has to be written to reach it."""
+    """A name in a module that may be an app: where it is defined, and the suffix that reaches it."""
 
     origin: tuple[str, str]
     suffix: str = ""
@@ -205,8 +206,10 @@ def procfile(folder: Folder, of: str) -> Served | None:
                 f"{unreadable}calls a factory with arguments. Booty calls a factory without any: write a function that"
                 " passes them, and name it: app_serve: module:function()."
             )
-        moved = "" if root in {"", "src"} else f"its modules are found in {root}, and the working directory is not"
-        return Served(target if ":" in target else f"{target}:application", ["Procfile"], [root] if root else [], moved)
+        imported = f"its modules are imported from {root}; the working directory stays the app's folder"
+        remark = "" if root in {"", "src"} else imported
+        target = target if ":" in target else f"{target}:application"
+        return Served(target, ["Procfile"], [root] if root else [], remark)
     if absent:
         raise BuildError(f"{unreadable}names {absent[0]}, and the commit has no such module. {write}")
     if any(word.endswith(".sh") or word in {"bash", "sh", "make", "just", "npm"} for word in words):
@@ -265,7 +268,7 @@ def django(folder: Folder, of: str) -> Served | None:
 
 def settings_modules(module: ast.Module | None) -> list[str]:
     """Return the values of DJANGO_SETTINGS_MODULE that a manage.py sets."""
-    found = []
+    names = []
     for node in ast.walk(module) if module else ():
         if isinstance(node, ast.Call):
             values = node.args
@@ -275,8 +278,8 @@ def settings_modules(module: ast.Module | None) -> list[str]:
             continue
         texts = [value.value if isinstance(value, ast.Constant) else None for value in values]
         if len(texts) == 2 and texts[0] == "DJANGO_SETTINGS_MODULE" and isinstance(texts[1], str):
-            found.append(texts[1])
-    return found
+            names.append(texts[1])
+    return names
 
 
 def assignments(folder: Folder, file: str, root: str, seen: tuple[str, ...] = ()) -> dict[str, str]:
@@ -440,16 +443,16 @@ def function(node: ast.stmt, file: str, problems: list[str]) -> Binding | None:
     required = names[: len(names) - len(arguments.defaults)] + [each.arg for each, value in named if not value]
     if not required and isinstance(node, ast.FunctionDef):
         return Binding((file, node.name), "()")
-    why = f"needs {', '.join(required)}" if required else "is async"
+    reason = f"needs {', '.join(required)}" if required else "is async"
     problems.append(
-        f"{node.name} in {file} {why}, and Booty calls a function without arguments: write one that returns the app,"
+        f"{node.name} in {file} {reason}, and Booty calls a function without arguments: write one that returns the app,"
         " and name it in app_serve"
     )
     return None
 
 
 def origin_of(folder: Folder, place: tuple[str, str] | None, name: str, problems: list[str]) -> Binding | None:
-    """Return the place where an imported app is defined, for imports that form a chain."""
+    """Follow an imported name through a chain of imports to the app's definition."""
     if not place or name not in (names := apps_in(folder, *place, problems)):
         return None
     return names[name]
@@ -498,7 +501,7 @@ def nothing(folder: Folder, of: str, problems: list[str]) -> str:
         if re.search(rf"^\w+\s*(:[^=\n]+)?=.*\b({'|'.join(MAKERS)})\(", folder.read(name) or "", re.MULTILINE):
             others += [f"{'.'.join(parts)}:{each}" for each in apps_in(folder, name, "", [])]
     known = "entrypoint under [tool.fastapi], a Procfile, manage.py, and the modules main, app, asgi and wsgi"
-    hint = f" Other modules of it have {', '.join(others[:5])}." if others else ""
+    hint = f" Apps in other modules: {', '.join(others[:5])}." if others else ""
     hint += f" {folder.flaws[0]}." if folder.flaws else ""
     write = line(others[0] if others else "module:attribute")
     return f"{of} has no app that Booty finds: it reads {known}.{hint} Write it: {write}."

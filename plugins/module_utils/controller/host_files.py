@@ -70,7 +70,7 @@ HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
 
 
 def misplaced(entries: list[dict[str, Any]], host: dict[str, str]) -> list[str]:
-    """Return a problem for each path where the host has a thing of another kind; the arguments are those of `stale`.
+    """Return a problem for each path that has the wrong file type on the host; the arguments are those of `stale`.
 
     A link to a directory may replace a directory, if the target has the right owner and the service's sandbox shows it.
     """

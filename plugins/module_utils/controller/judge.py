@@ -184,7 +184,7 @@ def taken_back(host: dict[str, Any], options: dict[str, Any], release: str, name
     if release in host["refused"] and not options["app_watch_force"]:
         yield (
             f"{release} was taken back from {name}: {host['refused'][release]}. Deploy a commit that mends it. Or"
-            " deploy it all the same, and keep it whatever a watch finds: -e app_watch_force=true"
+            " deploy it anyway, and keep it whatever a watch finds: -e app_watch_force=true"
         )
 
 

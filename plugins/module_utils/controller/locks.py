@@ -1,4 +1,4 @@
-"""Choose the lock of an app, and read the dependencies that it names for a host, whatever tool wrote it.
+"""Choose the lock of an app, and read the dependencies that it names for a host, from the lock of any known tool.
 
 A lock without hashes is resolved once for its commit, and the result is kept in the cache beside the artifacts.
 """
@@ -82,8 +82,8 @@ def choose(tree: Tree, path: str, pyproject: Mapping[str, Any], explicit: str, o
         file = posixpath.normpath(f"{path}/{explicit}")
         if file not in tree.entries or not (kind(file) or posixpath.basename(file) in RANGES):
             there = ", ".join(name for name in present if name not in DECLARED) or "none"
-            why = "is no lock that Booty reads" if file in tree.entries else "is not there"
-            raise BuildError(f"app_lock: {explicit} {why}: {file} of {of}. Locks in the app's folder: {there}.")
+            reason = "is no lock that Booty reads" if file in tree.entries else "is not there"
+            raise BuildError(f"app_lock: {explicit} {reason}: {file} of {of}. Locks in the app's folder: {there}.")
         return explicit, sentence_of(tree, path, explicit)
     locks = [name for name in present if name in LOCKS]
     if len(locks) > 1:
@@ -136,7 +136,7 @@ def parents(path: str) -> Iterator[str]:
 
 
 def kind(file: str) -> str:
-    """Return the kind of a lock by its file's name; "" for a file that is none."""
+    """Return the kind of a lock by its file's name; "" for a file that is no lock."""
     name = posixpath.basename(file)
     if re.fullmatch(r"pylock(\..+)?\.toml", name):
         return "pylock.toml"
@@ -310,8 +310,8 @@ def foreign(
         document = parse(text(work.tree.read(file) or b"", f"{file} {work.of}"))
         packages = [*formats.READERS[which](document, pyproject, extras, groups, host)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise BuildError(f"{file} {work.of} can't be read: {why}. Lock again, and commit: {again}") from None
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise BuildError(f"{file} {work.of} can't be read: {reason}. Lock again, and commit: {again}") from None
     for package in packages:
         if package.path:
             package.path = posixpath.normpath(posixpath.join(posixpath.dirname(file), package.path))
@@ -327,7 +327,7 @@ def name_of(work: Work, file: str, package: Package) -> str:
 
 
 def requirements(work: Work, lock: Lock, file: str, extras: list[str], groups: list[str], host: Host) -> None:
-    """Read requirements files, or dependencies in a pyproject.toml, setup.py or setup.cfg; resolve them if need be."""
+    """Read requirements files, or the dependencies of a project file; resolve those without hashes."""
     parts: list[Part] = []
     if file.endswith(RANGES):
         lock.options = indexes(work, file)
@@ -349,7 +349,7 @@ def requirements(work: Work, lock: Lock, file: str, extras: list[str], groups: l
                 ) from None
         return
     lock.again = ""
-    # The same commit keeps its result: a newer release of a dependency does not change it.
+    # The same commit gets the cached result, also after a newer release of a dependency.
     inputs = [work.path, file, *extras, "", *groups, host.python_full, host.machine]
     kept = work.cache / "locks" / f"{work.tree.sha}-{key(*inputs)}.txt"
     if kept.exists():
@@ -364,7 +364,7 @@ def requirements(work: Work, lock: Lock, file: str, extras: list[str], groups: l
 
 
 def resolve(work: Work, file: str, parts: list[Part], extras: list[str], groups: list[str], host: Host) -> str:
-    """Resolve dependencies with `uv pip compile`, as if on the day of the commit, and return them with hashes."""
+    """Resolve dependencies with `uv pip compile` to packages of the commit's day, and return them with hashes."""
     sources: list[str] = []
     for part in parts:
         source = work.directory / f"{len(sources)}.in"

@@ -1,4 +1,4 @@
-"""Tell people what a deploy or a rollback does: a command on the controller gets a JSON document for each event.
+"""Notify people about a deploy or a rollback: a command on the controller gets a JSON document for each event.
 
 The callback `booty.deploy.notify` follows the run and calls the functions here. docs/notify.schema.json describes the
 document.
@@ -34,7 +34,7 @@ ADDRESS = re.compile(r"\b([a-z]+://[^\s/]*)/\S*")
 
 @dataclass
 class Run:
-    """What is known of a run.
+    """The state of a run.
 
     Attributes:
         verb: `deploy` or `rollback`.
@@ -60,7 +60,7 @@ class Run:
     commits: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
     def answered(self, host: str, result: dict[str, Any]) -> None:
-        """Keep what matters of a result of booty.deploy.preflight."""
+        """Keep the fields of a result of booty.deploy.preflight that a document needs."""
         self.answers[host] = {name: result[name] for name in ("release", "environment", "due", "problems", "serves")}
 
     def due(self) -> list[str]:
@@ -68,9 +68,9 @@ class Run:
         return [host for host, answer in self.answers.items() if answer["due"] and not answer["problems"]]
 
     def releases(self) -> tuple[str, str]:
-        """Return the release that serves before the run, "" for none, and the one to serve.
+        """Return the release that serves before the run, "" for none, and the release to deploy.
 
-        If the hosts have several, that of most hosts counts.
+        If the hosts differ, return that of most hosts.
         """
         due = self.due()
         before = Counter(self.answers[host]["serves"] for host in due)
@@ -140,11 +140,11 @@ def sentence(values: dict[str, Any]) -> str:
     before, to = (values["from"] or "none")[:9], values["to"][:9]
     count = sum(len(hosts) for state, hosts in values["hosts"].items() if state == "switched")
     outcomes = {
-        "switched": "its hosts serve it all the same",
+        "switched": "its hosts serve it anyway",
         "mixed": "some hosts serve it",
         "went back": "its hosts went back",
         "not switched": "no host was switched",
-        "unknown": "nobody knows what its hosts serve",
+        "unknown": "it is unknown what its hosts serve",
     }
     match values["event"]:
         case "begin":
@@ -176,7 +176,7 @@ def links(options: dict[str, Any], release: str, environment: Any) -> dict[str, 
 
 
 def commits_between(repository: str, before: str, after: str) -> dict[str, list[dict[str, str]]]:
-    """Return the newest `commits` that `after` has and `before` lacks, and those `removed`, which it is without.
+    """Return the newest `commits` that `after` has and `before` lacks, and as `removed` those that only `before` has.
 
     Both are empty if nothing served before, or if the repository lacks one of the two.
     """
@@ -193,7 +193,7 @@ def log(repository: str, older: str, newer: str) -> list[dict[str, str]]:
     except BuildError:
         return []
     names = ("sha", "author", "email", "at", "subject")
-    # git allows every character in these texts but NUL.
+    # git allows every character except NUL in these texts.
     fields = output.decode(errors="replace").split("\0")
     return [dict(zip(names, entry, strict=True)) for entry in zip(*[iter(fields)] * len(names), strict=False)]
 
@@ -221,7 +221,7 @@ class Call:
 
 
 class Sender:
-    """Start the command for each event, and never wait for it before the run ends."""
+    """Start the command for each event, and wait for it only at the end of the run."""
 
     def __init__(self, command: str, seconds: int) -> None:
         self._command, self._seconds = command, seconds
@@ -232,7 +232,7 @@ class Sender:
     def send(self, event: str, values: dict[str, Any]) -> None:
         """Start the command with the document of an event on its standard input."""
         try:
-            # A command that reads no standard input can't block the run: files and not pipes are its ends.
+            # Its input and output are files and not pipes, so a command that does not read can't block the run.
             output = tempfile.TemporaryFile()  # noqa: SIM115
             with tempfile.TemporaryFile() as input:
                 input.write(json.dumps(values, ensure_ascii=False).encode())
@@ -250,7 +250,7 @@ class Sender:
             self._calls.append(Call(event, process, output, time.monotonic() + self._seconds))
 
     def look(self, wait: bool = False) -> None:
-        """End the commands that are over time; with `wait`, stay until all have ended."""
+        """Kill the commands that are over time; with `wait`, return once all have ended."""
         for call in [*self._calls]:
             try:
                 call.process.wait(max(call.deadline - time.monotonic(), 0) if wait else 0)

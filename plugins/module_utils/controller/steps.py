@@ -1,4 +1,4 @@
-"""Run the commands of a build on the controller, and choose the files of theirs that the release gets."""
+"""Run the commands of a build on the controller, and choose which of the resulting files the release gets."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from .process import BuildError, run
 from .settings import config_files, config_place, suspects
 from .uv import package_environment, uv
 
-# Folders with what tools keep for themselves: a release gets them only if the commit has them.
+# Folders in which tools keep caches and packages: a release gets their files only if the commit has them.
 LEFT_OUT = {"__pycache__", "node_modules", ".cache", ".git", ".venv"}
 # The number of last lines in the message of a failed build.
 LAST = 20
-# A shorter value is no secret, and hiding it would hide words of the output.
+# Shorter values are not hidden, since that would also hide ordinary words of the output.
 SECRET_LENGTH = 8
 # The user's folders, in which tools such as npm have their caches, settings and passwords.
 HOMES = ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
-# What libraries say of an environment variable that is missing: os.environ, django-environ, environs, python-decouple,
+# The messages of libraries about a missing environment variable: os.environ, django-environ, environs, python-decouple,
 # Starlette's Config, and Django itself. booty_host/failures.py has these too, and neither program imports the other.
 MISSING = re.compile(
     r"""<frozen\ os>.*\n(?:.*\n)?KeyError:\ '(\w+)'
@@ -49,13 +49,13 @@ QUESTION = "import platform, sys; print(sys._base_executable, platform.python_ve
 
 @dataclass(frozen=True)
 class Steps:
-    """What the inventory gives to the commands of a build.
+    """The values of the inventory for the commands of a build.
 
     Attributes:
         settings: app_settings.
-        build_settings: app_build_settings; where it is empty, those of the commit count.
+        build_settings: app_build_settings; if empty, the commit's are used.
         config_dir: app_config_dir.
-        run: the ID of this run of a playbook, in which a build that failed is not tried again for another host.
+        run: the ID of this run of a playbook. A build that failed in it is not tried again for another host.
         show: writes a line to the screen.
         check: whether the commands only count as changes, and do not run.
     """
@@ -134,7 +134,7 @@ def run_commands(
         "PYTHONUNBUFFERED": "1",
         # Without this, git would find a repository in a parent folder of the workplace.
         "GIT_CEILING_DIRECTORIES": str(work.directory),
-        # Bundlers put it into what a browser reports.
+        # Bundlers put the release into the code that reports errors from a browser.
         "SENTRY_RELEASE": work.tree.sha,
         **({"BOOTY_CONFIG_DIR": str(Path(steps.config_dir).resolve())} if steps.config_dir else {}),
         **given,
@@ -210,7 +210,7 @@ def next_step(command: str, text: str, path: str) -> str:
 
 
 def products(work: Work, tree: Path) -> dict[str, Path | Link]:
-    """Return the files of a tree after the commands of a build, by their names, without those that stay here.
+    """Return the files of a tree after the commands of a build, by their names, without files that are not shipped.
 
     Raises:
         BuildError: a link leads to a file that hosts do not have.
@@ -236,7 +236,7 @@ def products(work: Work, tree: Path) -> dict[str, Path | Link]:
 
 
 def is_shipped(work: Work, name: str) -> bool:
-    """Return whether a release gets a file that a command made; the commit's .gitattributes have the last word."""
+    """Return whether a release gets a file that a command made; the commit's .gitattributes override the defaults."""
     if is_dotenv(name) and not work.dotenv:
         return False
     return work.tree.ships(name, not LEFT_OUT & {*name.split("/")})

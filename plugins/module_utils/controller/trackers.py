@@ -21,9 +21,9 @@ from http.client import HTTPException
 from typing import Any
 
 SENTRY = "https://sentry.io"
-# The tokens, the first one first.
+# The variables that may hold the token, in the order of preference.
 TOKENS = ("SENTRY_WATCH_TOKEN", "SENTRY_AUTH_TOKEN")
-# Sentry's organization tokens begin with this. They hold the scope org:ci alone, which reads no issues.
+# Sentry's organization tokens begin with this. They have only the scope org:ci, which can't read issues.
 ORGANIZATION_TOKEN = "sntrys_"
 # How long an answer may take, in seconds.
 TIMEOUT_SECONDS = 10
@@ -35,7 +35,7 @@ ERRORS = ("error", "fatal")
 DELIBERATE = ("DeliberateError", "/raise")
 # The message of the event by which the runner proves that its tracker accepts events.
 PROOF = "Booty release is being proven"
-# A host's clock may differ so much from the tracker's before the runner says so, in seconds.
+# The largest difference between a host's clock and the tracker's that the runner accepts, in seconds.
 CLOCK_SECONDS = 300
 
 
@@ -189,13 +189,13 @@ class Tracker(ABC):
 
 
 class NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect may lead to a login page that answers 200, and would get the token."""
+    """Refuse redirects: one may lead to a login page, which answers 200 and would get the token."""
 
     def redirect_request(self, *_: Any) -> None:
-        """Follow none."""
+        """Return no request, so that urllib does not follow."""
 
 
-# What code raises that reads an answer of another form than the documented one.
+# The exceptions of code that reads an answer with another form than the documented one.
 ODD = (LookupError, TypeError, ValueError, AttributeError)
 OPENER = urllib.request.build_opener(NoRedirects)
 
@@ -204,7 +204,7 @@ class Sentry(Tracker):
     """Sentry, by its documented API. The token needs the scopes event:read and project:read."""
 
     def issues(self, release: str, environment: str, since: float) -> list[Issue]:
-        """With `environment`, Sentry compares the release in which an issue was first seen in that environment."""
+        """Search by `firstRelease`: with an environment, Sentry compares the first release within that environment."""
         found = self._issues(f'is:unresolved firstRelease:"{release}"', environment)
         return [self._issue(entry, environment, since) for entry in found if self._is_error(entry)]
 
@@ -293,7 +293,7 @@ class Sentry(Tracker):
 
 
 class Bugsink(Tracker):
-    """Bugsink 2, by its API. It filters by nothing but the project, so the first event of each issue is read, once.
+    """Bugsink 2, by its API. It can filter only by project, so this class reads the first event of each issue, once.
 
     The project is its number, as in its DSN. An organization is not needed.
     """
@@ -304,7 +304,7 @@ class Bugsink(Tracker):
         self._events: dict[str, dict[str, Any]] = {}
 
     def issues(self, release: str, environment: str, since: float) -> list[Issue]:
-        """Look through the issues that had an event since."""
+        """Look through the issues that had an event after `since`."""
         found = [self._issue(entry, release, environment, since) for entry in self._recent(since)]
         return [issue for issue in found if issue and issue.events]
 
@@ -333,7 +333,7 @@ class Bugsink(Tracker):
         return ""
 
     def frames(self, issue: Issue) -> list[Frame]:
-        """Read the newest event, which is known already."""
+        """Return the frames of the newest event, which `issues` has read."""
         values = (self._data(issue.events[0].id).get("exception") or {}).get("values") or ()
         return own([frame for value in values for frame in (value.get("stacktrace") or {}).get("frames") or ()])
 
@@ -349,11 +349,11 @@ class Bugsink(Tracker):
         return self.get(f"/api/canonical/0/{what}/", [*parameters], final=what == "issues")
 
     def _recent(self, since: float) -> Iterator[dict[str, Any]]:
-        """Yield the unresolved issues that had an event since, the newest activity first."""
+        """Yield the unresolved issues that had an event after `since`, the newest activity first."""
         page = self._page("issues", ("project", self.project), ("sort", "last_seen"), ("order", "desc"))
         while True:
             for entry in page["results"]:
-                # A whole second for the Date header, which has no parts of it.
+                # `ahead` comes from the Date header, which has whole seconds, so allow one second more.
                 if moment(entry["last_seen"]) < since + self.ahead - 1:
                     return
                 if not entry["is_resolved"] and not entry["is_muted"]:
@@ -411,7 +411,7 @@ class Bugsink(Tracker):
         )
 
 
-# The kinds of trackers, each with a path that it alone answers. A kind without a path is taken for any other server.
+# The kinds of trackers, each with a path that only this kind answers. Any other server is of the kind without a path.
 KINDS: tuple[tuple[type[Tracker], str], ...] = ((Bugsink, "/api/canonical/0/projects/"), (Sentry, ""))
 
 
@@ -434,7 +434,7 @@ def of_environment(environ: Mapping[str, str]) -> Tracker:
             if not error.final:
                 raise
         return tracker
-    raise TrackerError("the tracker is of no known kind", final=True)
+    raise TrackerError("the tracker is neither Sentry nor Bugsink", final=True)
 
 
 def token(environ: Mapping[str, str]) -> str:

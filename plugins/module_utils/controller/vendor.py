@@ -38,7 +38,7 @@ INTEGRATIONS = "sentry_sdk/integrations/"
 # Strings that name modules: the pattern, in which files, and the replacement.
 STRINGS = (
     (r'"certifi"', "certifi/", f'"{PREFIX}.certifi"'),
-    # The default integrations and, with a dot alone, the SDK's own frames. The names of its loggers stay.
+    # The default integrations, and the prefix "sentry_sdk." that marks the SDK's own frames. Logger names stay.
     (r'"sentry_sdk\.(?="|integrations\.|spotlight\.)', "sentry_sdk/", f'"{PREFIX}.sentry_sdk.'),
 )
 # Cython registers a module in sys.modules under the name of its compilation too, if that is free. The app's import
@@ -101,7 +101,7 @@ def vendor(installed: Path, target: Path) -> None:
     for name, path in every.items():
         package, _, inner = name.partition("/")
         if package.endswith(".dist-info"):
-            # Without its metadata, importlib.metadata does not find a package, as the app can't import it.
+            # The app can't import these packages, so importlib.metadata must not find them: leave out their metadata.
             if re.match(r"(.*/)?(LICEN[CS]E|COPYING|NOTICE)", inner):
                 content[f"licenses/{package.removesuffix('.dist-info')}/{inner.removeprefix('licenses/')}"] = (
                     path.read_bytes()

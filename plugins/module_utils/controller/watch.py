@@ -1,7 +1,7 @@
 """Watch a release after its switch: does the tracker show errors that this release brought?
 
-Newness is the signal, and not a rate: an issue that was first seen in this release and environment. So a watch is valid
-with little traffic as well. docs/watch.md describes the rules.
+The watch looks for issues that were first seen in this release and environment, and not at an error rate. So it also
+works with little traffic. docs/watch.md describes the rules.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from .trackers import Event, Frame, Issue, Tracker, TrackerError
 EVERY = 10
 # How often a tracker is asked for its kind.
 TRIES = 3
-# An error of one event may be chance, so the watch goes on, up to so many times its length.
+# One event of an error may be chance, so the watch then goes on, up to so many times its length.
 LONGEST = 2
-# So many requests, or jobs, that met new errors make a release bad.
+# The number of requests, or jobs, with new errors that makes a release bad.
 ENOUGH = 2
-# Hosts of the old release meet an error that comes from outside as well. The release is bad at once only if it would be
-# less likely than this that all events of such an error came from hosts of the new release.
+# An error that comes from outside also occurs on hosts of the old release. The release is bad at once only if the
+# probability that all events of such an error came from hosts of the new release is smaller than this.
 CHANCE = 0.01
 # With fewer requests, one request in ten could fail without being seen (95 % sure): 1 - 0.05 ** (1 / 29) is just below.
 FEW = 29
 DOUBT = 0.05
-# A place of these is met once at each start.
+# Code of these transactions runs once at each start.
 STARTS = ("startup", "import")
 # How many issues, frames and commits a message names.
 ISSUES, FRAMES, COMMITS = 3, 3, 5
@@ -46,11 +46,11 @@ STATUSES = {"clean": 0, "bad": 10, "quiet": 11, "blind": 12}
 
 @dataclass
 class Found:
-    """What the tracker shows of a release.
+    """The tracker's answer about a release.
 
     Attributes:
         new: the issues that the release brought.
-        reported: other issues that are new in the tracker, each with the reason why they are not held against it.
+        reported: other issues that are new in the tracker, each with the reason why it does not make the release bad.
         state: `bad`, `suspect` after one event, or `none`.
         blind: why the tracker can't be asked, or "".
         unseen: the proofs of the release that the tracker does not show, by host.
@@ -88,7 +88,7 @@ def upper_bound(requests: int, failures: int = 0) -> float:
 
 
 def occurrences(issues: Iterable[Issue], release: str) -> set[tuple[str, str]]:
-    """Return the requests of a release that met one of the issues; what was no request counts by its event."""
+    """Return the requests of a release that met one of the issues; an event without a request counts as one."""
     events = (event for issue in issues for event in issue.events if event.release == release)
     return {(event.host, event.request or event.id) for event in events}
 
@@ -155,7 +155,8 @@ def watch(
     """
     found = Found(unseen={**proofs})
     began, late = clock(), 0.0
-    # The events of each issue that any look has shown: one request of a flood may fill the newest ones.
+    # All events of each issue, collected over all looks: a look shows the newest events only, and one request may fill
+    # them.
     events: dict[str, dict[str, Event]] = {}
     while True:
         try:
@@ -171,7 +172,7 @@ def watch(
             if found.unseen:
                 shown = tracker.shown({*found.unseen.values()}, since)
                 found.unseen = {host: proof for host, proof in found.unseen.items() if proof not in shown}
-                # What is raised at the end of the watch takes as long as a proof does to be seen.
+                # The tracker shows an error as late as a proof, so the watch lasts longer by the delay of the proofs.
                 late = clock() - began
             found.blind, final = "", False
         except TrackerError as error:
@@ -207,7 +208,7 @@ def blindness(found: Found, before: Mapping[str, Any], after: Mapping[str, Any])
             reasons.append(f"{host} sent no event as a proof")
         faults = own["faults"]
         if own["proof"] and not found.blind and host not in found.unseen:
-            # A tracker that did not answer in time has the proof all the same.
+            # The tracker shows the proof, although it did not answer the runner in time: no fault.
             faults = [fault for fault in faults if not fault.startswith("tracker: ")]
         late = len(own["faults"]) - len(faults)
         reasons += [f"{host}: {fault}" for fault in faults]
@@ -219,7 +220,7 @@ def blindness(found: Found, before: Mapping[str, Any], after: Mapping[str, Any])
             continue
         # The answer at the end has no proof, so only new faults are added.
         reasons += [f"{host}: {fault}" for fault in end["faults"] if fault not in own["faults"]]
-        # The client has counted a proof that was late as lost.
+        # The client has counted such a late proof as lost.
         lost = end["lost"] - (own["lost"] if end["pid"] == own["pid"] else 0) - late
         if lost > 0:
             reasons.append(f"{host} lost {lost} event{'s' * (lost > 1)} on the way to the tracker")
@@ -321,15 +322,15 @@ def lines_of(issue: Mapping[str, Any]) -> list[str]:
 
 
 def acts(mode: str, result: str, forced: bool, ran: bool, arrived: bool = True) -> tuple[str, str]:
-    """Return what follows from a result, `back`, `hold` or "", and the sentence that says so.
+    """Return the action for a result, `back`, `hold` or "", and its sentence for the message.
 
     Args:
         mode: app_watch.
         result: the result of the watch.
         forced: app_watch_force.
         ran: whether the release command of the release has run.
-        arrived: whether it took the place of another release. A change of settings at the same commit brings no new
-            release, and the watch can't tell its errors from older ones.
+        arrived: whether it replaced another release. A change of settings at the same commit brings no new release, so
+            the watch can't distinguish its errors from older ones.
     """
     kept = "its release command has run, and its changes stay" if ran else "app_watch_force is set" if forced else ""
     kept = kept if arrived else "no other release served before"
@@ -349,7 +350,7 @@ def acts(mode: str, result: str, forced: bool, ran: bool, arrived: bool = True) 
 
 
 class WatchAction(ActionBase):
-    """Look at the tracker (`step: look`), or say what was found once the hosts have counted (`step: judge`)."""
+    """Look at the tracker (`step: look`); or return the result, once the hosts have counted (`step: judge`)."""
 
     _requires_connection = False
 
@@ -414,7 +415,7 @@ class WatchAction(ActionBase):
         }
 
     def judge(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Put the tracker's answer and the hosts' together; show the result, and say what follows from it."""
+        """Combine the answers of the tracker and of the hosts; show the result, and return the action."""
         looked, mode = arguments["found"], arguments["mode"]
         answers = {host: answer["observed"] for host, answer in arguments["hosts"].items() if "observed" in answer}
         release = arguments["release"] or release_of(answers)[0]

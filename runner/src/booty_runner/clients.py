@@ -1,4 +1,4 @@
-"""How clients of a Sentry SDK are made: with the release's labels, the runner's defaults, and a watched transport.
+"""Set up the clients of a Sentry SDK: with the release's labels, the runner's defaults, and a watched transport.
 
 Each client of an SDK, by whatever call it is made, calls `get_options` and `make_transport` of `sentry_sdk.client`: in
 0.20 as in 2.75. Both functions are replaced when that module has been imported; see `hook`.
@@ -22,7 +22,7 @@ from booty_runner.transport import Watch
 
 log = logging.getLogger("booty_runner.telemetry")
 
-# What a client's options are if the app does not set them. Each SDK has some of them only.
+# The options of a client that the app does not set. Each SDK has only some of them.
 _DEFAULTS: dict[str, Any] = {
     # Not sent, because they may contain secrets: local variables, bodies. Trace headers would send the DSN's public key
     # to every host that the service calls.

@@ -1,7 +1,7 @@
 """Deadlines after which the kernel ends this process, whatever the interpreter does.
 
-No thread can end a process in which a library holds the interpreter's lock. The kernel can: nobody handles SIGALRM. A
-process has one such timer, so the deadlines of its parts share it.
+No thread can end a process in which a library holds the interpreter's lock. The kernel can, by SIGALRM, for
+which no handler is set. A process has one such timer, so the deadlines of its parts share it.
 """
 
 import signal
@@ -13,7 +13,7 @@ _lock = threading.Lock()
 
 
 def end_in(what: str, seconds: float | None) -> None:
-    """Have the kernel end this process in so many seconds, unless this is called again before.
+    """Make the kernel end this process after so many seconds, unless the function is called again before.
 
     Args:
         what: what the deadline is for; each has one.

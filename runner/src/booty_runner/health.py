@@ -1,4 +1,4 @@
-"""The health question: a request that the app must answer before the process is ready, without a connection."""
+"""The health request: a request that the app must answer before the process is ready, without a connection."""
 
 import asyncio
 import logging
@@ -131,7 +131,7 @@ class Question:
 
 
 class _Answer:
-    """What the app sends."""
+    """Takes the app's response."""
 
     def __init__(self) -> None:
         self.status = 0

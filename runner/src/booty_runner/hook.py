@@ -21,7 +21,7 @@ def _cover(client: "ModuleType") -> None:
 
 # The names that an SDK may have: the app's own, and the runner's private copy.
 SDKS = ("sentry_sdk", "booty_runner._vendor.sentry_sdk")
-# What to call when a module has been imported, by the module's name. The argument is the module.
+# The functions to call after the import of a module, by the module's name. The argument is the module.
 after: "dict[str, Callable[[ModuleType], object]]" = {f"{sdk}.client": _cover for sdk in SDKS}
 
 

@@ -19,9 +19,9 @@ class Identity:
     Attributes:
         release: its label.
         pid: its PID.
-        invocation: systemd's INVOCATION_ID; "" if systemd did not start the process, which then answers nobody.
-        behind_proxy: whether known proxies may set the scheme. Then the question counts as one over HTTPS, as it would
-            come through them.
+        invocation: systemd's INVOCATION_ID; "" if systemd did not start the process, which then adds no headers.
+        behind_proxy: whether known proxies may set the scheme. Then the health request counts as one over HTTPS, as
+            through such a proxy.
     """
 
     release: str

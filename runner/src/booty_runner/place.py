@@ -27,7 +27,7 @@ class Place:
         import_paths: folders beside it on the import path.
         layer: the directory of the app's locked dependencies, if there is a release.
         state_paths: paths in the app's folder that persist; a folder's path ends with a slash.
-        health_path: the path of the health question, "" if the commit names none.
+        health_path: the path of the health request, "" if the commit names none.
         health_host: its Host header, likewise.
     """
 
@@ -84,7 +84,7 @@ class Place:
             self.prepare(settings.state_directory)
 
     def prepare(self, directory: Path) -> None:
-        """Make what is missing of the paths that persist.
+        """Create the state paths that are missing.
 
         Args:
             directory: the service's StateDirectory.
@@ -110,7 +110,7 @@ def _prepare(place: Path, seed: Path, is_folder: bool) -> None:
         if is_folder:
             place.mkdir(exist_ok=True)
         return
-    # Copied beside it first: a copy that is interrupted never counts as the whole.
+    # Copy beside it and rename, so that an interrupted copy is never used.
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".booty-") as directory:
         copy = Path(directory, "copy")
         if seed.is_dir():

@@ -1,4 +1,4 @@
-"""What uvicorn's protocols read of its Config and ServerState. `_vendor` has the protocols alone."""
+"""The parts of uvicorn's Config and ServerState that its protocols read; `_vendor` has only the protocols."""
 
 import asyncio
 from dataclasses import dataclass, field

@@ -21,7 +21,7 @@ class Proxied:
         Args:
             app: the ASGI app.
             networks: the addresses of the known proxies.
-            always: whether each peer is one, since the socket is open to nobody else.
+            always: whether each peer is a known proxy, since only the proxy can connect to the socket.
         """
         self._app = app
         self._networks = networks

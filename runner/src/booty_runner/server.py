@@ -96,7 +96,7 @@ def open_sockets(host: str, port: int, internal: Path | None) -> list[Listener]:
         Refusal: an address can't be had.
     """
     tcp = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not refused by what is left of an earlier run
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # also while connections of an earlier run linger
     sockets = [_listening(tcp, (host, port))]
     if internal:
         if internal.is_socket():  # the same for a path
@@ -243,7 +243,7 @@ class Server:
     - sends the apps of responses without an announced length `http.disconnect` after `booty_stream_seconds`, or as
       long after the response began, and closes their connections;
     - closes WebSockets with the code 1012, and passes to their apps what the clients had sent;
-    - cuts what is left after `booty_drain_seconds`, or at a second signal.
+    - cuts the remaining connections after `booty_drain_seconds`, or at a second signal.
 
     Two more signals hand the sockets from one release to the next; the host program sends them only to releases whose
     manifest has `contract` 2 or more:

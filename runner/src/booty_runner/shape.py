@@ -30,7 +30,8 @@ _PLACE = re.compile(
     r"(?i)(?:^|_)(?:hosts?|hostname|servers?|domains?|addr|address|region|zone|env|environment|mode|level|backend|engine"
     r"|driver|name|database|dbname|user|username|bucket|queue|topic|module|namespace|cluster|format|type)$"
 )
-# A word: letters in one case, as long as a word, with up to two digits; or a short number.
+# A word: up to 16 letters in one case (one capital may come first), with up to two digits; or a number of up to four
+# digits.
 _WORD = r"(?:[A-Z]?[a-z]{1,16}[0-9]{0,2}|[A-Z]{1,12}[0-9]{0,2}|[0-9]{1,4})"
 _WORDY = re.compile(rf"{_WORD}(?:[-_.]{_WORD})*(?::[0-9]{{1,5}})?")
 _PATH = re.compile(rf"(?:~|\.{{1,2}})?(?:/(?:[._]?{_WORD}(?:[-_.]{_WORD})*)?)+")

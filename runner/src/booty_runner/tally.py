@@ -25,7 +25,7 @@ class Tally:
 
     @property
     def total(self) -> int:
-        """What all processes have counted."""
+        """The sum over all processes."""
         return sum(self._counts)
 
 

@@ -1,4 +1,4 @@
-"""What passes the transports of a Sentry SDK: each event is labelled and redacted, and its outcome is recorded.
+"""Watch the transports of a Sentry SDK: label and redact each event, and record its outcome.
 
 A transport is the last place that every event passes, behind the app's own filters. The functions of the transport's
 instance are replaced, because an app may have any version of the SDK and any class of transport.

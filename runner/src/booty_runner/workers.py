@@ -17,8 +17,8 @@ from booty_runner.tally import Tally
 
 log = logging.getLogger(__name__)
 
-# What a worker sends when it serves, and when it has paused. Unlike SIGUSR1, both are queued: of two at once none is
-# lost.
+# The signals that a worker sends when it serves, and when it has paused. Real-time signals are queued, so none is lost
+# if two come at once.
 _STATES = {"serving": signal.SIGRTMIN, "paused": signal.SIGRTMIN + 1}
 # The signals that every worker gets, also one that is ready later, each with the state that a worker answers.
 _ORDERS: dict[int, int] = {signal.SIGUSR1: _STATES["paused"], signal.SIGUSR2: _STATES["serving"]}
@@ -26,8 +26,8 @@ _STOP = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 # The pauses before another worker is started: the first follows at once, then 1, 2, 4, 8, 16 and 30 s.
 _LONGEST_PAUSE = 30
-# A worker that was ready for so long did not die of its start. Of those that did, so many in a row, while no other one
-# serves, end the service: systemd sees it then, and starts it again with pauses of its own.
+# A worker that dies within this time after it was ready counts as a failed start. After so many failed starts in a row,
+# while no other worker serves, the service ends, and systemd starts it again with pauses of its own.
 _STABLE_SECONDS = 10
 _IN_A_ROW = 5
 # How long a replacement may take to be ready. systemd's TimeoutStartSec= bounds the first start alone.
@@ -36,7 +36,7 @@ _START_SECONDS = 600
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker knows of itself."""
+    """A worker, as it sees itself."""
 
     supervisor: int
     first: bool
@@ -51,8 +51,8 @@ class Worker:
 class Supervisor:
     """Forks workers, from code that is imported, by a process that has neither threads nor an event loop.
 
-    The first one starts alone: what it refuses all would refuse, and so one line says it. Until all are ready, one that
-    fails ends the start; from then on it is replaced, with growing pauses, while the others serve.
+    The first worker starts alone, so that a bad setting is logged once. Until all are ready, a worker that fails ends
+    the start. From then on it is replaced, with growing pauses, while the others serve.
     """
 
     def __init__(self, count: int, watchdog_seconds: float = 0) -> None:
@@ -174,13 +174,13 @@ class Supervisor:
             if ready_at is None:
                 how += " before it was ready"
             if self._stopped_by:
-                # A worker that is told to stop before it can listen to signals dies of it, as any process does.
+                # A worker that gets SIGTERM before it has set its handlers dies of the signal, like any process.
                 self._status = max(self._status, 0 if -status in _STOP else 3 if status < 0 else status)
                 continue
             pause = self._pause(ready_at)
             others = bool(self._serving())
             if ready_at is None and not (self._served and others):
-                # Nor would the next one: it has said why, unless it was killed.
+                # The next worker would fail too. This one has logged the reason, unless it was killed.
                 self._status = status if status > 0 else 3
                 if status <= 0:
                     log.error("worker %d %s", pid, how)

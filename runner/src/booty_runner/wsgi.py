@@ -19,7 +19,7 @@ from wsgiref.util import FileWrapper
 log = logging.getLogger(__name__)
 
 # A request body of at most this size is read before a thread is taken, so that slow uploads hold no thread. Of a larger
-# one, this much is read ahead of the app. A response waits for its client when this much of it is not yet sent.
+# body, at most this much is buffered. The app's thread waits while this much of its response is unsent.
 BUFFER_BYTES = 256 * 1024
 # Frameworks ask for blocks of 8 KB. Each block of a file wakes the event loop once.
 FILE_BLOCK_BYTES = 64 * 1024
@@ -171,7 +171,7 @@ class _Exchange:
                 if self._begun:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
-                exc_info = None  # a circle of references
+                exc_info = None  # breaks a reference cycle
         elif self._status:
             raise AssertionError("start_response was called a second time without exc_info")
         if not _STATUS.match(status):
@@ -179,7 +179,7 @@ class _Exchange:
         self._status = int(status[:3])
         self._headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         self._left = None
-        if self._status in {204, 304}:  # they have no body, whatever length the headers announce
+        if self._status in {204, 304}:  # they have no body, even if the headers have a length
             self._headers = [header for header in self._headers if header[0] != b"content-length"]
         elif not self._head_only:
             length = next((value for name, value in self._headers if name == b"content-length"), None)
@@ -192,7 +192,7 @@ class _Exchange:
         """Pass a piece of the body to the event loop, and wait while the client is slow.
 
         Raises:
-            ClientLeft: nobody reads it.
+            ClientLeft: the client has left.
         """
         if not self._status:
             raise AssertionError("the app sent a body before it called start_response")
@@ -267,7 +267,7 @@ class _Exchange:
         return io.BufferedReader(self._upload, FILE_BLOCK_BYTES)
 
     async def serve(self, receive: Receive, send: Send, more: bool) -> None:
-        """Send the response while the thread makes it, and pass what is missing of the request's body to the thread."""
+        """Send the response while the thread makes it, and pass the rest of the request's body to the thread."""
         follow: asyncio.Task[None] | None = None
         begun = False
         try:
@@ -302,7 +302,7 @@ class _Exchange:
             if follow:
                 follow.cancel()
             self._leave()
-            self._error = None  # a circle of references
+            self._error = None  # breaks a reference cycle
 
     async def _follow(self, receive: Receive, more: bool) -> None:
         """Pass the rest of the request's body to the thread, then wait until the client leaves."""
@@ -326,7 +326,7 @@ class _Exchange:
 
 
 def _as_exception(error: BaseException) -> Exception:
-    """Return an error that may leave a task: a SystemExit would end the event loop."""
+    """Return an error that a task may raise: a SystemExit would end the event loop."""
     if isinstance(error, Exception):
         return error
     other = RuntimeError(f"a request raised {type(error).__name__}")
@@ -411,7 +411,7 @@ class _File(FileWrapper):
 
 
 def _request(scope: MutableMapping[str, Any]) -> Environ:
-    """Return what a request adds to the environ."""
+    """Return the environ's entries for a request."""
     raw_path: bytes = scope["raw_path"]
     server, client = scope.get("server"), scope.get("client")
     query = scope["query_string"].decode("latin-1")

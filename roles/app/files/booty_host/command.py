@@ -170,7 +170,7 @@ def execute(app: App, sandbox: Sandbox, kind: str, command: str, seconds: float,
         sandbox: the one of its release.
         kind: `run`, `release` or `post-deploy`: the journal has its output under NAME-kind.
         command: for /bin/sh.
-        seconds: how long it may take; 0 means until nobody reads its output any more.
+        seconds: how long it may take; 0 means as long as a run reads its output.
         output: where its output goes.
     """
     # A second release command of an app does not start, since systemd has a unit with its name.
@@ -211,7 +211,7 @@ def execute(app: App, sandbox: Sandbox, kind: str, command: str, seconds: float,
 def run_command(app: App, command: str, by: str, check: bool) -> dict[str, Any]:
     """Start a shell command in the environment and the sandbox of the running release.
 
-    It ends when nobody reads its output any more.
+    It is stopped when no run reads its output any more.
 
     Args:
         app: the app.

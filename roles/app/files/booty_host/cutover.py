@@ -59,11 +59,11 @@ def cutover(
 
     The release starts as a candidate beside the service, on the same sockets. Once it is ready, the old process pauses
     while the candidate answers on the real socket. Then the units and release.env are replaced, the candidate becomes
-    the service's main process, and the old one drains. Where that can't be (see `handover.obstacles`), the service
-    restarts while the candidate answers, and the candidate retires. Then the processes and timers follow. A failure of
-    the candidate leaves the service untouched; a later failure goes back. A service that is in order is left alone. The
-    steps run in a process of their own, which holds the app's deploy lock. If the controller is gone, that process ends
-    what it has begun, but it begins no switch: nobody could take the switch back.
+    the service's main process, and the old one drains. If no handover is possible (see `handover.obstacles`), the
+    service restarts while the candidate answers, and the candidate retires. Then the processes and timers follow. A
+    failure of the candidate leaves the service untouched; a later failure goes back. A service that is in order is left
+    alone. The steps run in a process of their own, which holds the app's deploy lock. If the controller dies, that
+    process ends the step that it has begun, but it begins no switch, because no controller could take the switch back.
 
     Args:
         app: the app.
@@ -447,18 +447,18 @@ class Cutover:
         self.confirm(release, settled=True)
         return ""
 
-    def switch(self, release: Release, why: str) -> str:
+    def switch(self, release: Release, reason: str) -> str:
         """Replace release.env and restart the service while the candidate answers; then retire the candidate.
 
         Args:
             release: the one to serve.
-            why: why the service restarts, for the journal.
+            reason: why the service restarts, for the journal.
 
         Returns:
             a notice if the sockets had to be opened anew; "" if they stayed open.
         """
         app, systemctl = self.app, self.systemd.systemctl
-        journal.log(app, f"restarting: {why}")
+        journal.log(app, f"restarting: {reason}")
         if app.http_socket in release.units:
             # No older release may start with the proxy's socket, so release.env names this one before the units change.
             self.point(release)

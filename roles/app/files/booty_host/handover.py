@@ -33,7 +33,7 @@ AT_THE_START = re.compile(r"^(Slice|MemoryMax|TasksMax|Delegate|RuntimeDirectory
 
 
 class RefusedError(HostError):
-    """systemd does not take part in a handover; the candidate is still that, and nothing has changed."""
+    """systemd refuses the handover; the candidate is still a candidate, and nothing has changed."""
 
 
 def obstacles(app: App, systemd: Systemd, release: Release) -> Iterator[str]:
@@ -144,7 +144,7 @@ class Handover:
     def complete(self) -> None:
         """Make the candidate the service's main process. The old one leaves the service's control group first.
 
-        Otherwise the end of the old one could take the new one along: with `KillMode=mixed`, systemd kills what is left
+        Otherwise the end of the old process could end the new one: with `KillMode=mixed`, systemd kills all processes
         in the group of a service whose main process has ended.
         """
         self.check()

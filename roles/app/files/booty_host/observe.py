@@ -1,4 +1,4 @@
-"""Answer what the watch of a release asks of a host: how many requests it served, and whether its errors arrive."""
+"""Return what a watch needs from a host: how many requests it served, and whether its errors arrive."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from booty_host.processes import labels
 from booty_host.state import State
 from booty_host.systemd import Systemd
 
-# The checks of the runner that say whether errors arrive, and with a true time.
+# The runner's checks of whether errors reach the tracker with the right time.
 CHECKS = ("tracker", "clock")
 OLDER = "its release was built by an older Booty, which does not count requests: deploy a newer commit"
 
@@ -84,13 +84,13 @@ def observe(app: App, prove: bool, by: str, seconds: int, check: bool) -> dict[s
                 if each["name"] in CHECKS and not each["ok"]
             ]
             if not observed["proof"]:
-                faults.append("it reports no errors, since it has no SENTRY_DSN" if "proof" in report else OLDER)
+                faults.append("it can't report errors: it has no SENTRY_DSN" if "proof" in report else OLDER)
         status = ask_internal(app, "GET", "/status", 10)
         observed |= {name: status.get(name, observed[name]) for name in ("requests", "lost")}
         if observed["requests"] is None and OLDER not in faults:
             faults.append(OLDER)
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
-        faults.append(f"its service does not say: {error or type(error).__name__}")
+        faults.append(f"its service gives no status: {error or type(error).__name__}")
     if prove and not check:
         until = str(round(time.time() + seconds))
         release = observed["release"]

@@ -16,7 +16,7 @@ LABELS = (
     *("SENTRY_RELEASE", "SENTRY_ENVIRONMENT", "BOOTY_RELEASE_DIR", "BOOTY_CONFIG_DIR", "BOOTY_SETTINGS"),
     "BOOTY_UNIT",
 )
-# What a process is asked, and the identifier that systemd gave its start.
+# The variables with the health request of a process, and with the identifier that systemd gave its start.
 QUESTION = ("BOOTY_HEALTH_PATH", "BOOTY_HEALTH_HOST", "INVOCATION_ID")
 
 

@@ -161,13 +161,13 @@ def give_up(app: App, places: dict[str, str], host: str, by: str, wait: int, che
 
 @dataclass
 class Plan:
-    """What has to happen until the host runs the processes and timers of a release, and nothing else.
+    """The changes after which the host runs exactly the processes and timers of a release.
 
     Attributes:
         first: instances that must end before a new one starts.
         starts: new instances.
         ends: instances that end once the new ones stay up.
-        failed: instances that have failed, and are none of the release's.
+        failed: instances that have failed and don't belong to the release.
         boot: the units that start at boot.
         no_boot: the units that must not do so any more.
         timers: the timers to start.
@@ -268,10 +268,10 @@ class Programs:
         return state["ActiveState"] == "active" and not differs(expected, labels(self.app, unit, state))
 
     def follow(self, release: Release, here: set[str], seconds: float, restart: bool = False) -> None:
-        """Have the host run the processes and timers of a release, whose units are installed.
+        """Start the processes and timers of a release, whose units are installed, and end the others.
 
-        Instances with one_host end first, so that no two of them ever run. The other ones start beside the old ones,
-        which end by themselves, since a worker may take long to finish its job.
+        Instances with one_host end first, so that two of them never run at once. The other ones start beside the
+        old ones. The method does not wait for the end of the old ones, since a worker may take long to finish its job.
 
         Args:
             release: the release, which release.env names.

@@ -52,7 +52,7 @@ $pointer
 END
 }
 
-# Whether a process is still there, and the app's: a PID may belong to another program by now.
+# Whether a process is alive and belongs to the app: its PID may belong to another program by now.
 alive() {
     grep -qs '^State:.[^ZX]' "/proc/$1/status" && grep -qsxF -e "0::$candidate" -e "0::$service" "/proc/$1/cgroup"
 }
@@ -60,7 +60,7 @@ alive() {
 main=$(main_process)
 if test -n "$candidate" && test -n "$service"; then
     if test "$main" = "$new"; then
-        # What is left of the old process goes first: the two processes change places.
+        # Move the old process and its children first, then the new ones: the two processes change places.
         move "$candidate" $(members "$service")
         move "$service" $(family "$new")
         for pid in $(members "$service"); do echo 0 >"/proc/$pid/oom_score_adj"; done
@@ -79,7 +79,7 @@ rm "$handover"
 for pid in "$old" "$new"; do
     test "$pid" = "$main" || ! alive "$pid" || kill -TERM "$pid"
 done
-# When this script ends, systemd kills what is left in the candidate's group.
+# When this script ends, systemd kills all processes in the candidate's group.
 for pid in "$old" "$new"; do
     while test "$pid" != "$main" && alive "$pid" && test "$bound" -gt 0; do
         sleep 0.05

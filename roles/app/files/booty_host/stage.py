@@ -29,7 +29,7 @@ def stage(app: App, dest: str, sha256: str, archive: str, url: str, check: bool)
 
     Args:
         app: the app.
-        dest: the directory that appears, relative to `App.opt`; under its own name it is complete.
+        dest: the directory, relative to `App.opt`. It gets this name only once it is complete.
         sha256: the digest that the controller computed, in hexadecimal.
         archive: a `.tar.gz` of files and links, on the host, which is removed afterwards; "" if it came with the call.
         url: the address that the host fetches it from instead, by HTTP or HTTPS.
@@ -78,10 +78,10 @@ def fetched(url: str) -> Iterator[bytes]:
     except urllib.error.HTTPError as error:
         # The address that a redirection led to may be a secret, so the message leaves it out. A bucket that is not
         # listed publicly answers 403 for a missing file too.
-        why = ": it is not there, or hosts may not read it without a secret" if error.code in {401, 403} else ""
-        raise ValueError(f"{url} answers {error.code}{why}. {advice(url)}") from None
+        hint = ": it is not there, or hosts may not read it without a secret" if error.code in {401, 403} else ""
+        raise ValueError(f"{url} answers {error.code}{hint}. {advice(url)}") from None
     except TimeoutError:
-        raise ValueError(f"{url} said nothing for {SILENCE} seconds. {advice(url)}") from None
+        raise ValueError(f"{url} sent nothing for {SILENCE} seconds. {advice(url)}") from None
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(f"{url} can't be fetched: {getattr(error, 'reason', error)}. {advice(url)}") from None
 
@@ -108,9 +108,9 @@ def unpack(archive: io.BufferedIOBase, sha256: str, dest: Path, url: str = "") -
 
 @contextmanager
 def appearing(dest: Path) -> Iterator[Path]:
-    """Yield an empty directory to fill; it gets its name only once the block has ended well and it is on the disk."""
+    """Yield an empty directory to fill. If the block succeeds and the disk has it, rename the directory to `dest`."""
     for abandoned in dest.parent.glob(f".{dest.name}.*"):
-        shutil.rmtree(abandoned, ignore_errors=True)  # the new one has another name
+        shutil.rmtree(abandoned, ignore_errors=True)  # the new directory gets another random suffix
     partial = Path(tempfile.mkdtemp(dir=dest.parent, prefix=f".{dest.name}."))
     try:
         yield partial

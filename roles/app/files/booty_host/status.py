@@ -48,7 +48,7 @@ def status(app: App, pointer: str, units: dict[str, str], every: bool, check: bo
 
 
 def proxy(root: Path) -> dict[str, Any]:
-    """Return what the host's proxy says of each app with domains; nothing without a proxy."""
+    """Return the proxy's status of each app with domains; {} without a proxy."""
     program = root / "usr/local/lib/booty-front.pyz"
     if not program.exists():
         return {}
@@ -111,7 +111,7 @@ def programs_of(app: App, systemd: Systemd, places: dict[str, dict[str, Any]]) -
 
     Args:
         app: the app.
-        systemd: the host's.
+        systemd: the host's systemd.
         places: as in `State.places`.
 
     Returns:
@@ -153,7 +153,7 @@ def programs_of(app: App, systemd: Systemd, places: dict[str, dict[str, Any]]) -
                     "restarts": int(state["NRestarts"] or 0),
                 }
                 for name, state in states.items()
-                # One that has ended and does not start at boot is of an earlier release.
+                # An instance that has ended and does not start at boot belongs to an earlier release.
                 if state["ActiveState"] not in programs.STOPPED or name in at_boot
             ]
             count = int(fields["Count"]) if entry["here"] else 0
@@ -194,13 +194,14 @@ def settings(labels: dict[str, str]) -> dict[str, str]:
 def tracker(app: App) -> dict[str, Any] | None:
     """Ask the service on its internal socket how sending the last error went: `status`, `since` and `dropped`.
 
-    None if the service reports no errors at all; a `status` in words is the reason why it gives no answer.
+    None if the service has no Sentry client; a `status` in words says why there is no answer.
     """
     try:
         telemetry = ask_internal(app, "GET", "/status", 5)["telemetry"]
         return telemetry and {name: telemetry.get(name) for name in ("status", "since", "dropped")}
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
-        return {"status": f"the service does not say: {error or type(error).__name__}", "since": None, "dropped": None}
+        reason = f"the service gives no status: {error or type(error).__name__}"
+        return {"status": reason, "since": None, "dropped": None}
 
 
 def free(path: Path) -> dict[str, float]:
@@ -235,7 +236,7 @@ def named(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def last_run(unit: str) -> dict[str, Any]:
-    """Return the end of a timer's `last` run and its `result`, by the journal: systemd forgets it at a reboot."""
+    """Return the end of a timer's `last` run and its `result` from the journal: systemd loses both at a reboot."""
     options = ("--lines=1", "--quiet", "--no-pager", "--output=json", "--output-fields=JOB_RESULT")
     text = run("journalctl", *options, f"UNIT={unit}", "JOB_TYPE=start").stdout
     record = json.loads(text or "{}")

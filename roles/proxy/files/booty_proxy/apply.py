@@ -70,7 +70,7 @@ def of_sockets(text: str, facts: System) -> str:
 
 
 def digest(host: Paths, files: dict[Path, str]) -> str:
-    """Return a digest of the files that only a new process takes on."""
+    """Return a digest of the files whose changes need a new process."""
     needed = [
         p for p in sorted(files) if (p.suffix == ".conf" and host.etc in p.parents) or p.name == "booty-front@.service"
     ]
@@ -98,8 +98,8 @@ def apply(site: dict[str, Any] | None, remove: str, check: bool) -> dict[str, An
         raise HostError("This host has no nginx or uacme yet. Install the proxy: ansible-playbook bootstrap.yml")
     if found := [*system.others()]:
         raise HostError(
-            f"{'; '.join(found)}. Booty's proxy needs ports 80 and 443, and takes them away from nobody: remove that"
-            " program, or remove app_domains and put it in front of app_port. Nothing was changed."
+            f"{'; '.join(found)}. Booty's proxy needs ports 80 and 443, and does not take them from other programs:"
+            " remove that program, or remove app_domains and put it in front of app_port. Nothing was changed."
         )
     if check:
         return adapt(host, site, remove, installed, check=True)

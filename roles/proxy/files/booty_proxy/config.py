@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Site:
-    """What the proxy does for one app; the fields are the app's variables without `app_`.
+    """The settings of the proxy for one app; the fields are the app's variables without `app_`.
 
     Attributes:
         name: the app's name.
@@ -73,7 +73,7 @@ def parse(text: str) -> Site:
 
 @dataclass(frozen=True)
 class System:
-    """What of the host shapes the configuration: nginx's version, and whether the kernel has IPv6."""
+    """The facts of the host that affect the configuration: nginx's version, and whether the kernel has IPv6."""
 
     nginx: tuple[int, ...]
     ipv6: bool

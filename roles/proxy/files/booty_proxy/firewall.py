@@ -72,7 +72,7 @@ def close(host: Paths, site: Site) -> tuple[bool, str]:
         return False, ""
     if (found := clients(port)) and time.time() - (host.units / socket).stat().st_mtime < GRACE_SECONDS:
         return False, (
-            f"Port {port} of {site.name} is still in use, by {', '.join(found[:3])}. It closes to the outside by itself"
+            f"Port {port} of {site.name} is still in use, by {', '.join(found[:3])}. The host closes it to the outside"
             " within two hours, or at the next deploy or bootstrap."
         )
     mode = host.firewall.stat().st_mode & 0o777

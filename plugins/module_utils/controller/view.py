@@ -135,7 +135,7 @@ def around(app: str, status: dict[str, Any]) -> list[tuple[str, str]]:
         problems.append(f"is held: {status['lease']}")
     elif status["candidate"]:
         problems.append(f"has a candidate left over: {status['candidate']['release']}; the next deploy clears it")
-    if status["memory"] and " of " in status.get("says", ""):  # such as "2 of 3 workers"
+    if status["memory"] and re.match(r"serving with \d+ of \d+ workers", status.get("says", "")):
         problems.append(f"{app}.service is {status['says']}")
     if status["memory"] and (problem := tracker_problem(status["tracker"])):
         problems.append(problem)

@@ -83,6 +83,12 @@ def test_no_task_hides_a_failure_or_writes_the_secrets() -> None:
         assert "secrets.env" not in words, path
 
 
+def test_a_host_that_can_not_be_reached_ends_no_run_that_ignores_it() -> None:
+    """any_errors_fatal of the play would end it in spite of ignore_unreachable."""
+    for path, task in TASKS:
+        assert task.get("ignore_unreachable", False) is not task.get("any_errors_fatal", True), (path, task["name"])
+
+
 def test_a_rescue_ends_in_failure() -> None:
     for path, task in TASKS:
         # These show a failure with the answers of the other hosts, and fail at their end.

@@ -129,6 +129,11 @@ def test_a_rollback_over_it_is_refused_unless_it_is_asked_for(served: Site) -> N
         assert served.play("rollback.yml").status == 0
         assert served.health()["release"] == release
     assert served.run(f"cat {LOG}").splitlines().count(sha) == 1
+    # `true` is the way to run none although the commit has some.
+    served.release()
+    assert deploy(served, "true").status == 0
+    assert served.play("rollback.yml").status == 0
+    assert served.health()["release"] == sha
 
 
 @pytest.mark.parametrize(

@@ -146,20 +146,25 @@ class Output:
         return time.monotonic() < self.read_at + PATIENCE
 
 
-def divide(text: str, hidden: list[str], *, whole: bool) -> tuple[str, str]:
-    """Return what of a command's output can be shown, and what waits for more: a secret is found in whole lines only.
+def divide(text: str, hidden: list[str], *, whole: bool, ended: bool = False) -> tuple[str, str]:
+    """Return what of a command's output can be shown, and what waits for more: the end of a line, or of a secret.
 
     Args:
         text: the output that is not shown yet.
-        hidden: the secrets, the longest first.
-        whole: whether nothing waits.
+        hidden: the secrets.
+        whole: whether a line need not be complete.
+        ended: whether nothing more comes.
     """
-    end = len(text) if whole else text.rfind("\n") + 1
-    if not end and len(text) > LINE + (secret := len(hidden[0]) if hidden else 0):
-        # What is left may be the first part of a secret.
-        text = secrets.filtered(text, hidden)
-        end = len(text) - secret
+    end = text.rfind("\n") + 1
+    if whole or len(text) > LINE:
+        end = len(text) - (0 if ended else begun(text, hidden))
     return text[:end], text[end:]
+
+
+def begun(text: str, hidden: list[str]) -> int:
+    """Return the length of the first part of a secret at the end of a text; 0 if there is none, or a short one."""
+    lengths = (n for value in hidden for n in range(min(len(value), 4096), 3, -1) if text.endswith(value[:n]))
+    return max(lengths, default=0)
 
 
 def execute(app: App, sandbox: Sandbox, kind: str, command: str, seconds: float, output: Output) -> int:
@@ -194,9 +199,10 @@ def execute(app: App, sandbox: Sandbox, kind: str, command: str, seconds: float,
                 stream, decode, waiting = key.data
                 piece = os.read(key.fd, 65536) if key.fd in ready else b""
                 ended = key.fd in ready and not piece
+                text = waiting[0] + decode.decode(piece, ended)
                 # Without more output, a prompt is shown after a moment.
                 moment = ended or key.fd not in ready
-                shown, waiting[0] = divide(waiting[0] + decode.decode(piece, ended), output.hidden, whole=moment)
+                shown, waiting[0] = divide(text, output.hidden, whole=moment, ended=ended)
                 if shown:
                     with suppress(BrokenPipeError):  # journald restarts
                         cat.stdin.write(output.text(stream, shown).encode())

@@ -24,6 +24,8 @@ JOBS = """
 import os
 import time
 
+from booty.queue import current
+
 
 def note(*words: object) -> None:
     with open(os.path.join(os.environ["STATE_DIRECTORY"], "notes"), "a") as file:

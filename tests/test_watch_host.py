@@ -123,8 +123,9 @@ def test_a_wave_with_new_errors_goes_back(site: Site, tracker: None, route: str)
 def test_an_error_in_an_older_issue_is_named_and_no_percentage(site: Site, tracker: None, route: str) -> None:
     """Bugsink makes one issue of errors with one type and value, whichever release or app sends them."""
     pay(site, 0, route)
-    with traffic(site, route, 0.02):
-        assert deploy(site, "off").status == 0
+    played = deploy(site, "off")
+    assert played.status == 0, played.output
+    with traffic(site, route, 0.1):
         site.tracker.wait_for_event(lambda data: data.get("transaction") == route, timeout=30)
         pay(site, 0, route)
         played = deploy(site, "back", 5)

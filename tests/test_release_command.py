@@ -179,6 +179,11 @@ def test_a_failure_switches_nothing_and_is_shown(served: Site, command: str, sec
     message = f"The release command of {sha} failed on {served.host.name}: {reason} No host was switched. no table"
     assert message in words(played)
     assert served.health()["release"] == before
+    # A common cause has a next step, and the output is shown once.
+    broken = deploy(served, "python -c 'import os; print(7 * 6); os.environ[\"PAYMENT_KEY\"]'")
+    assert "exit status 1" in words(broken)
+    assert "The app needs the setting PAYMENT_KEY: add it to app_settings" in words(broken)
+    assert broken.output.count("Traceback (most recent call last)") == 1
     # The next run needs no cleaning, and runs it again.
     assert deploy(served).status == 0
     assert served.run(f"tail -1 {LOG}") == sha

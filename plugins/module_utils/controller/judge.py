@@ -324,7 +324,7 @@ class PreflightAction(HostProgramAction):
             fields |= {"by": f"{host_program.who()} {by}", "run": host_program.RUN}
             self.call("record", {"message": " ".join(problems), "fields": fields})
         sentences = [*warnings(options, arguments["description"])]
-        if is_back and not goes_back:
+        if is_back and not goes_back and not options["app_require_ancestor"]:
             sentences.append(OLDER.format(release=release, now=serving(host)))
         if sentences:
             result["warnings"] = sentences

@@ -76,5 +76,6 @@ def test_no_rollback_is_named_where_no_release_served_before() -> None:
         "web2": host("a", has=("a",)),
         "web3": host("x", has=("b",)),
         "web4": host("x", "a", has=()),
+        "web5": AWAY,  # it was left behind
     }
     assert fleet.able_to_go_back(answers) == ["web2"]

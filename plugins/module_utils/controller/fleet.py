@@ -111,7 +111,7 @@ def able_to_go_back(answers: dict[str, dict[str, Any]]) -> list[str]:
     return [
         host
         for host, answer in answers.items()
-        if {*answer["host"]["served"]} & {*answer["host"]["releases"]} - {answer["release"]}
+        if "host" in answer and {*answer["host"]["served"]} & {*answer["host"]["releases"]} - {answer["release"]}
     ]
 
 

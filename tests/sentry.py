@@ -107,10 +107,11 @@ class Sentry(ThreadingHTTPServer):
             facts = {
                 "is": "resolved" if issue in self.resolved else "unresolved",
                 "firstRelease": events[0]["release"],
+                "release": {event["release"] for event in events},
                 "error.type": events[0]["kind"],
                 "transaction": events[0]["transaction"],
             }
-            if all((facts[name.lstrip("!")] == (a or b)) != name.startswith("!") for name, a, b in terms):
+            if all(holds(facts[name.lstrip("!")], a or b) != name.startswith("!") for name, a, b in terms):
                 found.append(self.issue(issue, events))
         return found
 
@@ -143,6 +144,11 @@ class Sentry(ThreadingHTTPServer):
             "dateCreated": of["at"],
             "tags": [{"key": tag, "value": of[name]} for tag, name in tags.items()],
         }
+
+
+def holds(fact: str | set[str], value: str) -> bool:
+    """Return whether a term of a search is true of an issue; an issue has several releases."""
+    return value in fact if isinstance(fact, set) else value == fact
 
 
 class Handler(BaseHTTPRequestHandler):

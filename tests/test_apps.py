@@ -123,7 +123,7 @@ def test_without_a_known_app_the_message_lists_the_apps(apps: Apps) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("app_prot: 8001\n", "Booty has no variable app_prot."),
+        ("app_prot: 8001\n", "Booty has no variable app_prot. Did you mean app_port?"),
         ("app_name: other\n", "app_name is other, and the file says broken. Remove the line."),
         ("- app_port\n", "is no mapping: write variables, such as app_port: 8001"),
         ("app_port: [\n", "can't be read"),

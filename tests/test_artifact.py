@@ -143,6 +143,28 @@ def test_names_of_a_commit_are_resolved(repository: Repository) -> None:
         assert git.resolve(repository.path, name) == sha
 
 
+def test_the_line_on_a_commit(repository: Repository, tmp_path: Path) -> None:
+    sha = repository.git("rev-parse", "HEAD")
+    repository.git("config", "user.name", "Ann\x1b[2J")
+    repository.git("config", "user.email", "ann@example.com")
+    repository.git("commit", "--quiet", "--allow-empty", "-m", "Round \x1b[31mthe total\n\nMore.")
+    newer = repository.git("rev-parse", "HEAD")
+    line = f"commit {newer[:9]} Ann: Round the total"
+    # Without a remote, nothing can be pushed.
+    assert git.subject(repository.path, newer) == line
+    repository.git("clone", "--quiet", "--bare", str(repository.path), str(tmp_path / "remote"))
+    repository.git("remote", "add", "origin", str(tmp_path / "remote"))
+    assert git.subject(repository.path, newer) == line
+    repository.git("fetch", "--quiet", "origin")
+    assert git.subject(repository.path, newer) == line
+    repository.git("commit", "--quiet", "--allow-empty", "-m", "Not there")
+    newest = repository.git("rev-parse", "HEAD")
+    assert git.subject(repository.path, newest).endswith("Not there (not pushed: no branch of the remote has it)")
+    assert "not pushed" not in git.subject(repository.path, sha)
+    repository.git("tag", "v1")
+    assert "not pushed" not in git.subject(repository.path, newest)
+
+
 @pytest.mark.parametrize("name", ["nowhere", "0" * 40, "--all", "HEAD~99", ""])
 def test_unknown_release_is_refused(repository: Repository, name: str) -> None:
     with pytest.raises(process.BuildError, match=r"(?s)names no single commit of .*fetch it first") as refusal:

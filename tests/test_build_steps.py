@@ -73,6 +73,29 @@ def test_collectstatic_where_settings_branch_and_manage_py_lies_in_src(tmp_path:
     assert described(tmp_path, files)["build"] == ["python src/manage.py collectstatic --noinput"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ("STATIC_URL = 'static/'\nSTATIC_ROOT = BASE_DIR / 'staticfiles'\n", "app_static: {/static/: staticfiles}"),
+        ("STATIC_URL = '/s/'\nSTATIC_ROOT = os.path.join(BASE, 'out/all')\n", "app_static: {/s/: out/all}"),
+        ("STATIC_URL = '/s/'\nSTATIC_ROOT = str(BASE_DIR / 'out')\n", "app_static: {/s/: out}"),
+        ("STATIC_ROOT = env('ROOT')\n", "app_static: {/PREFIX/: FOLDER}"),
+        ("STATIC_URL = 'https://cdn.example.com/'\nSTATIC_ROOT = BASE / 'static'\n", ""),
+        ("STATIC_ROOT = BASE / 'static'\nMIDDLEWARE = ['whitenoise.middleware.WhiteNoiseMiddleware']\n", ""),
+    ],
+)
+def test_static_files_that_nothing_serves_are_named(tmp_path: Path, settings: str, line: str) -> None:
+    text = f"INSTALLED_APPS = ['django.contrib.staticfiles']\n{settings}"
+    description = described(tmp_path, {**DJANGO, "shop/settings/base.py": text})
+    sha = git.resolve(tmp_path, "HEAD")
+    sentence = describe.unserved(tmp_path, sha, description, ["shop.example.com"])
+    assert (f"write: {line} (docs/your-app.md)" in sentence) == bool(line)
+    assert bool(sentence) == bool(line)
+    assert describe.unserved(tmp_path, sha, description, []) == ""
+    assert describe.unserved(tmp_path, sha, {**description, "static": {"/static/": "x"}}, ["a.example.com"]) == ""
+    assert describe.unserved(tmp_path, sha, {**description, "build": []}, ["a.example.com"]) == ""
+
+
 def test_the_inventory_then_the_commit_then_what_is_found(tmp_path: Path) -> None:
     def built(**inventory: Any) -> list[str]:
         return [line for line in described(tmp_path, files, **inventory)["found"] if line.startswith("build: ")]

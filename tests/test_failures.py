@@ -28,8 +28,11 @@ def test_each_failure_says_what_it_leaves_and_has_a_test(row: list[str]) -> None
 
 def test_maintenance_without_a_proxy_changes_nothing(site: Site) -> None:
     played = site.play("maintenance.yml", maintenance="on")
-    assert (played.status, played.recap(site.host.name)["changed"]) == (2, 0)
-    assert "This app has no app_domains, so no proxy can close it. Nothing was changed." in words(played)
+    assert played.status == 4
+    assert "app_domains is empty, so there is no proxy that could close the app. Nothing was changed." in words(played)
+    command = f"ansible-playbook maintenance.yml -i {site.inventory} -e maintenance"
+    both = f"To close the app: {command}=on. To open it: {command}=off Nothing was changed."
     missing = site.play("maintenance.yml", app_domains="shop.test")
-    command = f"ansible-playbook maintenance.yml -i {site.inventory}"
-    assert f"Say what to do: {command} -e maintenance=on (or off) Nothing was changed." in words(missing)
+    assert (missing.status, f"There is no -e maintenance. {both}" in words(missing)) == (4, True), missing.output
+    wrong = site.play("maintenance.yml", app_domains="shop.test", maintenance="an")
+    assert (wrong.status, f"maintenance is an, and must be on or off. {both}" in words(wrong)) == (4, True)

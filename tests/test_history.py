@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.booty.deploy.plugins.module_utils.controller import history
+from booty_host import history as on_host
+from booty_host.app import App
 
 from tests.conftest import ROLE, Site
 
@@ -107,6 +109,39 @@ def test_the_table_drops_columns_and_says_what_is_not_kept() -> None:
     narrow = history.table(found, [], 66, colored=False)
     assert " ".join(narrow.splitlines()[0].split()) == "when who what release hosts ended"
     assert [*history.limits(of_hosts, complete=True)] == []
+    of_hosts["web2"]["older"] = True  # `since`, or more runs than were asked for
+    (remark,) = history.limits(of_hosts, complete=False)
+    assert remark == "The journals of the hosts begin on 2025-11-24 16:00 (UTC)."
+
+
+def journal_of(folder: Path, *lines: tuple[int, dict[str, str]]) -> list[str]:
+    """Return a command that prints records as journalctl does, the newest first; options are left out."""
+    records = [
+        {"__REALTIME_TIMESTAMP": str(at * 1_000_000), **{f"BOOTY_{name.upper()}": text for name, text in of.items()}}
+        for at, of in lines
+    ]
+    file = folder / "journal.json"
+    file.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    return ["sh", "-c", f"cat {file}"]
+
+
+def test_a_run_that_is_no_row_takes_no_place_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """watch.yml leaves a record with a run on each host, and a host may have more of them than another."""
+    deploy, back = {"release": B, "by": DEPLOYS, "from": A}, {"release": A, "by": BACK, "from": B}
+    watches = [(30 + n, {"run": f"w{n}", "watch": "clean", "release": A}) for n in range(8, 0, -1)]
+    old = [(21, {"run": "2", "result": "switched", **back}), (20, {"run": "2", **back})]
+    older = [(11, {"run": "1", "result": "switched", **deploy}), (10, {"run": "1", **deploy})]
+    answered: dict[str, dict[str, Any]] = {}
+    for host, lines in (("web1", [*watches, *old, *older]), ("web2", [*watches[6:], *old, *older])):
+        monkeypatch.setattr(on_host, "JOURNAL", journal_of(tmp_path, *lines))
+        for count in (1, 2):
+            answered[f"{host}-{count}"] = on_host.history(App("shop", tmp_path), count, "", False, False)
+    one, two = ({host: answered[f"{host}-{count}"] for host in ("web1", "web2")} for count in (1, 2))
+    (row,) = history.runs(one)
+    assert (row["verb"], row["hosts"]) == ("rollback", {"switched": ["web1", "web2"]})
+    assert [answer["older"] for answer in one.values()] == [True, True]
+    assert [row["verb"] for row in history.runs(two)] == ["rollback", "deploy"]
+    assert [answer["older"] for answer in two.values()] == [False, False]
 
 
 def test_texts_of_hosts_are_escaped_on_the_page() -> None:

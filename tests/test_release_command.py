@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.booty.deploy.plugins.module_utils.controller import fleet, rollback
+from ansible_collections.booty.deploy.plugins.module_utils.controller import fleet, judge, rollback
 from booty_host.app import App
 from booty_host.state import State
 
@@ -78,6 +78,23 @@ def test_one_host_that_would_go_over_a_command_stops_the_rollback() -> None:
     assert rollback.plan({"web2": {**answer, "crosses": ""}})[1] == ""
 
 
+def test_an_ancestor_of_what_serves_is_older(repository: Repository) -> None:
+    older = repository.git("rev-parse", "HEAD")
+    repository.write("new", "")
+    newer = repository.commit("two")
+    options = {"app_repository": str(repository.path)}
+
+    def host(release: str) -> dict[str, Any]:
+        return {"running": {}, "pointer": {"SENTRY_RELEASE": release} if release else {}}
+
+    assert judge.is_older(host(newer), options, older)
+    # A host that was left behind goes forward; the others of its fleet stay where they are.
+    assert not judge.is_older(host(older), options, newer)
+    assert not judge.is_older(host(newer), options, newer)
+    assert not judge.is_older(host(""), options, newer)
+    assert not judge.is_older(host("0" * 40), options, newer)
+
+
 @pytest.fixture(scope="module")
 def served(site: Site) -> Site:
     site.release()
@@ -136,6 +153,23 @@ def test_a_rollback_over_it_is_refused_unless_it_is_asked_for(served: Site) -> N
     assert served.health()["release"] == sha
 
 
+def test_a_deploy_of_an_older_commit_over_it_is_refused(served: Site) -> None:
+    before = served.health()["release"]
+    sha = served.release()
+    assert deploy(served).status == 0
+    refused = deploy(served, app_release=str(before))
+    assert refused.status == 2
+    assert f"would go from {sha} back to {before}, and since {before} served, a release command ran:" in words(refused)
+    assert f"{before} is older than {sha}, which serves: this deploy takes back the commits" in words(refused)
+    assert served.health()["release"] == sha
+    back = deploy(served, app_release=str(before), app_rollback_over_commands="true")
+    assert (back.status, served.health()["release"]) == (0, before), back.output
+    # Both have served with the changes of the command. The release that serves goes back to nothing.
+    again = deploy(served, app_release=str(before))
+    assert (again.status, "is older than" in again.output) == (0, False), again.output
+    assert deploy(served, app_release=sha).status == 0
+
+
 @pytest.mark.parametrize(
     ("command", "seconds", "reason"),
     [
@@ -150,6 +184,11 @@ def test_a_failure_switches_nothing_and_is_shown(served: Site, command: str, sec
     message = f"The release command of {sha} failed on {served.host.name}: {reason} No host was switched. no table"
     assert message in words(played)
     assert served.health()["release"] == before
+    # A common cause has a next step, and the output is shown once.
+    broken = deploy(served, "python -c 'import os; print(7 * 6); os.environ[\"PAYMENT_KEY\"]'")
+    assert "exit status 1" in words(broken)
+    assert "The app needs the setting PAYMENT_KEY: add it to app_settings" in words(broken)
+    assert broken.output.count("Traceback (most recent call last)") == 1
     # The next run needs no cleaning, and runs it again.
     assert deploy(served).status == 0
     assert served.run(f"tail -1 {LOG}") == sha

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible_collections.booty.deploy.plugins.module_utils.controller import rollback
+from ansible_collections.booty.deploy.plugins.module_utils.controller import fleet, rollback
 
 
 def answer(serves: str = "x", release: str = "a", *problems: str, has: tuple[str, ...] = ("a", "x")) -> dict[str, Any]:
@@ -63,3 +63,19 @@ def test_the_outcome(other: dict[str, Any], became: dict[str, Any], lines: list[
     assert bool(message) == bool(lines)
     if lines:
         assert "These hosts went back, and stay there: web1." in message
+
+
+def test_no_rollback_is_named_where_no_release_served_before() -> None:
+    """A failed wave leaves the waves before on the release, which may be the first one."""
+
+    def host(*served: str, has: tuple[str, ...]) -> dict[str, Any]:
+        return {"release": "x", "host": {"served": [*served], "releases": ["x", *has]}}
+
+    answers = {
+        "web1": host(has=()),
+        "web2": host("a", has=("a",)),
+        "web3": host("x", has=("b",)),
+        "web4": host("x", "a", has=()),
+        "web5": AWAY,  # it was left behind
+    }
+    assert fleet.able_to_go_back(answers) == ["web2"]

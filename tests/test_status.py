@@ -123,6 +123,8 @@ def judged(**changes: Any) -> dict[str, Any]:
         ),
         (answer(free={"bytes": 800_000_000, "share": 0.04}), "look", ["has 800 MB of disk left"]),
         (answer(last=WENT_BACK), "look", [f"went back on 2026-11-25T11:40:00+00:00: {B} does not serve."]),
+        (answer(last={**WENT_BACK, "result": "refused", "by": f"anna@ops deploys {B}"}), "look", ["refused on 2026"]),
+        (answer(last={**WENT_BACK, "result": "refused", "by": "anna@ops goes back to "}), "ok", []),
         (answer(damaged=["state.json is damaged"]), "look", ["is not as it should be: state.json is damaged"]),
         (answer(drift=["booty.service differs"]), "look", ["drift: booty.service differs"]),
         (

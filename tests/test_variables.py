@@ -456,3 +456,18 @@ def test_a_name_that_booty_does_not_know_is_told() -> None:
     assert variables.unknown(names) == ["app_prot", "app_base_of_ours", "host_time_zone"]
     assert variables.similar("app_prot") == " Did you mean app_port?"
     assert variables.similar("app_base_of_ours") == ""
+
+
+def test_a_variable_of_the_command_line_without_its_prefix_is_told() -> None:
+    extra = ["watch", "restart", "journal", "procss", "lines", "command", "app_port", "ours", "ansible_user"]
+    assert [*variables.mistyped(extra)] == [
+        "-e watch: Booty has no variable watch. Did you mean app_watch?",
+        "-e restart: Booty has no variable restart. Did you mean app_restart?",
+        "-e journal: Booty has no variable journal. Did you mean host_journal?",
+        "-e procss: Booty has no variable procss. Did you mean process?",
+    ]
+    # These are all options that the playbooks have.
+    texts = [path.read_text() for path in (ROOT / "roles/app/tasks").glob("*.yml")]
+    found = {name for text in texts for name in re.findall(r"(?<![.\w])(?!__)([a-z_]+) \| default\(", text)}
+    # The filters of hosts.yml read these two.
+    assert {*variables.OPTIONS} == {*found, "app", "maintenance"} - {"ansible_connection", "ansible_user"}

@@ -9,6 +9,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -157,16 +158,33 @@ def test_a_change_of_settings_at_the_same_commit_is_never_taken_back() -> None:
 def test_a_release_without_new_errors_is_clean(server: Sentry) -> None:
     server.add(OLD)
     found = look(server)
-    assert verdict(found) == ("clean", "no new errors in 412 requests: fewer than 0.7 % fail, 95 % sure")
+    assert verdict(found) == ("clean", "no new errors in 412 requests: fewer than 0.7 % meet a new error, 95 % sure")
     assert found.seconds == 300
-    # 31 looks in 300 s, and one to see the proof.
-    assert found.asked == 32
+    # 31 looks in 300 s, one to see the proof, and one for older issues.
+    assert found.asked == 33
     assert verdict(found, requests=28)[0] == "quiet"
     assert verdict(found, requests=29)[0] == "clean"
     assert verdict(found, requests=None) == (
         "quiet",
         "no new errors in 0 requests, which is too little traffic to say more",
     )
+
+
+def test_events_in_older_issues_are_no_new_errors_and_are_named(server: Sentry) -> None:
+    server.add(OLD)
+    server.add(OLD, "KeyError")
+    server.add(NEW, "KeyError", level="warning", environment="other")
+    for _ in range(3):
+        server.add(NEW)
+    found = look(server)
+    assert verdict(found) == ("clean", "no new errors, but at least 3 events in an older issue in 412 requests")
+    assert verdict(found, requests=2) == (
+        "quiet",
+        "no new errors, but at least 3 events in an older issue in 2 requests, which is too little traffic to say more",
+    )
+    assert watching.found_of(json.loads(json.dumps(asdict(found)))) == found
+    server.add(NEW, "KeyError")
+    assert "at least 4 events in 2 older issues" in verdict(look(server))[1]
 
 
 def test_two_requests_that_fail_are_bad(server: Sentry) -> None:
@@ -182,7 +200,7 @@ def test_one_request_that_fails_is_not(server: Sentry) -> None:
     server.add(NEW)
     found = look(server)
     assert (found.state, found.seconds) == ("suspect", 600)
-    assert verdict(found)[1].startswith("one new error, not repeated, in 412 requests: fewer than 1.1 % fail")
+    assert verdict(found)[1].startswith("one new error, not repeated, in 412 requests: fewer than 1.1 % meet")
 
 
 def test_a_flood_of_one_request_hides_no_other(server: Sentry) -> None:

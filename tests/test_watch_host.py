@@ -92,7 +92,7 @@ def test_a_wave_with_new_errors_goes_back(site: Site, tracker: None, route: str)
     with traffic(site, route, 0.02):
         played = deploy(site, "back", 5)
         assert played.status == 0, played.output
-        line = r"watch: clean, no new errors in \d+ requests: fewer than \S+ % fail, 95 % sure"
+        line = r"watch: clean, no new errors in \d+ requests: fewer than \S+ % meet a new error, 95 % sure"
         assert re.search(line, played.output), played.output
         record = recorded(site)
         assert (record["BOOTY_WATCH"], record["BOOTY_RELEASE"]) == ("clean", good)
@@ -118,6 +118,22 @@ def test_a_wave_with_new_errors_goes_back(site: Site, tracker: None, route: str)
     assert f"found Unpaid{route[4:]}" in words(played)
     assert "Nothing was changed." in played.output
     assert site.health()["release"] == good
+
+
+def test_an_error_in_an_older_issue_is_named_and_no_percentage(site: Site, tracker: None, route: str) -> None:
+    """Bugsink makes one issue of errors with one type and value, whichever release or app sends them."""
+    pay(site, 0, route)
+    played = deploy(site, "off")
+    assert played.status == 0, played.output
+    with traffic(site, route, 0.1):
+        site.tracker.wait_for_event(lambda data: data.get("transaction") == route, timeout=30)
+        pay(site, 0, route)
+        played = deploy(site, "back", 5)
+    assert played.status == 0, played.output
+    line = r"watch: clean, no new errors, but at least \d+ events in an older issue in \d+ requests\."
+    assert re.search(line, words(played)), played.output
+    assert f"Unpaid{route[4:]}: there is no total" in played.output
+    assert "95 % sure" not in played.output
 
 
 @pytest.mark.long

@@ -28,6 +28,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "stale": host_files.stale,
     "typed": variables.typed_value,
     "waves": variables.waves,
+    "way_back": fleet.way_back,
 }
 
 

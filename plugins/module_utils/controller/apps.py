@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,16 @@ def misplaced(file: Path, name: str, variables: dict[str, Any], known: set[str])
     """Yield a problem for each unknown variable in an app's file, and for an app_name that is not the file's name."""
     for variable in variables:
         if variable.startswith(("app_", "host_")) and variable not in known:
-            yield f"{file}: Booty has no variable {variable}. See: ansible-doc -t role booty.deploy.app"
+            hint = similar(variable, known) or " See: ansible-doc -t role booty.deploy.app"
+            yield f"{file}: Booty has no variable {variable}.{hint}"
     if variables.get("app_name", name) != name:
         yield f"{file}: app_name is {variables['app_name']}, and the file says {name}. Remove the line."
+
+
+def similar(name: str, known: Iterable[str]) -> str:
+    """Return a sentence with the known name that a name resembles; "" if there is none."""
+    found = get_close_matches(name, known, n=1, cutoff=0.8)
+    return f" Did you mean {found[0]}?" if found else ""
 
 
 def clashing(context: Context, ports: set[int]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,11 +12,10 @@ from ansible.plugins.action import ActionBase
 
 from . import screen
 from .host_program import HostProgramAction, config_of, rendered, who
+from .playbook import completed
 
 # Seconds that a host waits for new output before it answers.
 WAIT = 10
-# The number of last lines in the message of a failed command.
-LAST = 10
 INDENT = " " * 11
 
 
@@ -80,10 +78,12 @@ class CommandAction(HostProgramAction):
                 answer["name"], lambda stream, text: screen.write(text, stderr=stream == "err", newline=False)
             )
             return {**result, "changed": True, "status": end["status"], "screen": ""}
-        lines: deque[str] = deque(maxlen=LAST)
+
+        last = ""
 
         def show(_: str, text: str) -> None:
-            lines.extend(text.splitlines())
+            nonlocal last
+            last = next((line for line in reversed(text.splitlines()) if line.strip()), last)
             screen.write(textwrap.indent(text.rstrip("\n"), INDENT))
 
         screen.write(f"{INDENT}The {kind} command on {host}: {'; '.join(commands)}")
@@ -93,8 +93,10 @@ class CommandAction(HostProgramAction):
                 "release": "No host was switched.",
                 "post-deploy": "The hosts serve the release, and stay on it. The next deploy runs the command again.",
             }
-            message = f"The {kind} command of {release} failed on {host}: {end['reason']}\n{after[kind]}"
-            return {**result, **end, "changed": True, "failed": True, "msg": "\n".join([message, *lines])}
+            # The output was shown; a notification has this message alone, so the last line stands here too.
+            message = f"The {kind} command of {release} failed on {host}: {end['reason']}\n{after[kind]}\n{last}"
+            message = completed(message.strip(), task_vars or {})
+            return {**result, **end, "changed": True, "failed": True, "msg": message}
         if end["reason"]:
             screen.write(f"{INDENT}{end['reason']}")
         return {**result, **end, "changed": not end["reason"]}

@@ -143,6 +143,18 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
     }
 
 
+def unserved(repository: Path, sha: str, description: Mapping[str, Any], domains: Any) -> str:
+    """Return the sentence on a Django app whose static files nothing serves; "" for others."""
+    if not domains or description["static"] or not any("collectstatic" in each for each in description["build"]):
+        return ""
+    if not (line := detect.unserved(detect.Folder(Tree(repository, sha), description["path"]))):
+        return ""
+    return (
+        f"The build collects static files, and the proxy serves none of them. Unless the app does it itself, write:"
+        f" {line} (docs/your-app.md)"
+    )
+
+
 def build_commands(
     folder: detect.Folder, inventory: Mapping[str, Any], committed: Mapping[str, Any], source: str
 ) -> tuple[list[str], str]:

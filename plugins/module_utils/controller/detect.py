@@ -300,20 +300,59 @@ def assignments(folder: Folder, file: str, root: str, seen: tuple[str, ...] = ()
 
 def collectstatic(folder: Folder) -> list[str]:
     """Return the command that collects the static files of a Django project; none if its settings don't ask for it."""
+    for root, modules in settings_of_django(folder):
+        installed = "django.contrib.staticfiles" in texts_of(modules)
+        if installed and any(assigned(module, "STATIC_ROOT") for module in modules):
+            return [f"python {posixpath.join(root, 'manage.py')} collectstatic --noinput"]
+    return []
+
+
+def unserved(folder: Folder) -> str:
+    """Return the line to write so that the proxy serves what collectstatic collects; "" if the app does it itself.
+
+    What the settings do not say in plain words is left open: `PREFIX` and `FOLDER`.
+    """
+    for root, modules in settings_of_django(folder):
+        if any("whitenoise" in text.lower() for text in texts_of(modules)):
+            return ""
+        urls, roots = (
+            [value for module in modules for value in assigned(module, name)] for name in ("STATIC_URL", "STATIC_ROOT")
+        )
+        url = next((text for value in urls if (text := last_text(value))), "PREFIX")
+        place = next((text for value in roots if (text := last_text(value))), "FOLDER")
+        if "://" in url:
+            return ""
+        return f"app_static: {{/{url.strip('/')}/: {posixpath.join(root, place.strip('/'))}}}"
+    return ""
+
+
+def settings_of_django(folder: Folder) -> Iterator[tuple[str, list[ast.Module]]]:
+    """Yield the folder of each manage.py, and the modules of the settings that it names."""
     for root in ("", "src"):
         manage = posixpath.join(root, "manage.py")
         for settings in settings_modules(folder.parse(manage)) if manage in folder.files else ():
             if place := folder.find(settings, (root, "", "src")):
-                modules = [*star_imports(folder, place[0], root)]
-                roots = any(assigns(module, "STATIC_ROOT") for module in modules)
-                installed = any(
-                    isinstance(node, ast.Constant) and node.value == "django.contrib.staticfiles"
-                    for module in modules
-                    for node in ast.walk(module)
-                )
-                if roots and installed:
-                    return [f"python {manage} collectstatic --noinput"]
-    return []
+                yield root, [*star_imports(folder, place[0], root)]
+
+
+def texts_of(modules: list[ast.Module]) -> set[str]:
+    """Return the texts that modules have."""
+    nodes = (node for module in modules for node in ast.walk(module))
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def last_text(value: ast.expr) -> str:
+    """Return the text of a URL or of a folder below one other, such as `BASE_DIR / "static"`; "" for anything else."""
+    match value:
+        case (
+            ast.Constant(value=str(text))
+            | ast.BinOp(left=ast.Name(), op=ast.Div(), right=ast.Constant(value=str(text)))
+            | ast.Call(func=ast.Attribute(attr="join"), args=[ast.Name(), ast.Constant(value=str(text))])
+        ):
+            return text
+        case ast.Call(func=ast.Name(id="str"), args=[inner]):
+            return last_text(inner)
+    return ""
 
 
 def star_imports(folder: Folder, file: str, root: str, seen: tuple[str, ...] = ()) -> Iterator[ast.Module]:
@@ -327,15 +366,16 @@ def star_imports(folder: Folder, file: str, root: str, seen: tuple[str, ...] = (
                     yield from star_imports(folder, place[0], root, (*seen, file))
 
 
-def assigns(module: ast.Module, name: str) -> bool:
-    """Return whether a module assigns a name, in any branch, to something other than an empty constant."""
+def assigned(module: ast.Module, name: str) -> list[ast.expr]:
+    """Return what a module assigns to a name, in any branch, other than empty constants."""
+    found = []
     for node in ast.walk(module):
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             empty = isinstance(node.value, ast.Constant) and not node.value.value
             if not empty and any(isinstance(target, ast.Name) and target.id == name for target in targets):
-                return True
-    return False
+                found.append(node.value)
+    return found
 
 
 def absolute(node: ast.ImportFrom, file: str, root: str) -> str:

@@ -8,6 +8,8 @@ from typing import Any, TypedDict
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
+from .playbook import playbook
+
 
 class Fleet(TypedDict):
     """The results of all hosts; lists of hosts and environments are sorted.
@@ -93,6 +95,24 @@ def fleet(context: Context, hosts: Iterable[str]) -> Fleet:
         "environments": sorted({everything[host]["app_environment"] for host in answers}),
         "changed_environments": sorted({everything[host]["app_environment"] for host in changed}),
     }
+
+
+@pass_context
+def way_back(context: Context, hosts: Iterable[str]) -> str:
+    """Return the command that takes hosts back from the release of this run, or why there is none."""
+    going = able_to_go_back(fleet(context, hosts)["answers"])
+    if not going:
+        return "No release served before, so there is none to go back to. Mend that, and deploy again."
+    return f"To take them back: {playbook(context.get_all(), 'rollback')} --limit {','.join(going)}"
+
+
+def able_to_go_back(answers: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the hosts that have another release that served before the one of this run."""
+    return [
+        host
+        for host, answer in answers.items()
+        if "host" in answer and {*answer["host"]["served"]} & {*answer["host"]["releases"]} - {answer["release"]}
+    ]
 
 
 def records(known: list[list[dict[str, Any]]], made: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:

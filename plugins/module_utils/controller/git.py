@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from .process import BuildError, run
+from .screen import one_line
 
 # Prefixes of git's variables that are kept: they locate its programs and settings, and the remote of a partial clone.
 GIT_KEPT = ("GIT_ASKPASS", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_NOSYSTEM", "GIT_CONFIG_SYSTEM", "GIT_EXEC_PATH", "GIT_SS")
@@ -105,6 +106,19 @@ def descends(repository: str, *commits: str) -> bool:
     except BuildError:
         return False
     return True
+
+
+def subject(repository: Path, sha: str) -> str:
+    """Return a commit in one line: its short SHA, its author and its subject, and whether a remote lacks it."""
+    command = ("log", "-1", "--format=%an: %s", "--encoding=UTF-8", sha)
+    text = git(repository, "-c", "log.showSignature=false", *command).decode(errors="replace")
+    line = f"commit {sha[:9]} {one_line(text)}"
+    if git(repository, "for-each-ref", "--count=1", "refs/remotes"):
+        # A pipeline for a tag may have fetched that alone.
+        refs = ("refs/remotes", "refs/tags")
+        if not git(repository, "for-each-ref", "--count=1", f"--contains={sha}", *refs):
+            line += " (not pushed: no branch of the remote has it)"
+    return line
 
 
 def dirty(repository: Path, path: str) -> bool:

@@ -157,7 +157,8 @@ def limits(answers: dict[str, dict[str, Any]], complete: bool) -> Iterator[str]:
     if begins and not complete:
         first, last = (f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}" for at in (begins[0], begins[-1]))
         since = f"on {first}" if first == last else f"between {first} and {last}"
-        yield f"The journals of the hosts begin {since} (UTC). They have no older deploys."
+        nothing = "" if any(answer.get("older") for answer in answers.values()) else " They have no older deploys."
+        yield f"The journals of the hosts begin {since} (UTC).{nothing}"
 
 
 class HistoryAction(ScreenAction):

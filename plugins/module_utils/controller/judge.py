@@ -33,6 +33,10 @@ SUSPECT = (
     "app_settings: {} looks like a secret, and settings are shown: in the inventory, by --diff and by status. A secret"
     " belongs in secrets.env. If it is none, add its name to the setting BOOTY_NOT_SECRET."
 )
+OLDER = (
+    "{release} is older than {now}, which serves: this deploy takes back the commits between them. To refuse that: -e"
+    " app_require_ancestor=true"
+)
 NO_PROXY = (
     "app_static needs the proxy, which is there with app_domains alone: the app gets the requests for {} and has to"
     " serve these files itself."
@@ -179,6 +183,12 @@ def not_an_ancestor(host: dict[str, Any], options: dict[str, Any], release: str,
         )
 
 
+def is_older(host: dict[str, Any], options: dict[str, Any], release: str) -> bool:
+    """Return whether a release is an ancestor of the one that a host serves."""
+    now = serving(host)
+    return bool(now) and now != release and descends(options["app_repository"], release, now)
+
+
 def taken_back(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> Iterator[str]:
     """Yield a problem if a watch took the release back from this host, unless the deploy is forced."""
     if release in host["refused"] and not options["app_watch_force"]:
@@ -205,7 +215,7 @@ def no_rollback_target(host: dict[str, Any], options: dict[str, Any], release: s
 
 
 def commands_between(host: dict[str, Any], options: dict[str, Any], release: str, name: str) -> str:
-    """Return the reason why a rollback to a release is refused, if a release command ran since that served; else ""."""
+    """Return the reason to refuse to go back to a release, if a release command ran since that served; else ""."""
     entries = [entry for entry in host["commands"] if release in entry["before"]]
     if options["app_rollback_over_commands"] or not entries:
         return ""
@@ -289,6 +299,9 @@ class PreflightAction(HostProgramAction):
         if "host" not in answer:
             return {**result, **answer, "failed": False, "problems": [answer["msg"]], "rendered": rendered}
         host, name = answer["host"], (task_vars or {})["inventory_hostname"]
+        is_back, crosses = goes_back or is_older(host, options, release), ""
+        if is_back:
+            crosses = commands_between(host, options, release, name)
         if goes_back:
             problems = [*no_rollback_target(host, options, release, name)]
         else:
@@ -296,6 +309,7 @@ class PreflightAction(HostProgramAction):
                 *not_an_ancestor(host, options, release, name),
                 *taken_back(host, options, release, name),
                 *unwatchable(options),
+                *filter(None, [crosses]),
             ]
         # A rollback target has served before, so its manifest is not compared with a description and with Python.
         copy = "" if goes_back else release
@@ -309,7 +323,10 @@ class PreflightAction(HostProgramAction):
             fields = {"result": "refused", "release": release, "from": host["pointer"].get("SENTRY_RELEASE", "")}
             fields |= {"by": f"{host_program.who()} {by}", "run": host_program.RUN}
             self.call("record", {"message": " ".join(problems), "fields": fields})
-        if sentences := [*warnings(options, arguments["description"])]:
+        sentences = [*warnings(options, arguments["description"])]
+        if is_back and not goes_back and not options["app_require_ancestor"]:
+            sentences.append(OLDER.format(release=release, now=serving(host)))
+        if sentences:
             result["warnings"] = sentences
         if later := [problem for problem in of_deploy if problem not in of_check]:
             text = completed("\n".join(later), task_vars or {})
@@ -324,7 +341,7 @@ class PreflightAction(HostProgramAction):
             "environment": options["app_environment"],
             "serves": serving(host),
             "problems": [completed(problem, task_vars or {}) for problem in problems],
-            "crosses": commands_between(host, options, release, name) if goes_back else "",
+            "crosses": crosses if goes_back else "",
             "watch": watch.mode_of(options["app_watch"]),
             "due": options["app_restart"] or bool(host["unsettled"]),
             "by": by,

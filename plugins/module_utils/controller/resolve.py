@@ -9,8 +9,8 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from . import variables
-from .describe import DESCRIBED, describe
-from .git import dirty, is_top, normal, resolve
+from .describe import DESCRIBED, describe, unserved
+from .git import dirty, is_top, normal, resolve, subject
 from .process import BuildError
 
 
@@ -44,7 +44,11 @@ class ResolveAction(ActionBase):
             if arguments["describe"]:
                 result["description"] = describe(repository, sha, path, self._inventory(task_vars or {}))
                 if not arguments["quiet"]:
-                    result["msg"] = "\n".join(result["description"]["found"])
+                    lines = [subject(repository, sha), *result["description"]["found"]]
+                    result["msg"] = "\n".join(lines)
+                    domains = self._templar.template((task_vars or {}).get("app_domains", []))
+                    if sentence := unserved(repository, sha, result["description"], domains):
+                        result["warnings"] = [*result.get("warnings", []), sentence]
                     result["_ansible_verbose_always"] = True
         except BuildError as error:
             raise AnsibleActionFail(str(error)) from None

@@ -41,6 +41,8 @@ SETTINGS: dict[str, tuple[Any, str]] = {
     "ENABLE_TASK_DEBUGGER": (False, "a failed step would wait for a person instead of going back"),
     "TASK_TIMEOUT": (0, "Ansible would end a step that continues on the host"),
 }
+# The values of `-e maintenance`.
+SWITCH = {"on", "off", "true", "false", "yes", "no"}
 # Options that run only some tasks, by their names in `context.CLIARGS`: the option, the variable that sets it too, and
 # the values that skip no task of Booty, which are Ansible's default and the tags that molecule always skips.
 PARTIAL: dict[str, tuple[str, str, set[str]]] = {
@@ -152,6 +154,15 @@ def drift(variables: Context) -> Iterator[str]:
         yield "app_drift shows the changes of a deploy of one app: choose the app with -e app=NAME"
 
 
+def maintenance(variables: Context) -> Iterator[str]:
+    """Yield a problem if maintenance.yml is not told whether to close the app or to open it."""
+    if variables.get("__app_closes") and str(variables.get("maintenance")).lower() not in SWITCH:
+        word = variables.get("maintenance")
+        wrong = "There is no -e maintenance." if word is None else f"maintenance is {word}, and must be on or off."
+        command = "ansible-playbook maintenance.yml -e maintenance"
+        yield f"{wrong} To close the app: {command}=on. To open it: {command}=off"
+
+
 @pass_context
 def end_with(variables: Context, name: str) -> str:
     """End ansible-playbook with the `status` in a variable that a task registered, if a host has it.
@@ -188,7 +199,7 @@ def refuse(variables: Context, problems: list[str]) -> str:
     if any(arguments.get(name) for name in ("syntax", "listhosts", "listtasks", "listtags")):
         return NO_HOST
     of_run = [*options(arguments), *inventory(arguments, sys.argv[1:]), *settings(), *unparsed()]
-    of_run += [*packages(variables.get("__app_roles", [])), *drift(variables)]
+    of_run += [*packages(variables.get("__app_roles", [])), *drift(variables), *maintenance(variables)]
     if sentences := of_run or [*hosts(variables)] or problems:
         message = completed("\n".join([*sentences, "Nothing was changed."]), variables.get_all())
         Display().error(message, wrap_text=False)

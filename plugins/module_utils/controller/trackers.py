@@ -13,8 +13,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from email.utils import mktime_tz, parsedate_tz
 from http.client import HTTPException
@@ -30,6 +30,8 @@ TIMEOUT_SECONDS = 10
 NOT_FOUND = 404
 # The newest events of an issue that are read: enough to see other requests, other hosts and other releases.
 EVENTS = 10
+# How many older issues are read.
+OLDER = 5
 ERRORS = ("error", "fatal")
 # `POST /raise` on the internal socket raises this error, to prove that errors arrive.
 DELIBERATE = ("DeliberateError", "/raise")
@@ -73,7 +75,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Issue:
-    """An issue that was first seen in the release, with its newest events.
+    """An issue of the tracker, with its newest events.
 
     Attributes:
         title: the error and its message.
@@ -128,6 +130,13 @@ class Tracker(ABC):
 
         Raises:
             TrackerError: the tracker does not answer.
+        """
+
+    @abstractmethod
+    def older(self, release: str, environment: str, since: float) -> list[Issue]:
+        """Return the unresolved errors of older releases that events of this release are in, at most `OLDER`.
+
+        The arguments and TrackerError are those of `issues`; each issue has the events of this release alone.
         """
 
     @abstractmethod
@@ -207,6 +216,12 @@ class Sentry(Tracker):
         """Search by `firstRelease`: with an environment, Sentry compares the first release within that environment."""
         found = self._issues(f'is:unresolved firstRelease:"{release}"', environment)
         return [self._issue(entry, environment, since) for entry in found if self._is_error(entry)]
+
+    def older(self, release: str, environment: str, since: float) -> list[Issue]:
+        """Ask for the issues that have the release, and that it did not bring."""
+        query = f'is:unresolved release:"{release}" !firstRelease:"{release}"'
+        entries = [entry for entry in self._issues(query, environment) if self._is_error(entry)][:OLDER]
+        return of_release((self._issue(entry, environment, since) for entry in entries), release)
 
     def shown(self, proofs: set[str], since: float) -> set[str]:
         """Ask for each event; a 404 says that it can't be read yet."""
@@ -305,8 +320,14 @@ class Bugsink(Tracker):
 
     def issues(self, release: str, environment: str, since: float) -> list[Issue]:
         """Look through the issues that had an event after `since`."""
-        found = [self._issue(entry, release, environment, since) for entry in self._recent(since)]
+        recent = [entry for entry in self._recent(since) if self._first_event(entry).release == release]
+        found = [self._issue(entry, environment, since) for entry in recent]
         return [issue for issue in found if issue and issue.events]
+
+    def older(self, release: str, environment: str, since: float) -> list[Issue]:
+        """Look through the issues that had an event since. Bugsink makes one issue of errors of one type and value."""
+        recent = [entry for entry in self._recent(since) if self._first_event(entry).release != release][:OLDER]
+        return of_release(filter(None, (self._issue(entry, environment, since) for entry in recent)), release)
 
     def shown(self, proofs: set[str], since: float) -> set[str]:
         """Look through the events of the issue that has the proofs."""
@@ -362,10 +383,8 @@ class Bugsink(Tracker):
                 return
             page = self.get(page["next"])
 
-    def _issue(self, entry: dict[str, Any], release: str, environment: str, since: float) -> Issue | None:
-        if (entry["calculated_type"], entry["transaction"]) == DELIBERATE or self._first_event(
-            entry
-        ).release != release:
+    def _issue(self, entry: dict[str, Any], environment: str, since: float) -> Issue | None:
+        if (entry["calculated_type"], entry["transaction"]) == DELIBERATE:
             return None
         listed = self._page("events", ("issue", entry["id"]), ("order", "desc"))["results"]
         recent = [event for event in listed[:EVENTS] if moment(event["ingested_at"]) >= since + self.ahead - 1]
@@ -456,6 +475,12 @@ def why_not(environ: Mapping[str, str]) -> str:
             "SENTRY_AUTH_TOKEN is an organization token, which can't read issues. Set SENTRY_WATCH_TOKEN: docs/watch.md"
         )
     return "there is no SENTRY_WATCH_TOKEN or SENTRY_AUTH_TOKEN in the environment of ansible-playbook: docs/watch.md"
+
+
+def of_release(issues: Iterable[Issue], release: str) -> list[Issue]:
+    """Return the issues that have events of a release, with these alone."""
+    kept = [replace(each, events=tuple(event for event in each.events if event.release == release)) for each in issues]
+    return [issue for issue in kept if issue.events]
 
 
 def moment(text: str) -> float:

@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -408,6 +407,11 @@ def access(host: str, options: dict[str, Any], problems: Problems) -> None:
         problems.add("host_ssh_root", "is false: write host_deploy_keys as well, which let somebody else in.", host)
 
 
+# The variables of the command line that playbooks read by a name without a prefix.
+OPTIONS = (
+    *("app", "command", "follow", "lines", "maintenance", "process", "remove", "shell", "since", "status_file"),
+    "status_format",
+)
 ACCESS = ("host_deploy_user", "host_service_user", "host_ssh_root", "host_deploy_keys")
 
 
@@ -458,8 +462,16 @@ def unknown(variables: Iterable[str]) -> list[str]:
 
 def similar(name: str) -> str:
     """Return a sentence with the variable of Booty that a name resembles; "" if there is none."""
-    found = get_close_matches(name, [*specs("app"), *specs("host")], n=1, cutoff=0.8)
-    return f" Did you mean {found[0]}?" if found else ""
+    return apps.similar(name, [*specs("app"), *specs("host")])
+
+
+def mistyped(extra_variables: Iterable[str]) -> Iterator[str]:
+    """Yield a warning for each variable of the command line that lacks its prefix, or resembles an option."""
+    known = {*specs("app"), *specs("host")}
+    for name in (name for name in extra_variables if name not in OPTIONS):
+        prefixed = next((each for each in (f"app_{name}", f"host_{name}") if each in known), "")
+        if hint := f" Did you mean {prefixed}?" if prefixed else apps.similar(name, OPTIONS):
+            yield f"-e {name}: Booty has no variable {name}.{hint}"
 
 
 def hosts_of(context: Context) -> list[str]:
@@ -503,13 +515,16 @@ def all_problems(context: Context, roles: list[str], complete: bool) -> list[str
         if complete and values[host].get("app_notify_command") and NOTIFIER not in C.CALLBACKS_ENABLED:
             rest = f"needs a line in your ansible.cfg, under [defaults]: callbacks_enabled = {NOTIFIER}"
             problems.add("app_notify_command", rest, host)
+        if context.get("__app_closes") and not values[host].get("app_domains"):
+            problems.add("app_domains", "is empty, so there is no proxy that could close the app.", host)
         for name, rest in domains.flaws(values[host]):
             problems.add(name, rest, host)
         for name in (name for name in REPLACED if name in variables):
             problems.add(name, REPLACED[name], host)
         for name in unknown(variables):
             strays.add(name, f"is no variable of Booty, so it has no effect.{similar(name)}", host)
-    for sentence in strays:
+    extra = context["hostvars"]._variable_manager.extra_vars if hosts else {}
+    for sentence in (*strays, *mistyped(extra)):
         Display().warning(sentence)
     ports = {options.get("app_port", spec_of("app_port")["default"]) for options in values.values()}
     clashes = apps.clashing(context, ports) if complete else ()

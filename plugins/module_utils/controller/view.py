@@ -265,8 +265,9 @@ def watch_cell(watch: dict[str, Any] | None) -> tuple[str, bool]:
 
 
 def went_well(last: dict[str, Any]) -> bool:
-    """Return whether the last deploy or rollback succeeded, or is under way and has no result yet."""
-    return bool(last.get("result", "switched") == "switched")
+    """Return whether the last deploy or rollback succeeded, or is under way; a refused rollback leaves all in order."""
+    refused = last.get("result") == "refused" and " goes back to " in last.get("by", "")
+    return refused or last.get("result", "switched") == "switched"
 
 
 HEADINGS = (

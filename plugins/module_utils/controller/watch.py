@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ ENOUGH = 2
 # An error that comes from outside also occurs on hosts of the old release. The release is bad at once only if the
 # probability that all events of such an error came from hosts of the new release is smaller than this.
 CHANCE = 0.01
-# With fewer requests, one request in ten could fail without being seen (95 % sure): 1 - 0.05 ** (1 / 29) is just below.
+# With fewer requests, one in ten could meet a new error that is not seen (95 % sure): 1 - 0.05 ** (1 / 29) is just
+# below.
 FEW = 29
 DOUBT = 0.05
 # Code of these transactions runs once at each start.
@@ -51,6 +53,7 @@ class Found:
     Attributes:
         new: the issues that the release brought.
         reported: other issues that are new in the tracker, each with the reason why it does not make the release bad.
+        older: issues of older releases that events of this release are in, with these events.
         state: `bad`, `suspect` after one event, or `none`.
         blind: why the tracker can't be asked, or "".
         unseen: the proofs of the release that the tracker does not show, by host.
@@ -60,6 +63,7 @@ class Found:
 
     new: list[Issue] = field(default_factory=list)
     reported: list[tuple[Issue, str]] = field(default_factory=list)
+    older: list[Issue] = field(default_factory=list)
     state: str = "none"
     blind: str = ""
     unseen: dict[str, str] = field(default_factory=dict)
@@ -68,9 +72,9 @@ class Found:
 
 
 def upper_bound(requests: int, failures: int = 0) -> float:
-    """Return the share of requests of which, 95 % sure, fewer fail, after so many failures in so many requests.
+    """Return the share of requests of which, 95 % sure, fewer meet a new error, after so many that did.
 
-    Without a failure it is 1 - 0.05 ** (1 / requests).
+    Without one it is 1 - 0.05 ** (1 / requests).
     """
     if failures >= requests:
         return 1.0
@@ -186,6 +190,11 @@ def watch(
         over = final or found.seconds >= length or (at_once and not found.unseen and not found.blind)
         found.state = decide(found.new, release, share, over)
         if over or found.state == "bad":
+            if not found.blind and found.state != "bad":
+                # Without this answer, the result speaks of new errors alone.
+                with suppress(TrackerError, *trackers.ODD):
+                    found.older = [issue for name in environments for issue in tracker.older(release, name, since)]
+                found.asked = tracker.asked
             return found
         sleep(min(every, length - found.seconds))
 
@@ -261,13 +270,23 @@ def verdict(found: Found, release: str, count: int | None, blind: list[str]) -> 
         more = f" (and {len(blind) - 3} more)" if len(blind) > 3 else ""
         return "blind", f"errors of {release} may not be seen: {'; '.join(blind[:3])}{more}"
     seen = "one new error, not repeated," if met else "no new errors"
+    if found.older:
+        seen = f"{seen.rstrip(',')}, but {in_older(found.older)}"
     plural = "" if count == 1 else "s"
     if count is None or upper_bound(count, len(met)) > upper_bound(FEW):
         return "quiet", f"{seen} in {count or 0} request{plural}, which is too little traffic to say more"
-    return (
-        "clean",
-        f"{seen} in {count} request{plural}: fewer than {share_text(upper_bound(count, len(met)))} fail, 95 % sure",
-    )
+    if found.older:
+        return "clean", f"{seen} in {count} request{plural}"
+    share = share_text(upper_bound(count, len(met)))
+    return "clean", f"{seen} in {count} request{plural}: fewer than {share} meet a new error, 95 % sure"
+
+
+def in_older(issues: list[Issue]) -> str:
+    """Return how many events of a release are in older issues, in words."""
+    count = sum(len(issue.events) for issue in issues)
+    least = "at least " if any(each.count > len(each.events) for each in issues) else ""
+    where = "an older issue" if len(issues) == 1 else f"{len(issues)} older issues"
+    return f"{least}{count} event{'s' * (count > 1)} in {where}"
 
 
 def suspects(repository: str, before: Iterable[str], release: str, frames: list[Frame]) -> list[str]:
@@ -429,6 +448,8 @@ class WatchAction(ActionBase):
         lines += [line for issue in issues for line in lines_of(issue)]
         for issue in looked["reported"]:
             lines += ["  Not held against it:", *lines_of(issue), f"    {issue['reason']}"]
+        for older in found.older[:ISSUES]:
+            lines += ["  In an older issue:", f"  {one_line(older.title)}", f"    {one_line(older.url)}"]
         if result == "bad" and len(blind) > 0:
             lines.append(f"  And other errors may not be seen: {blind[0]}")
         message = "\n".join([*lines, *([consequence] if consequence else [])])
@@ -471,8 +492,9 @@ def found_of(fields: dict[str, Any]) -> Found:
     def issue(of: dict[str, Any]) -> Issue:
         return Issue(**{**of, "events": tuple(trackers.Event(**event) for event in of["events"])})
 
-    new = [issue(of) for of in fields["new"]]
-    return Found(**{**fields, "new": new, "reported": [(issue(of), reason) for of, reason in fields["reported"]]})
+    new, older = ([issue(of) for of in fields[name]] for name in ("new", "older"))
+    reported = [(issue(of), reason) for of, reason in fields["reported"]]
+    return Found(**{**fields, "new": new, "older": older, "reported": reported})
 
 
 def release_of(answers: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from booty_host import HostError, config, journal, lease, secrets
+from booty_host import HostError, config, failures, journal, lease, secrets
 from booty_host.app import App
 from booty_host.files import read, write_atomically
 from booty_host.processes import alive
@@ -118,6 +118,7 @@ class Output:
         self.file = (app.commands / self.name).open("a+")
         self.read_at = time.monotonic()
         self.size = 0
+        self.tail = ""
         self.hidden = secrets.hidden(app)
 
     def write(self, **fields: Any) -> None:
@@ -128,6 +129,7 @@ class Output:
     def text(self, stream: str, text: str) -> str:
         """Append text of `out` or `err`, without secrets, and return it; past the limit, only return it."""
         text = secrets.filtered(text, self.hidden)
+        self.tail = (self.tail + text)[-LINE:]
         before, self.size = self.size, self.size + len(text)
         if self.size <= LIMIT:
             self.write(**{stream: text})
@@ -389,6 +391,8 @@ def carry_out(
         if status:
             late = time.monotonic() >= deadline
             reason = f"it took longer than {seconds} s: {command}" if late else f"exit status {status}: {command}"
+            if step := failures.next_step(failures.excerpt(output.tail)):
+                reason += f"\n{step.replace('NAME', app.name)}"
             break
     # Another process may have changed the file meanwhile: a deploy of another version of Booty knows other locks.
     state = State.load(app)

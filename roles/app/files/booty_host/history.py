@@ -19,14 +19,14 @@ def history(app: App, lines: int, since: str, every: bool, check: bool) -> dict[
 
     Args:
         app: the app.
-        lines: the number of runs.
+        lines: the number of runs that history.yml shows as rows.
         since: as for the verb logs.
         every: whether the records of all apps of the host are returned.
         check: makes no difference, since the call changes nothing.
 
     Returns:
         `records`: the FIELDS that a record has, and its time as `at`, in seconds since 1970; `begins`, the time of the
-        oldest record in the journal, None for an empty one.
+        oldest record in the journal, None for an empty one; `older`, whether the journal may have records before these.
 
     Raises:
         HostError: the time is unknown.
@@ -35,6 +35,7 @@ def history(app: App, lines: int, since: str, every: bool, check: bool) -> dict[
     matches = [*journal.OURS, *([] if every else [f"BOOTY_APP={app.name}"])]
     records: list[dict[str, Any]] = []
     runs: set[str] = set()
+    older = bool(since)
     with subprocess.Popen(
         [*JOURNAL, "--reverse", fields, *newer_than(since), *matches],
         stdout=subprocess.PIPE,
@@ -48,9 +49,11 @@ def history(app: App, lines: int, since: str, every: bool, check: bool) -> dict[
             named = journal.texts(record, FIELDS)
             if not {"run", "result"} & {*named}:
                 continue
-            # A record of an older version counts as a run of its own.
-            runs.add(named.get("run", record["__CURSOR"]))
+            # watch.yml alone is no row. Records that name no run are put together by history.yml, so they don't count.
+            if "run" in named and "watch" not in named:
+                runs.add(named["run"])
             if len(runs) > lines:
+                older = True
                 reader.kill()
                 break
             records.append({**named, "at": journal.seconds_of(record)})
@@ -62,4 +65,5 @@ def history(app: App, lines: int, since: str, every: bool, check: bool) -> dict[
         assert reader.stdout
         first = reader.stdout.readline()
         reader.kill()
-    return {"changed": False, "records": records, "begins": journal.seconds_of(json.loads(first)) if first else None}
+    begins = journal.seconds_of(json.loads(first)) if first else None
+    return {"changed": False, "records": records, "begins": begins, "older": older}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.booty.deploy.plugins.module_utils.controller import fleet, rollback
+from ansible_collections.booty.deploy.plugins.module_utils.controller import fleet, judge, rollback
 from booty_host.app import App
 from booty_host.state import State
 
@@ -78,6 +78,18 @@ def test_one_host_that_would_go_over_a_command_stops_the_rollback() -> None:
     assert rollback.plan({"web2": {**answer, "crosses": ""}})[1] == ""
 
 
+def test_a_refusal_names_each_command_on_a_line_of_its_own() -> None:
+    old, new = "a1" * 20, "b2" * 20
+    ran = {"before": [old], "command": ["pg_dump", "migrate"], "release": new}
+    host = {"running": {"SENTRY_RELEASE": new}, "pointer": {}, "commands": [ran]}
+    assert judge.commands_between(host, {"app_rollback_over_commands": False}, old, "web1").splitlines() == [
+        "web1 would go from b2b2b2b2b back to a1a1a1a1a. Since a1a1a1a1a served, release commands ran:",
+        "  pg_dump (of b2b2b2b2b)",
+        "  migrate (of b2b2b2b2b)",
+        "Their changes would stay, and a1a1a1a1a may not fit them. If it does: -e app_rollback_over_commands=true",
+    ]
+
+
 @pytest.fixture(scope="module")
 def served(site: Site) -> Site:
     site.release()
@@ -114,13 +126,13 @@ def test_it_runs_once_from_the_new_release_before_the_switch(served: Site) -> No
 
 
 def test_a_rollback_over_it_is_refused_unless_it_is_asked_for(served: Site) -> None:
-    before = served.health()["release"]
+    before = str(served.health()["release"])
     sha = served.release()
     assert deploy(served).status == 0
     refused = served.play("rollback.yml")
     assert refused.status == 2
-    assert f"would go from {sha} back to {before}, and since {before} served, a release command ran:" in words(refused)
-    assert f"sleep 0.5; echo $SENTRY_RELEASE >> {LOG} (of {sha})" in words(refused)
+    assert f"would go from {sha[:9]} back to {before[:9]}. Since {before[:9]} served, release" in words(refused)
+    assert f"sleep 0.5; echo $SENTRY_RELEASE >> {LOG} (of {sha[:9]})" in words(refused)
     assert served.health()["release"] == sha
     back = served.play("rollback.yml", app_rollback_over_commands="true")
     assert (back.status, served.health()["release"]) == (0, before), back.output

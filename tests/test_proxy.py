@@ -149,7 +149,7 @@ def test_without_a_certificate_port_80_redirects_nobody() -> None:
 def test_an_app_without_a_release_is_said_in_one_sentence() -> None:
     secure = server(config.app(SHOP, BOOKWORM), "shop.example.com", 443)
     assert "if (!-f /etc/systemd/system/my-shop-http.socket) { return 424; }" in secure
-    assert "return 503 'my-shop has no release on this host.\\n';" in secure
+    assert "return 503 'my-shop is not deployed behind this proxy.\\n';" in secure
 
 
 def test_the_run_names_the_domains_after_a_change() -> None:

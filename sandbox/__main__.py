@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from sandbox import base, hosts, tracker
+from sandbox import acme, base, hosts, tracker
 from sandbox.machine import SandboxError
 
 
@@ -35,6 +35,10 @@ def main() -> int:
     ):
         commands.add_parser(name, help=text).add_argument("host", metavar="INSTANCE/HOST")
 
+    point = commands.add_parser("point", help="give a name to hosts, in an instance with --acme")
+    point.add_argument("domain", help=f"such as shop.{acme.DOMAIN}")
+    point.add_argument("host", metavar="INSTANCE/HOST", nargs="+")
+
     args = parser.parse_args()
     try:
         if args.command == "up":
@@ -48,6 +52,8 @@ def main() -> int:
                     hosts.down(name)
         elif args.command == "status":
             _status(hosts.instances())
+        elif args.command == "point":
+            hosts.point(args.domain, [host.rpartition("/")[::2] for host in args.host])
         else:
             command: Callable[[str, str], None] = getattr(hosts, args.command)
             instance, _, host = args.host.rpartition("/")
@@ -69,6 +75,9 @@ def _status(names: list[str]) -> None:
             print(row(f"{name}/{host.name}", host.address, hosts.suite(name), state))
         if running := tracker.find(hosts.INSTANCES / name / "tracker"):
             print(f"tracker: {running.url} (user {running.user}, password {running.password})")
+            print(f"  SENTRY_DSN={running.dsn}")
+        if ca := acme.find(hosts.INSTANCES / name / "acme"):
+            print(f"ca: {ca.url}; its root for curl: --cacert {ca.root}")
 
 
 if __name__ == "__main__":

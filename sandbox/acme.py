@@ -1,6 +1,6 @@
 """The local CA: Debian's pebble, which speaks ACME as Let's Encrypt does, and a name server for the hosts and for it.
 
-pebble refuses one nonce in twenty, as a CA may, and its root is new at each start.
+pebble refuses one nonce in twenty, as a CA may, and its root is new at each start: `root.pem` keeps the earlier ones.
 """
 
 import json
@@ -34,7 +34,7 @@ class Acme:
 
     @property
     def root(self) -> Path:
-        """The file with the root of the certificates that the CA issues."""
+        """The file with the roots of the certificates that the CA issues, and issued before it was started again."""
         return self.directory / "root.pem"
 
     @property
@@ -150,7 +150,8 @@ def _wait(acme: Acme) -> None:
         try:
             acme.point(f"probe.{DOMAIN}", [])
             with opener.open(f"https://{acme.address}:{_MANAGEMENT}/roots/0", timeout=5) as answer:
-                acme.root.write_bytes(answer.read())
+                earlier = acme.root.read_bytes() if acme.root.exists() else b""
+                acme.root.write_bytes(earlier + answer.read())
             return
         except OSError as error:
             if time.monotonic() > deadline:

@@ -171,6 +171,19 @@ def reboot(name: str, host: str) -> None:
         _wait_ready(running)
 
 
+def point(domain: str, members: list[tuple[str, str]]) -> None:
+    """Give a name the addresses of hosts, each an instance and a host, in place of those that it has.
+
+    Raises:
+        SandboxError: there is no such host, or its instance has no CA.
+    """
+    found = [_find(instance or "default", host) for instance, host in members]
+    ca = acme.find(INSTANCES / found[0].instance / "acme")
+    if not ca:
+        raise SandboxError(f"the instance {found[0].instance} has no name server: python -m sandbox up --acme")
+    ca.point(domain, [host.address for host in found])
+
+
 def hosts(name: str = "default") -> list[Host]:
     """Return an instance's hosts, running or stopped; an empty list without such an instance."""
     names = [path.name for path in (INSTANCES / name / "hosts").glob("*booty[1-9]*")]

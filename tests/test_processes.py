@@ -109,6 +109,9 @@ def test_the_commit_says_what_runs_and_a_procfile_starts_nothing(repository: Rep
         "timer nightly: python manage.py clearsessions ([tool.booty] in pyproject.toml)",
         "does not start clock (Procfile)",
     ]
+    # What the inventory starts is no line that nothing starts.
+    described = describe.describe(repository.path, "HEAD", "app", {"starts": ["clock"]})
+    assert not any("does not start" in line for line in described["found"])
     # The inventory comes before the commit, when it runs.
     options = {"app_processes": programs.processes({"other": "x"}), "app_timers": {}}
     chosen = programs.chosen(options, described)
@@ -265,3 +268,14 @@ def test_the_status_finds_a_timer_on_two_hosts_or_on_one_that_is_away() -> None:
 
     answers = {"web1": {"unreachable": True, "msg": "no route"}, "web2": answer(programs=[{**NIGHTLY, "here": False}])}
     assert view.rows_of(answers)[1]["notes"] == ["nightly is on web1 alone, which gives no answer"]
+
+
+def test_a_release_command_beside_the_state_of_several_hosts_is_a_warning() -> None:
+    (warning,) = places.one_sided(["db.sqlite3"], ["migrate"], ["web1", "web2"], "web1")
+    assert warning == (
+        "The release command runs on web1 alone. What it writes to db.sqlite3 (app_state_paths) stays there, since each"
+        " host has its own. With several hosts, use a database server."
+    )
+    assert places.one_sided(["db.sqlite3"], ["migrate"], ["web1"], "web1") == []
+    assert places.one_sided([], ["migrate"], ["web1", "web2"], "web1") == []
+    assert places.one_sided(["db.sqlite3"], [], ["web1", "web2"], "web1") == []

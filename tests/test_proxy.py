@@ -146,6 +146,23 @@ def test_without_a_certificate_port_80_redirects_nobody() -> None:
     assert 'return 503 "b.example.com has no certificate yet' in plain
 
 
+def test_an_app_without_a_release_is_said_in_one_sentence() -> None:
+    secure = server(config.app(SHOP, BOOKWORM), "shop.example.com", 443)
+    assert "if (!-f /etc/systemd/system/my-shop-http.socket) { return 424; }" in secure
+    assert "return 503 'my-shop is not deployed behind this proxy.\\n';" in secure
+
+
+def test_the_run_names_the_domains_after_a_change() -> None:
+    ends = {"shop.example.com": "2027-02-26", "b.example.com": "2027-02-27"}
+    answer: dict[str, Any] = {"changed": True, "notices": ["c.example.com has no address."], "until": ends}
+    assert proxy.sentences(answer) == [
+        "HTTPS for shop.example.com (certificate until 2027-02-26), b.example.com (certificate until 2027-02-27)",
+        "c.example.com has no address.",
+    ]
+    assert proxy.sentences({**answer, "changed": False}) == ["c.example.com has no address."]
+    assert proxy.sentences({"changed": True, "until": {}}) == []
+
+
 def test_http2_is_written_as_each_nginx_wants_it() -> None:
     assert "listen 443 ssl http2 default_server;" in config.main(BOOKWORM)
     assert "http2 on;" not in config.main(BOOKWORM)

@@ -183,6 +183,8 @@ def test_a_new_host_has_a_certificate_and_takes_no_strange_name(bare: Front) -> 
     status, head, _ = bare.plain("GET /a/b?c=d")
     assert status == 308
     assert f"Location: https://{NAME}/a/b?c=d" in head
+    status, _, body = bare.ask("GET /")
+    assert (status, body) == (503, b"booty is not deployed behind this proxy.\n")
     with pytest.raises(ssl.SSLError, match=r"(?i)unrecognized.name"):
         bare.connect(OTHER)
     with socket.create_connection((bare.host.address, 80), timeout=10) as connection:

@@ -95,6 +95,18 @@ def test_an_ancestor_of_what_serves_is_older(repository: Repository) -> None:
     assert not judge.is_older(host("0" * 40), options, newer)
 
 
+def test_a_refusal_names_each_command_on_a_line_of_its_own() -> None:
+    old, new = "a1" * 20, "b2" * 20
+    ran = {"before": [old], "command": ["pg_dump", "migrate"], "release": new}
+    host = {"running": {"SENTRY_RELEASE": new}, "pointer": {}, "commands": [ran]}
+    assert judge.commands_between(host, {"app_rollback_over_commands": False}, old, "web1").splitlines() == [
+        "web1 would go from b2b2b2b2b back to a1a1a1a1a. Since a1a1a1a1a served, release commands ran:",
+        "  pg_dump (of b2b2b2b2b)",
+        "  migrate (of b2b2b2b2b)",
+        "Their changes would stay, and a1a1a1a1a may not fit them. If it does: -e app_rollback_over_commands=true",
+    ]
+
+
 @pytest.fixture(scope="module")
 def served(site: Site) -> Site:
     site.release()
@@ -131,13 +143,13 @@ def test_it_runs_once_from_the_new_release_before_the_switch(served: Site) -> No
 
 
 def test_a_rollback_over_it_is_refused_unless_it_is_asked_for(served: Site) -> None:
-    before = served.health()["release"]
+    before = str(served.health()["release"])
     sha = served.release()
     assert deploy(served).status == 0
     refused = served.play("rollback.yml")
     assert refused.status == 2
-    assert f"would go from {sha} back to {before}, and since {before} served, a release command ran:" in words(refused)
-    assert f"sleep 0.5; echo $SENTRY_RELEASE >> {LOG} (of {sha})" in words(refused)
+    assert f"would go from {sha[:9]} back to {before[:9]}. Since {before[:9]} served, release" in words(refused)
+    assert f"sleep 0.5; echo $SENTRY_RELEASE >> {LOG} (of {sha[:9]})" in words(refused)
     assert served.health()["release"] == sha
     back = served.play("rollback.yml", app_rollback_over_commands="true")
     assert (back.status, served.health()["release"]) == (0, before), back.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sandbox import hosts, machine, network, tracker
+from sandbox import acme, hosts, machine, network, tracker
 from sandbox.machine import SandboxError
 from tests.conftest import INSTANCE
 
@@ -73,6 +74,21 @@ def test_the_inventory_checks_host_keys() -> None:
     }
     assert group["vars"]["ansible_ssh_private_key_file"].endswith("/x/id_ed25519")
     assert "StrictHostKeyChecking=yes" in group["vars"]["ansible_ssh_common_args"]
+
+
+def test_the_roots_of_an_earlier_start_of_the_ca_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acme.Acme, "point", lambda *arguments: None)
+    for root in (b"one\n", b"two\n"):
+        opener = urllib.request.OpenerDirector()
+        monkeypatch.setattr(opener, "open", lambda *_, root=root, **__: io.BytesIO(root))
+        monkeypatch.setattr(urllib.request, "build_opener", lambda *_, opener=opener: opener)
+        acme._wait(acme.Acme(tmp_path, "127.0.0.1"))
+    assert (tmp_path / "root.pem").read_bytes() == b"one\ntwo\n"
+
+
+def test_a_name_needs_an_instance_with_a_name_server() -> None:
+    with pytest.raises(SandboxError, match="there is no"):
+        hosts.point("shop.booty.test", [("no-such-instance", "booty1")])
 
 
 def test_another_checkouts_instance_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.booty.deploy.plugins.module_utils.controller import judge as judging
 from ansible_collections.booty.deploy.plugins.module_utils.controller import view as fleet
 from booty_host import lease, status
 from booty_host.app import App
@@ -49,6 +50,12 @@ GOOD: dict[str, Any] = {
     "damaged": [],
     "last": {"result": "switched", "message": "serving", "at": "2026-11-23T12:00:00+00:00"},
     "drift": None,
+}
+PROXY: dict[str, Any] = {
+    "running": True,
+    "maintenance": False,
+    "draining": [],
+    "names": {"shop.example.com": {"until": 1_803_600_000.0, "short": False, "problem": ""}},
 }
 WENT_BACK = {"result": "went back", "message": f"{B} does not serve.\nmore", "at": "2026-11-25T11:40:00+00:00"}
 NOTHING = {"memory": None, "health": None, "tracker": None, "since": None}
@@ -128,6 +135,13 @@ def judged(**changes: Any) -> dict[str, Any]:
         (answer(damaged=["state.json is damaged"]), "look", ["is not as it should be: state.json is damaged"]),
         (answer(drift=["booty.service differs"]), "look", ["drift: booty.service differs"]),
         (
+            answer(new_secrets=True),
+            "look",
+            ["secrets.env is newer than the running process: deploy.yml -e app_restart"],
+        ),
+        (answer(proxy={**PROXY, "draining": True}), "look", ["is under way, as is normal: it takes 80 s"]),
+        (answer(proxy=PROXY), "ok", []),
+        (
             {"unreachable": True, "msg": "Task failed: x\nMake sure this host can be reached over ssh: ssh: no route"},
             "broken",
             ["can't be reached: ssh: no route"],
@@ -160,6 +174,31 @@ def test_rows_of_several_apps_have_both_names() -> None:
     assert fleet.table(rows, NOW, 150, colored=False).startswith(
         "3 services on 2 hosts: 1 in order, 1 to look at, 1 broken\n"
     )
+
+
+def test_the_domains_are_shown_with_the_end_of_their_certificates() -> None:
+    lacking = {**PROXY, "names": {"b.example.com": {"until": None, "short": False, "problem": "no address"}}}
+    rows = [judged(proxy=PROXY), judge("web2", answer(proxy=lacking))]
+    text = fleet.table(rows, NOW, 150, colored=False)
+    assert re.search(r"host +domain +certificate until *\n", text)
+    assert re.search(r"web1 +shop\.example\.com +2027-02-26 *\n", text)
+    assert re.search(r"web2 +b\.example\.com +none *\n", text)
+    page = fleet.page(TEMPLATE, rows, NOW)
+    assert "<h2>Domains</h2>" in page
+    assert "2027-02-26" in page
+    assert "domain" not in fleet.table([judged()], NOW, 150, colored=False)
+    assert "<h2>" not in fleet.page(TEMPLATE, [judged()], NOW)
+
+
+def test_a_run_that_starts_no_process_says_that_secrets_are_new() -> None:
+    host, options = {"new_secrets": True, "unsettled": ""}, {"app_name": "shop", "app_settings": {}}
+    (warning,) = judging.warnings(host, {**options, "app_restart": False}, {}, "web1")
+    assert warning == (
+        "/etc/shop/secrets.env of web1 is newer than the running process, and this run starts no other one. To use the"
+        " new values: ansible-playbook deploy.yml -e app_restart=true"
+    )
+    assert [*judging.warnings(host, {**options, "app_restart": True}, {}, "web1")] == []
+    assert [*judging.warnings({**host, "unsettled": "x"}, {**options, "app_restart": False}, {}, "web1")] == []
 
 
 def test_a_broken_or_drifting_host_fails_the_run() -> None:

@@ -452,3 +452,15 @@ def test_a_watch_that_should_act_needs_a_token(monkeypatch: pytest.MonkeyPatch) 
 def test_the_token(environ: dict[str, str], token: str, reason: str) -> None:
     assert trackers.token(environ) == token
     assert reason in trackers.why_not(environ)
+
+
+def test_a_watch_without_a_token_leaves_no_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"found": asdict(Found(blind="there is no token")), "issues": [], "reported": []}
+    arguments: dict[str, Any] = {"mode": "now", "release": NEW, "hosts": {}, "counted": {}, "found": found}
+    arguments |= {"commands": [], "forced": False, "before": []}
+    for name in trackers.TOKENS:
+        monkeypatch.delenv(name, raising=False)
+    judged = watching.WatchAction.judge(object.__new__(watching.WatchAction), arguments)
+    assert (judged["result"], judged["status"], judged["record"]) == ("blind", 12, "off")
+    monkeypatch.setenv("SENTRY_WATCH_TOKEN", "x")
+    assert watching.WatchAction.judge(object.__new__(watching.WatchAction), arguments)["record"] == "blind"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 from booty_host import processes
@@ -30,3 +32,20 @@ def test_directories_in_use(tmp_path: Path) -> None:
     (tmp_path / "proc/99").mkdir()
     assert processes.in_use(app, "BOOTY_RELEASE_DIR") == {*directories}
     assert processes.in_use(app, "BOOTY_CONFIG_DIR") == set()
+
+
+def test_a_file_that_came_after_the_start_of_a_process(tmp_path: Path) -> None:
+    app, pid, file = App("shop"), os.getpid(), tmp_path / "secrets.env"
+    assert not processes.older_than(app, pid, file)
+    file.write_text("A=1\n")
+    # What is moved there keeps the time of its content.
+    os.utime(file, (1, 1))
+    assert processes.older_than(app, pid, file)
+    assert not processes.older_than(app, 2**22 + 1, file)
+    time.sleep(0.1)
+    later = os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "9")
+    try:
+        assert not processes.older_than(app, later, file)
+    finally:
+        os.kill(later, 9)
+        os.waitpid(later, 0)

@@ -31,7 +31,7 @@ from .locks import PLATFORM, Lock, Work
 from .process import BuildError
 from .scripts import Programs, programs
 from .static import demand_there
-from .steps import Steps, failed_before, note_failure, products, python_for, run_commands, walk
+from .steps import Steps, failed_before, note_failure, note_misfit, products, python_for, run_commands, walk
 from .uv import build_environment, uv, workplace
 from .vendor import vendor
 
@@ -229,7 +229,9 @@ def run_build(
     )
     settings = describe.build_settings({"build_settings": steps.build_settings}, own)
     run_commands(work, manifest["build"], release, manifest["state_paths"], settings, steps)
-    return products(work, release / "tree")
+    files = products(work, release / "tree")
+    note_misfit(work, files, builder, host)
+    return files
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -61,7 +61,8 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         repository: the git repository.
         sha: the commit, 40 characters.
         path: app_path.
-        inventory: the values of the variables in DESCRIBED, without the prefix; an empty value is not set.
+        inventory: the values of the variables in DESCRIBED, without the prefix; an empty value is not set. And
+            `starts`, the names in app_processes and app_timers.
 
     Returns:
         `path`, `serve`, `import_paths`, `health` (`path` and `host`), `state_paths`, `static`, `lock` (relative to the
@@ -118,7 +119,8 @@ def describe(repository: Path, sha: str, path: str, inventory: Mapping[str, Any]
         found.append(f"needs {', '.join(values['packages'])} of Debian ({source})")
     for kind, noun in zip(PROGRAMS, ("process", "timer"), strict=True):
         found += [f"{noun} {name}: {each['command']} ({source})" for name, each in values[kind].items()]
-    if others := [name for name in detect.other_lines(folder) if name not in values["processes"]]:
+    started = {*values["processes"], *values["timers"], *inventory.get("starts", ())}
+    if others := [name for name in detect.other_lines(folder) if name not in started]:
         found.append(f"does not start {', '.join(others)} (Procfile)")
     return {
         "path": path,

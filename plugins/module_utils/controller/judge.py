@@ -219,11 +219,14 @@ def commands_between(host: dict[str, Any], options: dict[str, Any], release: str
     entries = [entry for entry in host["commands"] if release in entry["before"]]
     if options["app_rollback_over_commands"] or not entries:
         return ""
-    ran = ", then ".join(f"{'; '.join(entry['command'])} (of {entry['release']})" for entry in entries)
-    return (
-        f"{name} would go from {serving(host)} back to {release}, and since {release} served, a release command ran:"
-        f" {ran}. Its changes would stay, and {release} may not fit them. If it does:"
-        " -e app_rollback_over_commands=true"
+    target = release[:9]
+    ran = [f"  {command} (of {entry['release'][:9]})" for entry in entries for command in entry["command"]]
+    return "\n".join(
+        [
+            f"{name} would go from {serving(host)[:9]} back to {target}. Since {target} served, release commands ran:",
+            *ran,
+            f"Their changes would stay, and {target} may not fit them. If it does: -e app_rollback_over_commands=true",
+        ]
     )
 
 
@@ -249,8 +252,13 @@ def notices(host: dict[str, Any], options: dict[str, Any], named: list[int], nam
         )
 
 
-def warnings(options: dict[str, Any], description: dict[str, Any]) -> Iterator[str]:
-    """Yield the warnings about a host's options and what a commit wants; a rollback has no description."""
+def warnings(host: dict[str, Any], options: dict[str, Any], description: dict[str, Any], name: str) -> Iterator[str]:
+    """Yield the warnings about a host, its options and what a commit wants; a rollback has no description."""
+    if host["new_secrets"] and not host["unsettled"] and not options["app_restart"]:
+        yield (
+            f"/etc/{options['app_name']}/secrets.env of {name} is newer than the running process, and this run starts"
+            " no other one. To use the new values: ansible-playbook deploy.yml -e app_restart=true"
+        )
     if suspicious := [*suspects(options["app_settings"])]:
         yield SUSPECT.format(", ".join(suspicious))
     if (static := description.get("static")) and not options["app_domains"]:
@@ -323,7 +331,7 @@ class PreflightAction(HostProgramAction):
             fields = {"result": "refused", "release": release, "from": host["pointer"].get("SENTRY_RELEASE", "")}
             fields |= {"by": f"{host_program.who()} {by}", "run": host_program.RUN}
             self.call("record", {"message": " ".join(problems), "fields": fields})
-        sentences = [*warnings(options, arguments["description"])]
+        sentences = [*warnings(host, options, arguments["description"], name)]
         if is_back and not goes_back and not options["app_require_ancestor"]:
             sentences.append(OLDER.format(release=release, now=serving(host)))
         if sentences:

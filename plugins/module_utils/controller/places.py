@@ -53,8 +53,28 @@ def sentences(places: Mapping[str, str], absent: set[str]) -> list[str]:
     return lines
 
 
+def one_sided(state_paths: list[str], commands: list[str], hosts: list[str], first: str) -> list[str]:
+    """Return a warning if several hosts have state paths of their own, and the release command reaches those of one.
+
+    Args:
+        state_paths: the state paths of the app.
+        commands: its release commands.
+        hosts: the hosts of the group.
+        first: the host that runs the commands.
+    """
+    if not state_paths or not commands or len(hosts) < 2:
+        return []
+    return [
+        f"The release command runs on {first} alone. What it writes to {', '.join(state_paths)} (app_state_paths) stays"
+        " there, since each host has its own. With several hosts, use a database server."
+    ]
+
+
 class PlaceAction(HostProgramAction):
-    """Choose the host of each process and timer with one_host, from the `answers` of booty.deploy.preflight."""
+    """Choose the host of each process and timer with one_host, from the `answers` of booty.deploy.preflight.
+
+    The result has a warning if the release command, which one host runs, writes where each host has files of its own.
+    """
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the `places`, by name; the `due` hosts, whose place changes; and for each host what it `gives_up`."""
@@ -84,6 +104,10 @@ class PlaceAction(HostProgramAction):
         claims = {host: state["places"] for host, state in hosts.items()}
         places = choose(names, group, claims, options["app_one_host"])
         lines = sentences(places, {*group} - {*hosts})
+        described = arguments["description"] or {}
+        if any(answer.get("due") for answer in arguments["answers"].values()) and described:
+            commands = options["app_release_command"] or described["release_command"]
+            result["warnings"] = one_sided(described["state_paths"], commands, group, next(iter(hosts)))
         return {
             **result,
             "places": places,

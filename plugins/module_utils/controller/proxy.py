@@ -55,6 +55,13 @@ def site(options: dict[str, Any], peers: list[str]) -> dict[str, Any]:
     return {**fields, "name": options["app_name"], "maintenance_page": text, "peers": peers}
 
 
+def sentences(answer: dict[str, Any]) -> list[str]:
+    """Return what a person should know of an answer: after a change the names and their certificates; the notices."""
+    ends = answer.get("until", {}) if answer.get("changed") else {}
+    names = ", ".join(f"{name} (certificate until {end})" for name, end in ends.items())
+    return [*([f"HTTPS for {names}"] if names else []), *answer.get("notices", [])]
+
+
 class ProxyAction(HostProgramAction):
     """Bring the proxy of a host to what its apps ask for, or close an app for maintenance."""
 
@@ -62,7 +69,7 @@ class ProxyAction(HostProgramAction):
     code = program()
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the host's answer; `msg` has what a person has to do for a certificate."""
+        """Return the host's answer; `msg` has its sentences."""
         result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
         _, arguments = self.validate_argument_spec(
             {
@@ -76,9 +83,9 @@ class ProxyAction(HostProgramAction):
         wanted = site(options, self.peers(task_vars or {})) if state == "present" else None
         answer = self.call("apply", {"site": wanted, "remove": "" if wanted else name})
         result |= answer
-        if answer.get("notices"):
+        if found := sentences(answer):
             where = (task_vars or {})["inventory_hostname"]
-            result["msg"] = "\n".join(f"{where}: {notice}" for notice in answer["notices"])
+            result["msg"] = "\n".join(f"{where}: {sentence}" for sentence in found)
             result["_ansible_verbose_always"] = True
         return result
 

@@ -13,6 +13,9 @@ from .describe import DESCRIBED, describe, unserved
 from .git import dirty, is_top, normal, resolve, subject
 from .process import BuildError
 
+# Their names count for a description, and their values for a cutover.
+PROGRAMS = ("app_processes", "app_timers")
+
 
 class ResolveAction(ActionBase):
     """The action `booty.deploy.resolve`."""
@@ -56,6 +59,8 @@ class ResolveAction(ActionBase):
 
     def _inventory(self, task_vars: dict[str, Any]) -> dict[str, Any]:
         """Return the keys of a description that the inventory or the command line sets, in their types."""
-        names = [name for name in DESCRIBED if name in task_vars]
-        values = self._templar.template({name: task_vars[name] for name in names})
-        return {name.removeprefix("app_"): variables.convert(name, value) for name, value in values.items()}
+        names = [name for name in (*DESCRIBED, *PROGRAMS) if name in task_vars]
+        templated = self._templar.template({name: task_vars[name] for name in names})
+        values = {name: variables.convert(name, value) for name, value in templated.items()}
+        starts = [name for variable in PROGRAMS for name in values.pop(variable, ())]
+        return {**{name.removeprefix("app_"): value for name, value in values.items()}, "starts": starts}

@@ -97,12 +97,36 @@ def python_for(work: Work, wanted: SpecifierSet, host: Host) -> tuple[str, Host]
             f" has Python {builder.python_full}. Install the host's series here: uv python install"
             f" {host.python}. Or build without commands: app_build: []"
         )
-    if (builder.python, builder.machine) != (host.python, host.machine):
-        work.notices.append(
-            f"The commands of the build {work.of} ran with Python {builder.python_full} on {builder.machine}, and the"
-            f" host has Python {host.python_full} on {host.machine}: code that they compile does not fit the host."
-        )
     return python, builder
+
+
+def note_misfit(work: Work, entries: Mapping[str, Path | Link], builder: Host, host: Host) -> None:
+    """Add a notice if the commands made compiled code, with another Python or on another machine than the host's.
+
+    Args:
+        work: the build.
+        entries: as `products` returns them.
+        builder: the Python and the machine that ran the commands.
+        host: those of the host.
+    """
+    if (builder.python, builder.machine) == (host.python, host.machine):
+        return
+    made = (name for name, file in entries.items() if not os.path.lexists(work.top() / name) and is_compiled(file))
+    if name := next(made, ""):
+        step = f"uv python install {host.python}" if builder.machine == host.machine else f"build on {host.machine}"
+        work.notices.append(
+            f"The commands of the build {work.of} made {name}, compiled code, with Python {builder.python_full} on"
+            f" {builder.machine}, and the host has Python {host.python_full} on {host.machine}: it may not fit the"
+            f" host. Have the host's Python run the commands: {step}"
+        )
+
+
+def is_compiled(file: Path | Link) -> bool:
+    """Return whether a file is bytecode of Python, or a program or a library of the machine."""
+    if isinstance(file, Link):
+        return False
+    with file.open("rb") as opened:
+        return file.suffix == ".pyc" or opened.read(4) == b"\x7fELF"
 
 
 def run_commands(

@@ -148,6 +148,8 @@ def around(app: str, status: dict[str, Any]) -> list[tuple[str, str]]:
         problems.append(problem.format(**watch))
     if status.get("outdated"):
         problems.append("runs a library that an upgrade has replaced on disk: deploy.yml -e app_restart=true")
+    if status.get("new_secrets"):
+        problems.append("secrets.env is newer than the running process: deploy.yml -e app_restart=true")
     problems += view_programs.problems(status)
     problems += [f"drift: {change}" for change in status["drift"] or []]
     return [*proxy_problems(status.get("proxy")), *(("look", problem) for problem in problems)]
@@ -161,7 +163,12 @@ def proxy_problems(proxy: dict[str, Any] | None) -> list[tuple[str, str]]:
     if proxy["maintenance"]:
         problems.append(("look", "is closed for maintenance"))
     if proxy["draining"]:
-        problems.append(("look", "a swap of the proxy is under way"))
+        problems.append(
+            (
+                "look",
+                "a swap of the proxy is under way, as is normal: it takes 80 s, with long downloads up to an hour",
+            )
+        )
     for name, state in proxy["names"].items():
         if state["until"] is None:
             problems.append(("broken", state["problem"] if name in state["problem"] else f"{name}: {state['problem']}"))
@@ -282,6 +289,7 @@ HEADINGS = (
     "free",
     "last result",
 )
+DOMAIN_HEADINGS = ("domain", "certificate until")
 # Columns to drop on a narrow terminal, in this order. The notes have the problems of all columns.
 EXPENDABLE = ("previous", "free", "last result", "watch", "tracker", "in memory", "environment")
 
@@ -322,7 +330,10 @@ def table(rows: list[dict[str, Any]], now: datetime, width: int, colored: bool) 
     console.print(shown)
     if any(programs := [lines(row, now) for row in rows]):
         console.print()
-        console.print(grid_of_programs(rows, programs))
+        console.print(grid_of_lines(rows, programs, view_programs.HEADINGS))
+    if any(domains := [domain_lines(row) for row in rows]):
+        console.print()
+        console.print(grid_of_lines(rows, domains, DOMAIN_HEADINGS))
     if any(row["notes"] for row in rows):
         console.print()
     for row in rows:
@@ -383,15 +394,31 @@ def lines(row: dict[str, Any], now: datetime) -> list[dict[str, tuple[str, bool]
     return view_programs.lines(row, now, ago, short, NOTHING)
 
 
-def grid_of_programs(rows: list[dict[str, Any]], programs: list[list[dict[str, tuple[str, bool]]]]) -> Table:
-    """Return the table of the processes and timers of all rows."""
+def domain_lines(row: dict[str, Any]) -> list[dict[str, tuple[str, bool]]]:
+    """Return the cells of the domains of a row; none for an app without domains."""
+    names = (row.get("proxy") or {}).get("names", {})
+    return [
+        {
+            "domain": (name, False),
+            "certificate until": (f"{datetime.fromtimestamp(state['until'], UTC):%Y-%m-%d}", state["short"])
+            if state["until"]
+            else ("none", True),
+        }
+        for name, state in names.items()
+    ]
+
+
+def grid_of_lines(
+    rows: list[dict[str, Any]], lines_of_rows: list[list[dict[str, tuple[str, bool]]]], headings: Iterable[str]
+) -> Table:
+    """Return the table of the processes and timers, or of the domains, of all rows."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
-    for heading in ("host", *view_programs.HEADINGS):
+    for heading in ("host", *headings):
         table.add_column(heading, no_wrap=True)
-    for row, of_row in zip(rows, programs, strict=True):
+    for row, of_row in zip(rows, lines_of_rows, strict=True):
         for by_heading in of_row:
             name = Text(row["name"], style=STYLES[row["level"]])
-            cells = (Text(*styled(by_heading[heading], row["level"])) for heading in view_programs.HEADINGS)
+            cells = (Text(*styled(by_heading[heading], row["level"])) for heading in headings)
             table.add_row(name, *cells)
     return table
 
@@ -417,14 +444,19 @@ def rendered(template: Path, **values: Any) -> str:
 def page(template: Path, rows: list[dict[str, Any]], now: datetime) -> str:
     """Return rows as an HTML page."""
     with_cells = [
-        {**row, "cells": cells(row, now), "lines": lines(row, now), "notes": [*map(brief, row["notes"])]}
+        {
+            **row,
+            "cells": cells(row, now),
+            "tables": {"Processes and timers": lines(row, now), "Domains": domain_lines(row)},
+            "notes": [*map(brief, row["notes"])],
+        }
         for row in rows
     ]
     return rendered(
         template,
         rows=sorted(with_cells, key=lambda row: -LEVELS.index(row["level"])),
         headings=HEADINGS,
-        program_headings=view_programs.HEADINGS,
+        tables={"Processes and timers": view_programs.HEADINGS, "Domains": DOMAIN_HEADINGS},
         summary=summary(rows),
         numbers=numbers(rows),
         words=WORDS,

@@ -455,6 +455,8 @@ class WatchAction(ActionBase):
         message = "\n".join([*lines, *([consequence] if consequence else [])])
         return {
             "result": result,
+            # For the journal: without a token nobody looked, and status.yml shows no problem with the release.
+            "record": "off" if trackers.why_not(os.environ) else result,
             "status": STATUSES[result],
             "message": message,
             "issues": issues,

@@ -15,6 +15,7 @@ from typing import Any
 from booty_host import lease, programs, secrets, sockets
 from booty_host.app import App
 from booty_host.files import directories, read
+from booty_host.processes import older_than
 from booty_host.programs import Programs
 from booty_host.release import Release, labels_on_disk, layers_of, manifest, unsettled
 from booty_host.state import State
@@ -122,6 +123,7 @@ def info(
         if units
         else "",
         "secrets": secrets.judge(app),
+        "new_secrets": older_than(app, int(systemd.unit(app.service).get("MainPID") or 0), app.secrets_env),
     }
     if run_follows and not answer["unsettled"]:
         lease.note(app, f"{by}, and found it in order")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 
 from booty_host.app import App
@@ -48,6 +49,19 @@ def stat(app: App, pid: int) -> list[str]:
         return (app.root / f"proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return []
+
+
+def older_than(app: App, pid: int, file: Path) -> bool:
+    """Tell whether a process was started before a file came to its place; no for one that has ended, or no file.
+
+    The inode's change is compared, since a file that is moved there keeps the time of its content.
+    """
+    fields = stat(app, pid)
+    if not fields or not file.exists():
+        return False
+    # Field 22 of proc(5), in ticks since the boot.
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return file.stat().st_ctime > time.time() - age
 
 
 def alive(app: App, pid: int) -> bool:

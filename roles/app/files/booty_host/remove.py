@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 from booty_host import journal, lease, programs, sockets
@@ -14,9 +16,9 @@ from booty_host.systemd import Systemd
 
 
 def remove(app: App, by: str, wait: int, confirmed: bool, check: bool) -> dict[str, Any]:
-    """Stop an app's units, and delete its units, releases, layers and release.env.
+    """Stop an app's units, and delete its units, releases, layers, release.env and its part of the proxy.
 
-    The service drains its connections first. Its secrets, its state and its user stay.
+    The service drains its connections first. Its secrets, its state, its certificates and its user stay.
 
     Args:
         app: the app.
@@ -27,12 +29,12 @@ def remove(app: App, by: str, wait: int, confirmed: bool, check: bool) -> dict[s
     """
     systemd = Systemd(app)
     units = (*app.units, *programs.on_disk(app))
-    paths = (*(app.unit_files / unit for unit in units), app.opt, app.release_env, app.static)
+    paths = (*(app.unit_files / unit for unit in units), app.opt, app.release_env, app.static, *of_proxy(app))
     present = [path for path in paths if path.exists()]
     serves = labels_on_disk(app).get("SENTRY_RELEASE", "")
     answer = {
         "deletes": [str(path) for path in present],
-        "keeps": [str(path) for path in (app.secrets_env, app.var) if path.exists()],
+        "keeps": [str(path) for path in (app.secrets_env, app.var, *certificates(app)) if path.exists()],
         "serves": serves,
     }
     if not present or check or not confirmed:
@@ -67,3 +69,18 @@ def remove(app: App, by: str, wait: int, confirmed: bool, check: bool) -> dict[s
         return {**answer, "changed": True}
 
     return lease.detached(app, work, by, wait)
+
+
+def of_proxy(app: App) -> list[Path]:
+    """Return the files that the proxy has for an app with domains; see `booty_proxy.apply.texts`."""
+    front = app.root / "etc/booty-front"
+    return [front / f"apps/{app.name}.json", front / f"apps/{app.name}.conf", front / f"pages/{app.name}.html"]
+
+
+def certificates(app: App) -> list[Path]:
+    """Return the certificates of an app's domains, and their keys; a certificate of one's own has the app's name."""
+    site = json.loads(read(of_proxy(app)[0]) or "{}")
+    own, domains = site.get("own_key"), [*site.get("domains", []), *site.get("domain_redirects", [])]
+    names = [f"{app.name}-{own}"] if own else domains
+    places = ("var/lib/booty-acme/certs/{}-cert.pem", "var/lib/booty-acme/certs/{}.csr", "etc/booty-front/keys/{}.key")
+    return [app.root / place.format(name) for name in names for place in places]

@@ -14,7 +14,7 @@ from booty_host import HostError, journal, lease, programs
 from booty_host.app import App, installed
 from booty_host.files import directories, parse_assignments, parse_pointer, read
 from booty_host.observe import ask_internal
-from booty_host.processes import labels, outdated, run
+from booty_host.processes import labels, older_than, outdated, run
 from booty_host.programs import Programs
 from booty_host.release import Release, ask_installed, labels_on_disk, manifest, unsettled
 from booty_host.state import State
@@ -85,6 +85,7 @@ def status_of(app: App, pointer: str, units: dict[str, str]) -> dict[str, Any]:
         "health": {"environment": running.get("SENTRY_ENVIRONMENT"), **ask_installed(app, pid)} if running else None,
         "damaged": damaged,
         "outdated": bool(running) and outdated(app.root, int(service["MainPID"])),
+        "new_secrets": bool(running) and older_than(app, pid, app.secrets_env),
         "tracker": tracker(app) if running else None,
         "programs": programs_of(app, systemd, places),
         "previous": next((name for name in served if name != serving and (app.releases / name).is_dir()), None),

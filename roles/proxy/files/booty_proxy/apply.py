@@ -86,8 +86,8 @@ def apply(site: dict[str, Any] | None, remove: str, check: bool) -> dict[str, An
         check: whether to return only what would change.
 
     Returns:
-        `changed`, `diff` as Ansible shows it, and `notices`: what a person has to do for a certificate, and what became
-        of the app's own port.
+        `changed`, `diff` as Ansible shows it; `notices`: what a person has to do for a certificate, and what became of
+        the app's own port; and `until`: the end of each name's certificate as a date, without names that have none.
 
     Raises:
         HostError: nothing was changed, or the proxy serves as before; the message says why.
@@ -154,9 +154,16 @@ def adapt(host: Paths, site: dict[str, Any] | None, remove: str, installed: bool
         instances.wait_until_alone(host, serving)
     if site is None:
         return {"changed": changed, "diff": diff}
+    before_ends = certificates.ends(host, wanted[new.name])
     notices = certificates.renew(host, [*wanted.values()], only=new.name)
     closed, sentence = close(host, wanted[new.name])
-    return {"changed": changed or closed, "diff": diff, "notices": [*notices, *([sentence] if sentence else [])]}
+    until = certificates.ends(host, wanted[new.name])
+    return {
+        "changed": changed or closed or until != before_ends,
+        "diff": diff,
+        "notices": [*notices, *([sentence] if sentence else [])],
+        "until": until,
+    }
 
 
 def close(host: Paths, site: Site) -> tuple[bool, str]:

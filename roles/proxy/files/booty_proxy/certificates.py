@@ -45,6 +45,12 @@ def lifetime(file: Path) -> tuple[float, float] | None:
     return begin, end
 
 
+def ends(host: Paths, site: Site) -> dict[str, str]:
+    """Return until when the certificate of each name is valid, as a date; names without a certificate are left out."""
+    dates = {name: lifetime(host.certificate(site.certificate_of(name))) for name in site.names}
+    return {name: moment(lasts[1])[:10] for name, lasts in dates.items() if lasts}
+
+
 def due(file: Path, now: float) -> bool:
     """Tell whether a certificate has to be renewed: it is not there, or a third of its life is left."""
     dates = lifetime(file)

@@ -98,6 +98,10 @@ LISTENS = "Nothing listens where the app looks for its database or another serve
             f"OSError: [Errno 30] Read-only file system: '{TREE}media/a b.png'",
             "The app writes media/a b.png in its own",
         ),
+        (
+            f"OSError: [Errno 30] Read-only file system: '{TREE.removesuffix('tree/')}var'",
+            "Flask or Quart takes the app for an installed package: give it a folder in its HOME, /var/lib/NAME:",
+        ),
         ("OSError: [Errno 30] Read-only file system: '/var/log/shop.log'", "The app writes /var/log/shop.log, and may"),
         (
             "sqlite3.OperationalError: attempt to write a readonly database",

@@ -35,6 +35,11 @@ CAUSES = (
         "The app writes {} in its own folder, which is read-only: name it, or the folder it is in, in app_state_paths.",
     ),
     (
+        r"Read-only file system: '/opt/[^/']+/releases/[^/']+/(?:venv/)?var['/]",
+        "Flask or Quart takes the app for an installed package: give it a folder in its HOME, /var/lib/NAME:"
+        " Flask(__name__, instance_path=os.path.expanduser('~/instance'))",
+    ),
+    (
         r"Read-only file system: '([^']+)'",
         "The app writes {}, and may write only in /var/lib/NAME (its HOME): set another path in app_settings, or name a"
         " path of its own folder in app_state_paths.",

@@ -148,3 +148,21 @@ def test_a_traceback_in_one_line_of_the_runner() -> None:
         "ValueError: a",
         "b",
     ]
+
+
+def test_the_traceback_of_a_group_of_exceptions_in_one_line() -> None:
+    """The margin of the group is left out."""
+    group = "  + Exception Group Traceback (most recent call last):"
+    lines = [
+        group,
+        '  |   File "x"',
+        "  | ExceptionGroup: two",
+        "  +-+--- 1 ---",
+        f"    | {failures.TRACEBACK}",
+        "    | E",
+    ]
+    assert failures.unfolded(" | ".join(["failed", *lines])) == [
+        *("failed", group, '  File "x"', "ExceptionGroup: two", "  +-+--- 1 ---", failures.TRACEBACK, "E")
+    ]
+    for line in ("a | b", '{"exception": "' + "\\n".join(lines) + '"}'):
+        assert failures.unfolded(line) == [line]

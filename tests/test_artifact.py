@@ -63,10 +63,11 @@ def test_dependencies_and_runner_are_in_layers_of_their_own(repository: Reposito
         assert pth
         layers = [built[part]["name"] for part in ("layer", "runner")]
         assert pth.read().decode() == (
+            "import sys; sys.prefix = sys.exec_prefix = sys.prefix.removesuffix('/venv') + '/venv'\n"
             "import os, sys; sys.path += filter(None, [os.environ.get('BOOTY_CONFIG_DIR')])\n"
-            "import os, sys; sys.path.append(os.path.join(sys.prefix, 'tree/app'))\n"
+            "import os, sys; sys.path.append(os.path.dirname(sys.prefix) + '/tree/app')\n"
         ) + "".join(
-            f"import os, site, sys; site.addsitedir(os.path.normpath(sys.prefix + '/../../layers/{layer}'))\n"
+            f"import os, site, sys; site.addsitedir(os.path.normpath(sys.prefix + '/../../../layers/{layer}'))\n"
             for layer in layers
         )
         serve = tar.extractfile("bin/serve")

@@ -676,7 +676,7 @@ def test_files_that_python_reads_at_its_start(tmp_path: Path) -> None:
     (tmp_path / "space/spaced/__init__.py").write_text("")
     text = build.import_path({"path": ".", "import_paths": ["src"], "layer": "L", "runner": "R"})
     for name, folder in (("L", layer), ("R", runner)):
-        text = text.replace(f"os.path.normpath(sys.prefix + '/../../layers/{name}')", f"'{folder}'")
+        text = text.replace(f"os.path.normpath(sys.prefix + '/../../../layers/{name}')", f"'{folder}'")
     (release / "layer.pth").write_text(text)
     program = (
         f"import site, sys; site.addsitedir('{release}'); import spaced, uuid; assert sys.started and uuid.uuid4;"

@@ -225,8 +225,11 @@ def test_files_that_the_commands_make_are_shipped(builder: Builder) -> None:
 
 
 SEES = """
-import json, os, sys, distro, main
-print(json.dumps({"environ": dict(os.environ), "cwd": os.getcwd(), "path": sys.path, "prefix": sys.prefix}))
+import json, os, subprocess, sys, distro, main
+again = "import sys; print(sys.prefix)"
+pythons = (sys.executable, f"{sys.prefix}/bin/python", f"{sys.prefix}/bin/python3")
+prefixes = [sys.prefix, *(subprocess.check_output([each, "-c", again], text=True).strip() for each in pythons)]
+print(json.dumps({"environ": dict(os.environ), "cwd": os.getcwd(), "path": sys.path, "prefixes": prefixes}))
 """
 MAIN = "import annotated_doc\nimport booty_runner\napp = None\n"
 
@@ -259,9 +262,11 @@ def test_what_a_command_has(builder: Builder, tmp_path: Path, monkeypatch: pytes
     environ = seen["environ"]
     assert (environ["A"], environ["B"]) == ("of app_settings", "of app_build_settings")
     assert "of this machine" not in environ.values()
-    assert re.fullmatch(r".*/build/releases/[0-9a-f]{40}", seen["prefix"])
-    assert seen["cwd"] == f"{seen['prefix']}/tree"
-    assert environ["PATH"] == f"{seen['prefix']}/bin:{os.environ['PATH']}"
+    release = seen["cwd"].removesuffix("/tree")
+    assert re.fullmatch(r".*/build/releases/[0-9a-f]{40}", release)
+    assert environ["PATH"] == f"{release}/bin:{os.environ['PATH']}"
+    # Not a parent of the tree: Flask would take the app for an installed package.
+    assert seen["prefixes"] == [f"{release}/venv"] * 4
     assert (environ["HOME"], environ["no_proxy"], "XDG_STATE_HOME" in environ) == (str(Path.home()), "proxy", False)
     assert environ["SENTRY_RELEASE"] == git.resolve(builder.folder, "HEAD")
     assert (environ["LC_ALL"], environ["TZ"]) == ("C.UTF-8", "UTC")

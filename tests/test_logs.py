@@ -15,6 +15,7 @@ from booty_host import journal
 from booty_host import logs as host_logs
 from booty_host.app import App
 
+from sandbox.demo import RAISE
 from tests.conftest import Site, words
 
 
@@ -91,6 +92,18 @@ def test_all_processes_are_merged_and_named(served: Site) -> None:
     processes = [match[1] for match in map(form.match, lines) if match]
     assert {*processes} == {"web", "candidate", "systemd", "deploy", "worker"}
     assert not [line for line in lines if line.endswith(("far", "elsewhere"))]
+
+
+def test_a_traceback_has_its_lines(served: Site) -> None:
+    """The journal keeps it in one line, which is one record."""
+    served.run(RAISE)
+    served.run("journalctl --sync")
+    lines = logged(served, process="web", lines="5")
+    texts = [line.partition(" web       ")[2] for line in lines]
+    first = texts.index("Traceback (most recent call last):")
+    assert texts[first + 1].startswith("  File ")
+    assert texts[first:][-1].endswith("DeliberateError: raised on purpose through the internal socket")
+    assert len({line[:23] for line in lines[first - 1 :]}) == 1
 
 
 def test_options_choose_the_lines(served: Site) -> None:

@@ -255,13 +255,17 @@ def test_a_proxy_in_front_of_this_one_is_believed_if_it_is_trusted(front: Front)
 
 @pytest.mark.long
 def test_an_unchanged_django_logs_in_to_its_admin(front: Front, tmp_path: Path) -> None:
-    """Django compares the scheme and the host of the request with the browser's Origin, without a setting for it."""
+    """Django compares the scheme and the host of the request with the browser's Origin, without a setting for it.
+
+    Nor does the health request need one, which has the first domain as its host.
+    """
     repository, name = Repository(tmp_path / "notes", "tests/apps/django-wsgi", top=True), f"notes.{acme.DOMAIN}"
     front.ca.point(name, [front.host.address])
     variables = {
         **{"app_name": "notes", "app_domains": [name], "app_repository": str(repository.path), "app_path": "."},
-        **{"app_port": 8103, "app_health_path": "/up/", "app_health_host": name, "app_state_paths": ["db.sqlite3"]},
+        **{"app_port": 8103, "app_health_path": "/up/", "app_state_paths": ["db.sqlite3"]},
         "app_settings": {"ALLOWED_HOSTS": name},
+        "app_build_settings": {"SECRET_KEY": "of-the-build-alone"},
     }
     front.good("bootstrap.yml", **variables)
     demo.place_secrets(front.host, "SECRET_KEY=of-the-test\n", "notes")

@@ -17,11 +17,11 @@ from tests.conftest import ROLE
 SHA = "a" * 40
 
 
-def wanted(release: str = SHA, **variables: Any) -> dict[str, Any]:
+def wanted(release: str = SHA, description: dict[str, Any] | None = None, **variables: Any) -> dict[str, Any]:
     """Return release.env and the units, rendered with the role's defaults and these variables."""
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
     defaults |= {"ansible_managed": "Ansible managed", "app_environment": "staging", "app_telemetry_gate": False}
-    files: dict[str, Any] = host_program.rendered({**defaults, **variables}, release, {})
+    files: dict[str, Any] = host_program.rendered({**defaults, **variables}, release, description or {})
     return files
 
 
@@ -103,6 +103,28 @@ def test_the_unit_sets_what_apps_expect() -> None:
     assert {"BOOTY_HEALTH_PATH=/a%%20b?x=1", "BOOTY_HEALTH_HOST=shop.test", "BOOTY_TRUSTED_PROXIES=10.0.0.1,::/8"} <= {
         *start(app_health_path="/a%20b?x=1", app_health_host="shop.test", app_trusted_proxies=["10.0.0.1", "::/8"])
     }
+
+
+@pytest.mark.parametrize(
+    ("domains", "of_inventory", "of_commit", "host"),
+    [
+        (["Bücher.example", "b.example"], "", "", "xn--bcher-kva.example"),
+        (["a.example"], "", "commit.example", None),
+        (["a.example"], "inventory.example", "commit.example", "inventory.example"),
+        ([], "", "", None),
+    ],
+)
+def test_the_question_for_health_has_the_first_domain(
+    domains: list[str], of_inventory: str, of_commit: str, host: str | None
+) -> None:
+    """Django refuses localhost. Without a variable, the release takes the host of its commit, or else localhost."""
+    description = {"health": {"path": "", "host": of_commit}}
+    hosts = [
+        each.partition("=")[2]
+        for each in start(description=description, app_domains=domains, app_health_host=of_inventory)
+        if each.startswith("BOOTY_HEALTH_HOST=")
+    ]
+    assert hosts == [host] * bool(host)
 
 
 def test_the_sandbox_allows_writable_code_on_demand_alone() -> None:

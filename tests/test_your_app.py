@@ -138,6 +138,18 @@ def rows_in_sqlite(app: Deployed) -> Iterator[None]:
 
 
 @contextmanager
+def instance_folder(app: Deployed) -> Iterator[None]:
+    """Flask and Quart find their instance folder beside the app, in the service and in a command."""
+    assert [app.get("/visits")["visits"] for _ in range(2)] == [1, 2]
+    yield
+    assert app.get("/visits") == {"visits": 3}
+    assert app.site.run(f"ls /var/lib/{app.name}/instance") == "visits.txt"
+    module = Path(next(each.greeting for each in LONG if each.name == app.name)).stem
+    command = f"python -c 'import {module}; print({module}.visits.read_text())'"
+    assert app.play("run.yml", command=command).output.splitlines()[:3] == ["visit"] * 3
+
+
+@contextmanager
 def files_in_the_tree(app: Deployed) -> Iterator[None]:
     assert app.get("/")["rate"] == "0.19"  # from the commit
     assert app.ask("/upload/one.txt", "POST", "1")[0] == 200
@@ -238,11 +250,11 @@ SHORT = [
     Sample("own-sentry", "main.py", sdk="1.45.1"),
 ]
 LONG = [
-    Sample("flask-pins", "shop.py", slow=True),
+    Sample("flask-pins", "shop.py", across=instance_folder, slow=True),
     Sample("fastapi-ranges", "main.py", across=settings_of_the_inventory, slow=True),
     Sample("django-channels", "chat/urls.py", across=sockets),
     Sample("litestar-factory", "app.py"),
-    Sample("quart-hashes", "asgi.py"),
+    Sample("quart-hashes", "asgi.py", across=instance_folder),
     Sample("src-uv", "src/tally/__init__.py", "uv.lock", console_script),
     Sample("workspace-uv", "services/api/main.py", "uv.lock", shared_folder),
     Sample("poetry", "blog/__init__.py"),

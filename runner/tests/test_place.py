@@ -141,7 +141,7 @@ def test_the_runner_serves_the_app_of_its_release(release, state, start, tcp, tm
     (release / "tree/services/web/media").symlink_to(state / "media")
     code = (
         "import sys\nfrom pathlib import Path\n"
-        f"sys.prefix = {str(release)!r}\n"
+        f"sys.prefix = {f'{release}/venv'!r}\n"
         "from booty_runner.__main__ import main\n"
         "from booty_runner.health import Question\n"
         "import booty_runner.server as server\n"

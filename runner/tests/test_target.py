@@ -93,7 +93,7 @@ def test_the_code_may_be_a_locked_dependency(module, monkeypatch, tmp_path):
     layers.mkdir()
     (layers / "l1").symlink_to(module("app = 1\n").parent)
     label(monkeypatch, release, "def")
-    monkeypatch.setattr(sys, "prefix", str(release))
+    monkeypatch.setattr(sys, "prefix", str(release / "venv"))
     with pytest.raises(Refusal, match="the running code is not in"):
         target.load("shop:app")
     for layer, words in (("l1", None), ("l2", "the running code is not in")):

@@ -66,6 +66,30 @@ def test_the_workers_count_their_requests_together(pair, tcp, unix):
     assert {answer["requests"] for answer in answers} == {11}
 
 
+def test_the_last_event_of_any_worker_counts_for_the_service(pair, tcp, unix, tracker):
+    """The gate of the first worker, and then each failure and its end, whichever worker answers."""
+    service = pair(SENTRY_DSN=tracker.dsn, BOOTY_TELEMETRY_GATE="true")
+
+    def statuses():
+        """Return what both workers say."""
+        said = {}
+        wait_for(
+            lambda: (
+                said.update({(answer := json.loads(ask(unix, "/status")[2]))["pid"]: answer["telemetry"]["status"]})
+                or len(said) == 2
+            )
+        )
+        return {*said.values()}
+
+    assert statuses() == {200}
+    for status in (500, 403, 200):
+        tracker.status = status
+        assert ask(tcp, "/fail/1")[0] == 500
+        wait_for(lambda status=status: statuses() == {status})
+    service.stop()
+    assert service.wait()[0] == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [

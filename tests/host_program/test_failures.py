@@ -98,6 +98,10 @@ LISTENS = "Nothing listens where the app looks for its database or another serve
             f"OSError: [Errno 30] Read-only file system: '{TREE}media/a b.png'",
             "The app writes media/a b.png in its own",
         ),
+        (
+            f"OSError: [Errno 30] Read-only file system: '{TREE.removesuffix('tree/')}var'",
+            "Flask or Quart takes the app for an installed package: give it a folder in its HOME, /var/lib/NAME:",
+        ),
         ("OSError: [Errno 30] Read-only file system: '/var/log/shop.log'", "The app writes /var/log/shop.log, and may"),
         (
             "sqlite3.OperationalError: attempt to write a readonly database",
@@ -144,3 +148,21 @@ def test_a_traceback_in_one_line_of_the_runner() -> None:
         "ValueError: a",
         "b",
     ]
+
+
+def test_the_traceback_of_a_group_of_exceptions_in_one_line() -> None:
+    """The margin of the group is left out."""
+    group = "  + Exception Group Traceback (most recent call last):"
+    lines = [
+        group,
+        '  |   File "x"',
+        "  | ExceptionGroup: two",
+        "  +-+--- 1 ---",
+        f"    | {failures.TRACEBACK}",
+        "    | E",
+    ]
+    assert failures.unfolded(" | ".join(["failed", *lines])) == [
+        *("failed", group, '  File "x"', "ExceptionGroup: two", "  +-+--- 1 ---", failures.TRACEBACK, "E")
+    ]
+    for line in ("a | b", '{"exception": "' + "\\n".join(lines) + '"}'):
+        assert failures.unfolded(line) == [line]

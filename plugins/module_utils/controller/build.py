@@ -36,7 +36,7 @@ from .uv import build_environment, uv, workplace
 from .vendor import vendor
 
 # This number is a part of every key. Raise it when a change of this file changes the bytes of an archive.
-RECIPE = "9"
+RECIPE = "10"
 # The version of the contract between a release and the host program, in the release's manifest. From 2 on the runner's
 # main process takes the signals SIGUSR1 and SIGUSR2. From 3 on the release has the commit's files in `tree/`, and the
 # runner reads the manifest and answers `X-Booty-Ask`. A release without a number has the contract 1.
@@ -375,6 +375,8 @@ def environment_entries(
         **installed(target, f"{site}/"),
         **{f"bin/{name}": content for name, content in bin_files.items()},
         "pyvenv.cfg": f"home = {posixpath.dirname(python)}\ninclude-system-site-packages = false\n".encode(),
+        # For import_path, which makes this folder sys.prefix.
+        **{f"venv/{name}": Link(f"../{name}") for name in ("bin", "lib", "pyvenv.cfg")},
         f"{site}/layer.pth": import_path(manifest).encode(),
     }
 
@@ -385,12 +387,16 @@ def import_path(manifest: Mapping[str, Any]) -> str:
     It appends app_config_dir, the app's folders and the layers to the import path. The standard library stays in front.
     `site.addsitedir` makes Python read the .pth files of a layer's packages. The order of the layers does not matter:
     the runner's has one name, booty_runner.
+
+    The first line makes the folder `venv/` of the release sys.prefix. Flask and Quart take an app below sys.prefix for
+    an installed package, and make its instance folder in `var/` there, so `tree/` must lie outside.
     """
     folders = [posixpath.normpath(f"tree/{manifest['path']}/{each}") for each in (".", *manifest["import_paths"])]
-    lines = ["import os, sys; sys.path += filter(None, [os.environ.get('BOOTY_CONFIG_DIR')])"]
-    lines += [f"import os, sys; sys.path.append(os.path.join(sys.prefix, {folder!a}))" for folder in folders]
+    lines = ["import sys; sys.prefix = sys.exec_prefix = sys.prefix.removesuffix('/venv') + '/venv'"]
+    lines += ["import os, sys; sys.path += filter(None, [os.environ.get('BOOTY_CONFIG_DIR')])"]
+    lines += [f"import os, sys; sys.path.append(os.path.dirname(sys.prefix) + {f'/{folder}'!a})" for folder in folders]
     for layer in ("layer", "runner"):
-        folder = f"os.path.normpath(sys.prefix + '/../../layers/{manifest[layer]}')"
+        folder = f"os.path.normpath(sys.prefix + '/../../../layers/{manifest[layer]}')"
         lines.append(f"import os, site, sys; site.addsitedir({folder})")
     return "".join(f"{line}\n" for line in lines)
 

@@ -27,6 +27,7 @@ from ansible.plugins.test.core import TestModule
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from . import programs, variables
+from .domains import normal
 from .git import descends
 from .playbook import completed, playbook
 from .screen import plain
@@ -179,7 +180,9 @@ def rendered(options: dict[str, Any], release: str, description: Mapping[str, An
     Returns:
         `pointer`, the text of release.env, empty without a release; `units`, the text of each unit by its name.
     """
-
+    if options["app_domains"] and not options["app_health_host"] and not description.get("health", {}).get("host"):
+        # The app accepts its own domain, and may refuse localhost.
+        options = {**options, "app_health_host": normal(options["app_domains"][0])}
     config_dir = config_place(options["app_name"], config_files(options["app_config_dir"]))
 
     def render(name: str, **more: Any) -> str:

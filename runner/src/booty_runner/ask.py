@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-# This Python belongs to a release in /opt/NAME/releases; NAME is also the folder of the app's sockets.
-SOCKET = Path("/run", Path(sys.prefix).parents[1].name, "internal.sock")
+# sys.prefix is the folder venv/ of a release in /opt/NAME/releases; NAME is also the folder of the app's sockets.
+SOCKET = Path("/run", Path(sys.prefix).parents[2].name, "internal.sock")
 TIMEOUT_SECONDS = 30
 
 

@@ -29,16 +29,22 @@ class Deliveries:
         self._place = place
         self._dsn = dsn
         self.last: Outcome | None = None
-        self._since: float | None = None
         self._dropped = 0
         self._logged_at = self._logged_large_at = -math.inf
         self._dropped_before: int | None = None  # the count before the losses that a line reported as begun
 
     @property
     def status(self) -> dict[str, Any]:
-        """The last outcome, since when all outcomes are the same (in UTC), and how many events were lost in total."""
-        since = None if self._since is None else datetime.fromtimestamp(self._since, UTC).isoformat(timespec="seconds")
-        return {"status": self.last, "since": since, "dropped": self._dropped}
+        """The outcome of the service's last event, since when (in UTC), and how many events this process lost."""
+        event = self._event
+        since = datetime.fromtimestamp(event["since"], UTC).isoformat(timespec="seconds") if event else None
+        return {"status": event.get("status"), "since": since, "dropped": self._dropped}
+
+    @property
+    def _event(self) -> dict[str, Any]:
+        """The service's last event, if it went to this tracker."""
+        event = tally.event.value
+        return event if event.get("place") == self._place else {}
 
     @property
     def last_flaw(self) -> str | None:
@@ -53,8 +59,9 @@ class Deliveries:
             drained: whether the queue is nearly empty; before that, a slow tracker has not caught up.
             now: the time, in seconds since the epoch.
         """
-        if outcome != self.last:
-            self.last, self._since = outcome, now
+        self.last = outcome
+        if outcome != self._event.get("status"):
+            tally.event.set({"place": self._place, "status": outcome, "since": now})
         if not accepted(outcome):
             self._dropped += 1
             tally.lost.add()

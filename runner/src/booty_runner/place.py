@@ -22,7 +22,7 @@ class Place:
     """Where the app lies, and what its commit says about it.
 
     Attributes:
-        release: the release's directory, which is sys.prefix; None outside of a release.
+        release: the release's directory, the parent of sys.prefix; None outside of a release.
         folder: the app's folder.
         import_paths: folders beside it on the import path.
         layer: the directory of the app's locked dependencies, if there is a release.
@@ -40,14 +40,14 @@ class Place:
     health_host: str = ""
 
     @classmethod
-    def read(cls, prefix: Path | None = None) -> "Place":
-        """Read the manifest of the release that this Python belongs to, by default sys.prefix.
+    def read(cls, release: Path | None = None) -> "Place":
+        """Read the manifest of the release that this Python belongs to, by default the parent of sys.prefix.
 
         Raises:
             Refusal: the manifest can't be read.
         """
-        prefix = prefix or Path(sys.prefix)
-        file = prefix / "release.json"
+        release = release or Path(sys.prefix).parent
+        file = release / "release.json"
         try:
             manifest: dict[str, Any] = json.loads(file.read_text())
         except FileNotFoundError:
@@ -56,12 +56,12 @@ class Place:
             raise Refusal(f"{file} can't be read: {error}") from None
         if manifest.get("contract", 1) < CONTRACT:
             return cls(Path.cwd())
-        folder, health = prefix / "tree" / manifest["path"], manifest.get("health", {})
+        folder, health = release / "tree" / manifest["path"], manifest.get("health", {})
         return cls(
             folder=Path(os.path.normpath(folder)),
-            release=prefix,
+            release=release,
             import_paths=tuple(Path(os.path.normpath(folder / path)) for path in manifest.get("import_paths", ())),
-            layer=prefix.parents[1] / "layers" / manifest["layer"],
+            layer=release.parents[1] / "layers" / manifest["layer"],
             state_paths=tuple(manifest.get("state_paths", ())),
             health_path=health.get("path", ""),
             health_host=health.get("host", ""),

@@ -7,6 +7,8 @@ import re
 # How many lines of the journal a message shows, and how many at most if a traceback is longer.
 SHOWN, SHOWN_AT_MOST = 20, 60
 TRACEBACK = "Traceback (most recent call last):"
+# A traceback, or one of a group of exceptions, in one line that is no JSON.
+FOLDED = re.compile(rf"(?!{{).* \| (  \+ Exception Group )?{re.escape(TRACEBACK)}")
 SETTING = "The app needs the setting {}: add it to app_settings, or to secrets.env on the host if it is a secret."
 # Libraries say in these words what is missing, which is no field of the app's own data.
 MISSING_FIELDS = re.compile(r"^(\w+)\n +[Ff]ield required", re.MULTILINE)
@@ -33,6 +35,11 @@ CAUSES = (
     (
         r"Read-only file system: '/opt/[^/']+/releases/[^/']+/tree/([^']+)'",
         "The app writes {} in its own folder, which is read-only: name it, or the folder it is in, in app_state_paths.",
+    ),
+    (
+        r"Read-only file system: '/opt/[^/']+/releases/[^/']+/(?:venv/)?var['/]",
+        "Flask or Quart takes the app for an installed package: give it a folder in its HOME, /var/lib/NAME:"
+        " Flask(__name__, instance_path=os.path.expanduser('~/instance'))",
     ),
     (
         r"Read-only file system: '([^']+)'",
@@ -68,16 +75,20 @@ CAUSES = (
 )
 
 
-def excerpt(journal: str) -> list[str]:
-    """Return the last lines of a journal, back to the beginning of the last traceback.
+def unfolded(entry: str) -> list[str]:
+    """Return the lines of an entry of the journal.
 
-    The runner writes a traceback in one line, with ` | ` between its lines.
+    The runner writes a traceback in one line, with ` | ` between its lines. The margin of a group of exceptions has
+    ` | ` as well, which leaves parts of blanks.
     """
-    lines = [
-        line
-        for entry in journal.splitlines()
-        for line in (entry.split(" | ") if f"| {TRACEBACK}" in entry else [entry])
-    ]
+    if not FOLDED.match(entry):
+        return [entry]
+    return [line for line in entry.split(" | ") if not line or not line.isspace()]
+
+
+def excerpt(journal: str) -> list[str]:
+    """Return the last lines of a journal, back to the beginning of the last traceback."""
+    lines = [line for entry in journal.splitlines() for line in unfolded(entry)]
     begins = [number for number, line in enumerate(lines) if line.endswith(TRACEBACK)]
     first = min(len(lines) - SHOWN, begins[-1]) if begins else len(lines) - SHOWN
     return lines[max(first, len(lines) - SHOWN_AT_MOST, 0) :]

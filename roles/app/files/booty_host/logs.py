@@ -9,7 +9,7 @@ import subprocess
 import time
 from typing import Any
 
-from booty_host import HostError, journal
+from booty_host import HostError, failures, journal
 from booty_host.app import App, installed
 from booty_host.processes import run
 
@@ -64,7 +64,7 @@ def logs(
     found = [json.loads(line) for line in text.split("\n") if line]
     records, size = [], 0
     for record in reversed(found):
-        message = journal.text_of(record.get("MESSAGE"))
+        message = "\n".join(failures.unfolded(journal.text_of(record.get("MESSAGE"))))
         size += len(message)
         if size > limit:
             cut = True

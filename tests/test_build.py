@@ -383,6 +383,18 @@ def test_content_that_is_not_in_the_commit(
     assert message.format(sha=sha[:12], repository=shop.path) in refusal.replace(sha, sha[:12])
 
 
+@pytest.mark.parametrize("name", ["../../outside", "/outside", "a//b", "..", ".", ".git/config", ".GIT"])
+def test_a_file_outside_of_the_tree_is_refused(shop: Repository, name: str) -> None:
+    """A push brings such a tree, and only fsck warns of it."""
+    blob = shop.git("rev-parse", "HEAD:app/pyproject.toml")
+    tree = b"100644 %s\0" % name.encode() + bytes.fromhex(blob)
+    command = ["git", "hash-object", "-t", "tree", "-w", "--literally", "--stdin"]
+    made = subprocess.run(command, cwd=shop.path, input=tree, capture_output=True, check=True).stdout.decode().strip()
+    sha = shop.git("commit-tree", "-m", "hostile", made)
+    with pytest.raises(process.BuildError, match="is damaged or hostile: it has a file"):
+        git.listing(shop.path, sha, ".")
+
+
 def test_links_to_the_shared_code_of_a_repository_bring_it(shop: Repository, tmp_path: Path) -> None:
     shop.write("libs/prices/prices.txt", "1\n")
     shop.write("libs/prices/run.sh", "")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from booty_host import stage
+from booty_host import HostError, stage
 
 
 @pytest.fixture
@@ -50,6 +50,52 @@ def test_an_archive_is_unpacked_and_compiled(archive: Path, tmp_path: Path) -> N
     assert [path.name for path in dest.parent.iterdir()] == ["abc"]
 
 
+def test_root_follows_no_link_to_what_an_app_can_write(tmp_path: Path) -> None:
+    """A state path is a link in the tree. The app may have put there another link, to any file of the host."""
+    own, host, tree = tmp_path / "var/lib/shop", tmp_path / "usr/lib/python3", tmp_path / "tree"
+    host.mkdir(parents=True)
+    own.mkdir(parents=True)
+    (tree / "pkg").mkdir(parents=True)
+    (host / "secret.env").write_text("KEY = 'hunter2hunter2'\n")
+    (own / "__pycache__").symlink_to(host)
+    (own / "state.py").symlink_to(host / "secret.env")
+    (tree / "pkg/subprocess.py").write_text("")
+    (tree / "pkg/__pycache__").symlink_to(own / "__pycache__")
+    (tree / "state.py").symlink_to(own / "state.py")
+    archive = tmp_path / "archive.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tree, "tree")
+    dest = tmp_path / "abc"
+    unpack(archive, sha256(archive), dest)
+    assert [path.name for path in host.iterdir()] == ["secret.env"]
+    assert [path.relative_to(dest).parts[:3] for path in dest.rglob("*.pyc")] == [("tree", "pkg", "__pycache__")]
+    assert (dest / "tree/state.py").is_symlink()
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("a", "/etc"), ("a/x", b"")],
+        [("a", "/etc"), ("a", b"")],
+        [("a", "b"), ("b", "/etc"), ("a/x", "/own")],
+        [("../x", b"")],
+        [("/x", b"")],
+        [("a/./x", b"")],
+    ],
+)
+def test_root_writes_nothing_outside_of_the_directory(tmp_path: Path, members: list[tuple[str, str | bytes]]) -> None:
+    archive = tmp_path / "archive.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                entry.type, entry.linkname = tarfile.SYMTYPE, content
+            tar.addfile(entry, io.BytesIO(b""))
+    with pytest.raises(HostError, match="which is no file or link in a folder of its own"):
+        unpack(archive, sha256(archive), tmp_path / "abc")
+    assert [path.name for path in tmp_path.iterdir()] == ["archive.tar.gz"]
+
+
 def test_a_damaged_archive_is_refused(archive: Path, tmp_path: Path) -> None:
     digest = sha256(archive)
     archive.write_bytes(archive.read_bytes()[:-7])
@@ -58,12 +104,12 @@ def test_a_damaged_archive_is_refused(archive: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["archive.tar.gz"]
 
 
-@pytest.mark.parametrize("step", ["extractall", "compile_dir", "rename"])
+@pytest.mark.parametrize("step", ["extractall", "compile_file", "rename"])
 def test_a_failure_leaves_nothing(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    owner = {"extractall": tarfile.TarFile, "compile_dir": compileall, "rename": Path}[step]
+    owner = {"extractall": tarfile.TarFile, "compile_file": compileall, "rename": Path}[step]
     monkeypatch.setattr(owner, step, full)
     with pytest.raises(OSError, match="No space"):
         unpack(archive, sha256(archive), tmp_path / "abc")
@@ -73,14 +119,14 @@ def test_a_failure_leaves_nothing(archive: Path, tmp_path: Path, monkeypatch: py
 def test_two_deploys_of_one_release_unpack_it_once(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, compile_dir = [], compileall.compile_dir
+    calls, compile_file = [], compileall.compile_file
 
     def slowly(*arguments: Any, **options: Any) -> None:
         calls.append(arguments[0])
         time.sleep(0.2)
-        compile_dir(*arguments, **options)
+        compile_file(*arguments, **options)
 
-    monkeypatch.setattr(compileall, "compile_dir", slowly)
+    monkeypatch.setattr(compileall, "compile_file", slowly)
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda _: unpack(archive, sha256(archive), tmp_path / "abc"), range(3)))
     assert len(calls) == 1

@@ -470,4 +470,8 @@ def test_a_variable_of_the_command_line_without_its_prefix_is_told() -> None:
     texts = [path.read_text() for path in (ROOT / "roles/app/tasks").glob("*.yml")]
     found = {name for text in texts for name in re.findall(r"(?<![.\w])(?!__)([a-z_]+) \| default\(", text)}
     # The filters of hosts.yml read these two.
-    assert {*variables.OPTIONS} == {*found, "app", "maintenance"} - {"ansible_connection", "ansible_user", "app_environment"}
+    assert {*variables.OPTIONS} == {*found, "app", "maintenance"} - {
+        "ansible_connection",
+        "ansible_user",
+        "app_environment",
+    }

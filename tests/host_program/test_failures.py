@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from booty_host import failures
 
@@ -166,3 +168,11 @@ def test_the_traceback_of_a_group_of_exceptions_in_one_line() -> None:
     ]
     for line in ("a | b", '{"exception": "' + "\\n".join(lines) + '"}'):
         assert failures.unfolded(line) == [line]
+
+
+def test_a_line_of_any_length_is_searched_in_no_time() -> None:
+    began = time.process_time()
+    lines = failures.excerpt("Error " * 200_000 + "\nlast")
+    assert failures.next_step(lines) == ""
+    assert time.process_time() - began < 5
+    assert [len(line) for line in lines] == [failures.WIDTH, 4]

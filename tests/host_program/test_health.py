@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import http.server
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +132,35 @@ def test_a_stream_without_an_end_is_an_answer() -> None:
         assert ask(serving)["reason"] == ""
         serving.shutdown()
         thread.join()
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 100 Continue\r\n\r\n", b"X: y\r\n"])
+def test_an_answer_without_an_end_is_none(monkeypatch: pytest.MonkeyPatch, head: bytes) -> None:
+    """Each part of it arrives in time."""
+    monkeypatch.setattr(health, "SECONDS", 0.5)
+    over = threading.Event()
+
+    def send(listener: socket.socket) -> None:
+        with suppress(OSError), listener.accept()[0] as connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\n" if head.startswith(b"X") else b"")
+            while not over.wait(0.05):
+                connection.sendall(head)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=send, args=(listener,))
+        thread.start()
+        began = time.monotonic()
+        answer = health.get(*listener.getsockname(), "/", "localhost")
+        assert time.monotonic() - began < 5
+        over.set()
+        thread.join()
+    assert answer["status"] == 0
+    assert answer["reason"].endswith("timed out")
+
+
+def test_json_that_is_nested_too_deep_is_none() -> None:
+    assert health.parsed(b"[" * 60_000) == {}
+    assert health.explained(b'{"a":' * 60_000) == "no reason given"
 
 
 def test_health_of_nobody() -> None:

@@ -22,6 +22,17 @@ def test_parse_environ_returns_labels_alone() -> None:
     assert processes.parse_environ(environ, ("SENTRY_RELEASE",)) == {"SENTRY_RELEASE": "abc"}
 
 
+def test_an_environment_that_no_start_can_have_is_not_read(tmp_path: Path) -> None:
+    """A process can enlarge its own, at no cost for itself."""
+    app = App("shop", tmp_path)
+    (tmp_path / "proc/12").mkdir(parents=True)
+    environ = tmp_path / "proc/12/environ"
+    environ.write_bytes(b"SENTRY_RELEASE=abc\0")
+    assert processes.labels(app, 12) == {"SENTRY_RELEASE": "abc"}
+    os.truncate(environ, 50 * 2**30)
+    assert processes.labels(app, 12) == {}
+
+
 def test_directories_in_use(tmp_path: Path) -> None:
     app = App("shop", tmp_path)
     directories = (app.releases / "a", app.releases / "b", Path("/opt/shop/releases/d"))

@@ -13,8 +13,10 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+
+from .process import BuildError
 
 # Days that an archive stays in the cache after its last use.
 KEEP_DAYS = 30
@@ -59,7 +61,17 @@ def pack(archive: Path, mtime: int, entries: Mapping[str, bytes | Path | Link]) 
         archive: the file to write, in one rename.
         mtime: the modification time of every entry, in seconds since 1970.
         entries: by name a link, a file or link of this machine, or the bytes of a file, which is executable in `bin/`.
+
+    Raises:
+        BuildError: an entry lies below a link, so that a host would write it somewhere else.
     """
+    links = {name for name, at in entries.items() if isinstance(at, Link) or (isinstance(at, Path) and at.is_symlink())}
+    for name in entries:
+        if link := next((str(parent) for parent in PurePosixPath(name).parents if str(parent) in links), ""):
+            raise BuildError(
+                f"{name} would lie below {link}, which is a link. Let the build make a folder in its place, or name"
+                " another path in app_state_paths."
+            )
     buffer = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=6, mtime=0, filename="") as zipped,

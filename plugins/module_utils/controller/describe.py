@@ -241,6 +241,10 @@ def state_paths(folder: detect.Folder, paths: list[str]) -> list[str]:
             raise BuildError(
                 f"app_state_paths: '{path}' is no path below the app's folder. Write one such as media/ or db.sqlite3."
             )
+        if "__pycache__" in parts:
+            raise BuildError(
+                f"app_state_paths: '{path}' would hold bytecode, which belongs to a release. Leave it out."
+            )
         for parent in ("/".join(parts[: index + 1]) for index in range(len(parts))):
             entry = folder.tree.entries.get(posixpath.normpath(f"{folder.path}/{parent}"))
             if entry and entry[0] == LINK:

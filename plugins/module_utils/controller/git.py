@@ -152,7 +152,13 @@ def listing(repository: Path, sha: str, path: str) -> dict[str, tuple[str, str]]
         if path == ".":
             raise
         raise BuildError(no_folder(repository, sha, path)) from None
-    entries = (line.partition("\t") for line in os.fsdecode(output).split("\0")[:-1])
+    entries = [line.partition("\t") for line in os.fsdecode(output).split("\0")[:-1]]
+    for _, _, name in entries:
+        # git's own commands make no such entry, and a file would be written outside of the build's folder.
+        if {part.lower() for part in name.split("/")} & {"", ".", "..", ".git"}:
+            raise BuildError(
+                f"commit {sha[:12]} is damaged or hostile: it has a file {name!r}. See what git finds: git fsck"
+            )
     return {prefix + name: (fields.split()[0], fields.split()[2]) for fields, _, name in entries}
 
 

@@ -6,6 +6,8 @@ import re
 
 # How many lines of the journal a message shows, and how many at most if a traceback is longer.
 SHOWN, SHOWN_AT_MOST = 20, 60
+# How many characters of a line are shown and searched: an app may write lines of any length.
+WIDTH = 2000
 TRACEBACK = "Traceback (most recent call last):"
 # A traceback, or one of a group of exceptions, in one line that is no JSON.
 FOLDED = re.compile(rf"(?!{{).* \| (  \+ Exception Group )?{re.escape(TRACEBACK)}")
@@ -88,7 +90,7 @@ def unfolded(entry: str) -> list[str]:
 
 def excerpt(journal: str) -> list[str]:
     """Return the last lines of a journal, back to the beginning of the last traceback."""
-    lines = [line for entry in journal.splitlines() for line in unfolded(entry)]
+    lines = [line[:WIDTH] for entry in journal.splitlines() for line in unfolded(entry)]
     begins = [number for number, line in enumerate(lines) if line.endswith(TRACEBACK)]
     first = min(len(lines) - SHOWN, begins[-1]) if begins else len(lines) - SHOWN
     return lines[max(first, len(lines) - SHOWN_AT_MOST, 0) :]
@@ -96,7 +98,7 @@ def excerpt(journal: str) -> list[str]:
 
 def next_step(lines: list[str]) -> str:
     """Return one sentence on a common cause of a failure; "" if none is found in these lines."""
-    text = "\n".join(lines)
+    text = "\n".join(line[:WIDTH] for line in lines)
     if "ValidationError" in text and (names := [*dict.fromkeys(MISSING_FIELDS.findall(text))]):
         return SETTING.format(", ".join(name.upper() for name in names))
     for pattern, step in CAUSES:

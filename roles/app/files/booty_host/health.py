@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # How much of an answer's body is read for its reason, in bytes.
 READ = 65536
+# How long an answer may take, in seconds.
+SECONDS = 5.0
 
 
 def ask_json(address: str, port: int) -> dict[str, Any]:
@@ -48,6 +53,30 @@ def ask_process(address: str, port: int, path: str, host: str, invocation: str, 
     return {"status": status, "reason": reason, "release": release}
 
 
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError if the block takes longer. The timeout of a socket bounds each part of an answer alone."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError("timed out")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def load(text: bytes) -> Any:
+    """Return what JSON of an app holds; raise ValueError if it is none that can be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deep") from None
+
+
 def get(address: str, port: int, path: str, host: str, invocation: str = "") -> dict[str, Any]:
     """Return the `status`, `headers` and `body` of an answer; `reason` says why there is none, and the status is 0.
 
@@ -57,16 +86,17 @@ def get(address: str, port: int, path: str, host: str, invocation: str = "") -> 
     import http.client  # noqa: PLC0415
 
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
-    connection = http.client.HTTPConnection(reachable, port, timeout=5.0)
+    connection = http.client.HTTPConnection(reachable, port, timeout=SECONDS)
     headers = {"Host": host, "Connection": "close"}
     if invocation:
         # An app behind a proxy may redirect all HTTP to HTTPS; the runner asks the candidate in the same way.
         headers |= {"X-Booty-Ask": invocation, "X-Forwarded-Proto": "https", "User-Agent": "booty-health"}
     try:
-        connection.request("GET", path, headers=headers)
-        response = connection.getresponse()
-        # The first page of an app may be a stream that never ends; only the reason of an error is read there.
-        body = response.read(READ) if not invocation or response.status >= 400 else b""
+        with within(SECONDS):
+            connection.request("GET", path, headers=headers)
+            response = connection.getresponse()
+            # The first page of an app may be a stream that never ends; only the reason of an error is read there.
+            body = response.read(READ) if not invocation or response.status >= 400 else b""
     except (OSError, http.client.HTTPException) as error:
         reason = f"no answer on {address}:{port}: {error or type(error).__name__}"
         return {"status": 0, "reason": reason, "headers": {}, "body": b""}
@@ -78,7 +108,7 @@ def get(address: str, port: int, path: str, host: str, invocation: str = "") -> 
 def parsed(body: bytes) -> dict[str, Any]:
     """Return the fields of a body that is a JSON object; none of another body."""
     try:
-        fields = json.loads(body)
+        fields = load(body)
     except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}

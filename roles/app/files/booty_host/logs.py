@@ -93,11 +93,17 @@ def sources_of(app: App) -> dict[str, list[list[str]]]:
     # The lines of an app `shop-api` are not those of a process `api` of the app `shop`.
     others = [name for name in installed(app.root) if name.startswith(f"{app.name}-")]
     units = (app.service, app.candidate, app.socket, app.http_socket)
+    # Any app may write lines with any identifier or unit. journald itself adds the fields with an underscore.
+    owners = {0, app.var.stat().st_uid} if app.var.exists() else {0}
+
+    def called(identifier: str) -> list[list[str]]:
+        return [[f"SYSLOG_IDENTIFIER={identifier}", f"_UID={owner}"] for owner in sorted(owners)]
+
     sources = {
         "web": [
-            [f"SYSLOG_IDENTIFIER={app.name}"],
+            *called(app.name),
             *([f"_SYSTEMD_UNIT={unit}"] for unit in units),
-            *([f"UNIT={unit}"] for unit in units),  # what systemd says of the unit
+            *([f"UNIT={unit}", "_PID=1"] for unit in units),  # what systemd says of the unit
         ],
         "deploy": [[*journal.OURS, f"BOOTY_APP={app.name}"]],
     }
@@ -114,10 +120,10 @@ def sources_of(app: App) -> dict[str, list[list[str]]]:
         ]
 
     for identifier, process in processes("SYSLOG_IDENTIFIER", ""):
-        sources[process] = [[f"SYSLOG_IDENTIFIER={identifier}"]]
+        sources[process] = called(identifier)
     for unit, process in processes("UNIT", r"(@.*)?\.(service|timer)"):
         if process in sources:
-            sources[process].append([f"UNIT={unit}"])
+            sources[process].append([f"UNIT={unit}", "_PID=1"])
     return sources
 
 

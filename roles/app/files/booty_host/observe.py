@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import socket
 import time
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from booty_host import journal
 from booty_host.app import App
 from booty_host.files import parse_assignments
+from booty_host.health import READ, load, within
 from booty_host.processes import labels
 from booty_host.state import State
 from booty_host.systemd import Systemd
@@ -20,23 +20,27 @@ CHECKS = ("tracker", "clock")
 OLDER = "its release was built by an older Booty, which does not count requests: deploy a newer commit"
 
 
-def ask_internal(app: App, method: str, path: str, timeout: float) -> Any:
-    """Return the JSON that the service answers on its internal socket.
+def ask_internal(app: App, method: str, path: str, timeout: float) -> dict[str, Any]:
+    """Return the JSON object that the service answers on its internal socket.
 
     Raises:
         OSError: there is no answer.
         http.client.HTTPException: likewise.
-        ValueError: the answer is no JSON.
+        ValueError: the answer is no JSON object, or too long.
     """
     connection = http.client.HTTPConnection("localhost", timeout=timeout)
     try:
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.settimeout(timeout)
         connection.sock.connect(str(app.internal_socket))
-        connection.request(method, path)
-        return json.loads(connection.getresponse().read())
+        with within(timeout):
+            connection.request(method, path)
+            answer = load(connection.getresponse().read(READ))
     finally:
         connection.close()
+    if not isinstance(answer, dict):
+        raise ValueError("it answers with another kind of JSON")
+    return answer
 
 
 def observe(app: App, prove: bool, by: str, seconds: int, check: bool) -> dict[str, Any]:
@@ -89,7 +93,7 @@ def observe(app: App, prove: bool, by: str, seconds: int, check: bool) -> dict[s
         observed |= {name: status.get(name, observed[name]) for name in ("requests", "lost")}
         if observed["requests"] is None and OLDER not in faults:
             faults.append(OLDER)
-    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
         faults.append(f"its service gives no status: {error or type(error).__name__}")
     if prove and not check:
         until = str(round(time.time() + seconds))

@@ -20,11 +20,21 @@ LABELS = (
 # The variables with the health request of a process, and with the identifier that systemd gave its start.
 QUESTION = ("BOOTY_HEALTH_PATH", "BOOTY_HEALTH_HOST", "INVOCATION_ID")
 
+# The kernel starts no process with a larger environment (execve(2)), in bytes. A process can enlarge its own for free.
+ENVIRON = 2**21
+
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and return its status, output and errors as text."""
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
     return subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
+
+
+def run_tail(size: int, *command: str) -> str:
+    """Run a command to its end and return the end of its output, in bytes: an app may write lines of any size."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        tail = subprocess.run(["tail", f"--bytes={size}"], stdin=process.stdout, capture_output=True, check=False)
+    return tail.stdout.decode(errors="replace")
 
 
 def parse_environ(environ: bytes, names: tuple[str, ...]) -> dict[str, str]:
@@ -38,9 +48,11 @@ def parse_environ(environ: bytes, names: tuple[str, ...]) -> dict[str, str]:
 def labels(app: App, pid: int, names: tuple[str, ...] = LABELS) -> dict[str, str]:
     """Return the labels and settings that a running process was started with; none if the process has ended."""
     try:
-        return parse_environ((app.root / f"proc/{pid}/environ").read_bytes(), names)
+        with (app.root / f"proc/{pid}/environ").open("rb") as file:
+            environ = file.read(ENVIRON + 1)
     except OSError:
         return {}
+    return parse_environ(environ, names) if len(environ) <= ENVIRON else {}
 
 
 def stat(app: App, pid: int) -> list[str]:

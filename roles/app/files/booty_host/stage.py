@@ -122,6 +122,19 @@ def appearing(dest: Path) -> Iterator[Path]:
         raise
 
 
+def inside(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of an archive. Raise HostError for one that root would write somewhere else, as by a link."""
+    links: set[str] = set()
+    for member in tar:
+        parts = member.name.split("/")
+        parents = {"/".join(parts[: index + 1]) for index in range(len(parts))}
+        if {"", ".", ".."} & {*parts} or parents & links or not (member.isreg() or member.issym() or member.isdir()):
+            raise HostError(f"the archive has {member.name}, which is no file or link in a folder of its own")
+        if member.issym():
+            links.add(member.name)
+        yield member
+
+
 def make(archive: io.BufferedIOBase, dest: Path) -> None:
     """Make the directory, under the lock of its parent."""
     with appearing(dest) as partial:
@@ -129,15 +142,21 @@ def make(archive: io.BufferedIOBase, dest: Path) -> None:
             # The digest proves where the archive comes from, so it is extracted unchanged, with its link to the host's
             # Python. Newer Pythons refuse such a link without a filter; Debian 12's Python has no `filter=` yet.
             tar.extraction_filter = lambda member, _: member
-            tar.extractall(partial)
-        # The service can't write the tree and it never changes, so Python need not compare bytecode with its source.
-        compileall.compile_dir(
-            partial,
-            quiet=2,
-            stripdir=str(partial),
-            prependdir=str(dest),
-            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-        )
+            tar.extractall(partial, members=inside(tar))
+        # The service can't write the tree and it never changes, so Python need not compare bytecode with its source. A
+        # link can lead to a state path, whose content belongs to the app: root neither reads nor writes through it.
+        for path in partial.rglob("__pycache__"):
+            if path.is_symlink():
+                path.unlink()
+        for path in partial.rglob("*.py"):
+            if not path.is_symlink():
+                compileall.compile_file(
+                    path,
+                    quiet=2,
+                    stripdir=str(partial),
+                    prependdir=str(dest),
+                    invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+                )
         for path in (
             partial,
             *(path for path in partial.rglob("*") if path.is_dir() and not path.is_symlink()),

@@ -239,10 +239,10 @@ def named(record: dict[str, Any]) -> dict[str, Any]:
 def last_run(unit: str) -> dict[str, Any]:
     """Return the end of a timer's `last` run and its `result` from the journal: systemd loses both at a reboot."""
     options = ("--lines=1", "--quiet", "--no-pager", "--output=json", "--output-fields=JOB_RESULT")
-    text = run("journalctl", *options, f"UNIT={unit}", "JOB_TYPE=start").stdout
+    text = run("journalctl", *options, f"UNIT={unit}", "JOB_TYPE=start", "_PID=1").stdout
     record = json.loads(text or "{}")
     at = moment(journal.seconds_of(record)) if record else None
-    return {"last": at, "result": record.get("JOB_RESULT", "")}
+    return {"last": at, "result": journal.text_of(record.get("JOB_RESULT"))}
 
 
 def watch(entries: str, release: str | None, now: float) -> dict[str, Any] | None:

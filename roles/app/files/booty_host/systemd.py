@@ -15,7 +15,7 @@ from typing import Any
 from booty_host import HostError, failures, secrets
 from booty_host.app import App
 from booty_host.files import parse_assignments, read
-from booty_host.processes import labels, run
+from booty_host.processes import labels, run, run_tail
 
 # systemctl says so when systemd executes itself anew, as an upgrade has it do. The job goes on, and can be waited for.
 LOST = "D-Bus connection terminated"
@@ -112,7 +112,7 @@ class Systemd:
         )
         match = " + ".join(fields).split()
         options = ("--boot", "--no-pager", "--quiet", "--output=cat", "--lines=200")
-        text = run("journalctl", *options, *(match if invocation else ["-u", name])).stdout
+        text = run_tail(1_000_000, "journalctl", *options, *(match if invocation else ["-u", name]))
         # A program of the app writes there what it likes.
         lines = failures.excerpt(secrets.filtered(text, secrets.hidden(self.app)))
         if not lines:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import hashlib
 import http.client
 import json
+import os
 import re
 import secrets
 import shutil
@@ -112,7 +114,8 @@ def install_own(host: Paths, site: Site) -> None:
                                (folder / "fullchain.pem", host.certificate(name), 0o644)):  # fmt: skip
         if read(file) != source.read_text():
             write_atomically(file, source.read_text(), mode)
-            shutil.chown(file, "root", paths.USER)
+            # booty-acme may put a link there meanwhile.
+            os.chown(file, 0, grp.getgrnam(paths.USER).gr_gid, follow_symlinks=False)
 
 
 def request(host: Paths, name: str) -> None:
@@ -175,8 +178,6 @@ def ask(host: Paths, site: Site, name: str, force: bool) -> str:
     values = {"ACME_URL": site.acme_url, "ACCOUNT": account, "DAYS": days, "ACME_EMAIL": site.acme_email,
               "FORCE": "-f" if force else ""}  # fmt: skip
     write_atomically(directory / f"{name}.env", "".join(f"{key}={value}\n" for key, value in values.items()), 0o600)
-    account.parent.mkdir(exist_ok=True)
-    shutil.chown(account.parent, paths.ACME_USER, paths.USER)
     unit = f"booty-acme@{name}.service"
     run("systemctl", "start", unit)
     state = dict(line.partition("=")[::2] for line in run(

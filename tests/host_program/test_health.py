@@ -150,7 +150,7 @@ def test_an_answer_without_an_end_is_none(monkeypatch: pytest.MonkeyPatch, head:
         thread = threading.Thread(target=send, args=(listener,))
         thread.start()
         began = time.monotonic()
-        answer = health.get(*listener.getsockname(), "/", "localhost")
+        answer = health.get("127.0.0.1", listener.getsockname()[1], "/", "localhost")
         assert time.monotonic() - began < 5
         over.set()
         thread.join()

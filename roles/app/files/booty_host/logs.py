@@ -56,11 +56,19 @@ def logs(
         text, cut = follow([*command, after], wait, limit), False
     else:
         # Together with `--since`, `--lines` alone means the first lines.
-        done = run(*command, "--reverse", f"--lines={lines + 1}", *newer_than(since))
-        if done.returncode:
-            raise HostError(unknown_time(since, done.stderr))
-        every = done.stdout.split("\n")[-2::-1]
-        text, cut = "\n".join(every[-lines:]), bool(since) and len(every) > lines
+        command += ["--reverse", f"--lines={lines + 1}", *newer_than(since)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
+            assert reader.stdout
+            assert reader.stderr
+            # A record has other fields too, and JSON may write a byte of a message as four.
+            output = reader.stdout.read(10 * limit)
+            if reader.stdout.read(1):
+                reader.kill()
+            problem = reader.stderr.read().decode()
+        if reader.returncode > 0:
+            raise HostError(unknown_time(since, problem))
+        every = output[: output.rfind(b"\n") + 1].decode().split("\n")[-2::-1]
+        text, cut = "\n".join(every[-lines:]), reader.returncode < 0 or (bool(since) and len(every) > lines)
     found = [json.loads(line) for line in text.split("\n") if line]
     records, size = [], 0
     for record in reversed(found):

@@ -104,11 +104,12 @@ class Systemd:
         """Return the end of a unit's last start as a message shows it: its last lines, and the next step if known."""
         state = self.unit(name)
         invocation = state.get("InvocationID")
-        # A main process that was the candidate has left its first lines under the candidate's invocation.
+        # A main process that was the candidate has left its first lines under the candidate's invocation. Any app may
+        # write lines with the field INVOCATION_ID; journald itself adds those with an underscore.
         fields = (
             f"_SYSTEMD_INVOCATION_ID={invocation}",
-            f"INVOCATION_ID={invocation}",
-            f"_PID={state.get('MainPID', 0)}",
+            f"INVOCATION_ID={invocation} _PID=1",
+            *(f"_PID={state.get('MainPID', 0)} _SYSTEMD_UNIT={unit}" for unit in (name, self.app.candidate)),
         )
         match = " + ".join(fields).split()
         options = ("--boot", "--no-pager", "--quiet", "--output=cat", "--lines=200")

@@ -413,6 +413,31 @@ def test_a_candidate_that_fails_on_the_real_socket_leaves_what_serves(site: Site
     site.run("test ! -e /run/booty/handover && ! systemctl is-active --quiet booty-candidate.service")
 
 
+EXTENDS = """
+import os, socket, threading, time
+def extend():
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        while True:
+            sock.sendto(b"EXTEND_TIMEOUT_USEC=60000000", os.environ["NOTIFY_SOCKET"])
+            time.sleep(1)
+threading.Thread(target=extend, daemon=True).start()
+time.sleep(3600)
+"""
+
+
+@pytest.mark.long
+def test_a_start_that_extends_its_time_without_end_is_killed(site: Site, releases: tuple[str, str]) -> None:
+    site.release(text=ROUTES + EXTENDS)
+    began = time.monotonic()
+    played = site.play("deploy.yml", app_start_seconds="5", app_drain_seconds="1")
+    site.release()
+    print(f"ended after {time.monotonic() - began:.0f} s")
+    assert "s, so it was killed" in played.output
+    assert f"{releases[1]} was not touched" in " ".join(played.output.split())
+    assert site.health()["release"] == releases[1]
+    assert site.play("deploy.yml").status == 0
+
+
 def test_two_deploys_at_once(site: Site, releases: tuple[str, str]) -> None:
     """The second deploy says who runs the first one and since when; a killed deploy leaves no lock."""
     slow = site.release(text=ROUTES + "import time\ntime.sleep(4)\n")

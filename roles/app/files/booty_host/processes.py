@@ -24,10 +24,16 @@ QUESTION = ("BOOTY_HEALTH_PATH", "BOOTY_HEALTH_HOST", "INVOCATION_ID")
 ENVIRON = 2**21
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end and return its status, output and errors as text."""
+def run(*command: str, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and return its status, output and errors as text.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer than `timeout`, in seconds.
+    """
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="replace", env=environment, check=False, timeout=timeout
+    )
 
 
 def run_tail(size: int, *command: str) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import struct
+import subprocess
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ from booty_host.processes import labels, run, run_tail
 
 # systemctl says so when systemd executes itself anew, as an upgrade has it do. The job goes on, and can be waited for.
 LOST = "D-Bus connection terminated"
+# How long systemd may take beyond the times of the units, in seconds.
+SLACK = 60
 
 
 class Systemd:
@@ -70,10 +73,20 @@ class Systemd:
 
     def systemctl(self, verb: str, *names: str, check: bool = True) -> None:
         """Run `systemctl`; with `check`, raise HostError with the journal's last lines when it fails."""
+        # An app can extend the time of its start and of its stop without end (EXTEND_TIMEOUT_USEC=, sd_notify(3)).
+        texts = "".join(read(self.app.unit_files / re.sub(r"@\d+\.", "@.", name)) for name in names)
+        bound = SLACK + sum(map(int, re.findall(r"^Timeout(?:Start|Stop)Sec=(\d+)$", texts, re.MULTILINE)))
         for _ in range(5):
-            done = run("systemctl", verb, *names)
-            if LOST not in done.stderr:
-                break
+            try:
+                done = run("systemctl", verb, *names, timeout=bound)
+            except subprocess.TimeoutExpired as error:
+                run("systemctl", "kill", "--signal=KILL", *(name for name in names if not name.startswith("-")))
+                done = subprocess.CompletedProcess(error.cmd, 1, "", f"no end after {bound} s, so it was killed")
+                if verb == "start":
+                    break
+            else:
+                if LOST not in done.stderr:
+                    break
         if done.returncode and check:
             reason = next(iter(done.stderr.strip().splitlines()), "no reason given")
             raise HostError(f"systemctl {verb} {' '.join(names)}: {reason}\n{self.journal(names[0]) if names else ''}")

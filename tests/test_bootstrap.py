@@ -461,9 +461,9 @@ def test_a_host_behind_a_jump_host(another: Callable[[str], New], tmp_path: Path
             }
             played = target.ready(**{**common, **variables})
             assert played.recap(target.host.name)["changed"] > 0
-            target.run("sudo rm -f /etc/booty/secrets.env", "deploy")
             place_as_printed(played)
             assert target.run("sudo cat /etc/booty/secrets.env", "deploy") == "SENTRY_DSN=x"
+            target.run("sudo rm /etc/booty/secrets.env", "deploy")
     finally:  # other tests add hosts to this instance, and wait until all of its hosts answer
         target.environment = {}
         target.run(f"sudo ip route delete blackhole {gateway}/32", "deploy")

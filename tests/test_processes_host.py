@@ -253,6 +253,10 @@ def test_one_host_has_the_scheduler(site: Site) -> None:
     assert "beat is on" in words(site.play("status.yml", *both))
     assert site.play("deploy.yml", *both, **beat).status == 0
     assert has_it() == [True, False]
+    secrets = site.run("cat /etc/booty/secrets.env")
     played = site.play("remove.yml", *both, **beat, remove="booty")
     assert played.status == 0, played.output
     assert has_it() == [False, False]
+    # Other tests share the host.
+    assert site.play("bootstrap.yml").status == 0
+    site.place_secrets(f"{secrets}\n")

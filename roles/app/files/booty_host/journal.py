@@ -49,7 +49,9 @@ def texts(entry: dict[str, Any], fields: dict[str, str]) -> dict[str, str]:
         entry: as `journalctl --output=json` prints it.
         fields: the journal's fields, by these names.
     """
-    return {name: text_of(entry[field]) for name, field in fields.items() if field in entry}
+    # A message may quote an app; other fields are always text.
+    known = {name: entry[field] for name, field in fields.items() if field in entry}
+    return {name: text_of(value) for name, value in known.items() if isinstance(value, str) or name == "message"}
 
 
 def seconds_of(entry: dict[str, Any]) -> float:

@@ -224,7 +224,7 @@ def last(entries: str) -> dict[str, Any] | None:
         entries: the records of booty-deploy, the newest first, as lines of JSON.
     """
     records = [json.loads(line) for line in journal.lines_of(entries)]
-    ends = (record for record in records if "BOOTY_RESULT" in record)
+    ends = (record for record in records if isinstance(record.get("BOOTY_RESULT"), str))
     record = next(ends, records[0] if records else None)
     if record is None:
         return None

@@ -106,7 +106,10 @@ class PlaceAction(HostProgramAction):
         lines = sentences(places, {*group} - {*hosts})
         described = arguments["description"] or {}
         if any(answer.get("due") for answer in arguments["answers"].values()) and described:
-            commands = options["app_release_command"] or described["release_command"]
+            # `true` is the way to run none although the commit has some.
+            commands = [
+                each for each in options["app_release_command"] or described["release_command"] if each != "true"
+            ]
             result["warnings"] = one_sided(described["state_paths"], commands, group, next(iter(hosts)))
         return {
             **result,

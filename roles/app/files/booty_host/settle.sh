@@ -42,6 +42,7 @@ family() { for each in $(members "$candidate"); do belongs "$each" "$1" && echo 
 # Whether a process has every assignment of release.env in its environment. sed removes the quotes around a value, which
 # parse_pointer() in files.py describes.
 serves_pointer() {
+    # A process can enlarge its environment beyond what a start can have: ENVIRON in processes.py.
     environment=$(head -c 2097152 2>/dev/null <"/proc/$1/environ" | tr '\0' '\n')
     pointer=$(sed "s/'\"'\"'/\\n/g; s/'//g; s/\\n/'/g" "/etc/$app/release.env") || return 1
     while IFS= read -r line; do

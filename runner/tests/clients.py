@@ -44,6 +44,17 @@ def ask(listener, path, method="GET", **headers):
         return connection.ask(path, method, **headers)
 
 
+def answers(connection, count):
+    """Return this many responses with `Content-Length`, which may share a packet, and the bytes after them."""
+    responses = []
+    with connection.sock.makefile("rb") as file:
+        for _ in range(count):
+            status = int(file.readline().split()[1])
+            headers = http.client.parse_headers(file)
+            responses.append((status, file.read(int(headers["content-length"]))))
+        return responses, file.read()
+
+
 class Load:
     """Clients that send requests until the end of the `with` block, and count failures."""
 

@@ -5,7 +5,7 @@ import re
 import time
 
 import pytest
-from runner.tests.clients import Connection, ask
+from runner.tests.clients import Connection, answers, ask
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -118,9 +118,12 @@ def test_json_has_fields(logged, tcp):
 def test_pipelined_requests_have_a_line_each(logged, tcp):
     end = logged("web:wsgi")
     with Connection(tcp) as connection:
-        connection.sock.sendall(b"".join(b"GET /%d HTTP/1.1\r\nhost: t\r\n\r\n" % n for n in range(3)))
-        for _ in range(3):
-            connection.receive()
+        heads = (
+            b"GET /%d HTTP/1.1\r\nhost: t\r\nconnection: %s\r\n\r\n" % (n, b"close" if n == 2 else b"")
+            for n in range(3)
+        )
+        connection.sock.sendall(b"".join(heads))
+        assert [status for status, _ in answers(connection, 3)[0]] == [200] * 3
     assert [line[1] for line in lines(end())] == ["/0", "/1", "/2"]
 
 

@@ -7,20 +7,9 @@ import socket
 import time
 
 import pytest
-from runner.tests.clients import Connection, ask
+from runner.tests.clients import Connection, answers, ask
 
 HALF = b"GET / HTTP/1.1\r\nhost: te"
-
-
-def answers(connection, count):
-    """Return this many responses with `Content-Length`, which may share a packet, and the bytes after them."""
-    responses = []
-    with connection.sock.makefile("rb") as file:
-        for _ in range(count):
-            status = int(file.readline().split()[1])
-            headers = http.client.parse_headers(file)
-            responses.append((status, file.read(int(headers["content-length"]))))
-        return responses, file.read()
 
 
 def rest(connection):

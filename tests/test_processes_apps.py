@@ -220,11 +220,24 @@ class Jobs:
         self._stop.set()
         self._thread.join()
 
+    def _wait_until_all_ran(self, seconds: float) -> bool:
+        """Return whether all jobs ran within this time."""
+        deadline = time.monotonic() + seconds
+        while missing := {*self.accepted} - {run.number for run in self.app.runs()}:
+            if time.monotonic() > deadline:
+                print(f"{missing} did not run within {seconds} s")
+                return False
+            time.sleep(1)
+        return True
+
     def each_ran_once(self) -> list[Run]:
         """Wait until all jobs ran; return the runs, and fail the test if a job ran twice or not."""
-        deadline = time.monotonic() + 120
-        while {*self.accepted} - {run.number for run in self.app.runs()} and time.monotonic() < deadline:
-            time.sleep(1)
+        all_ran = self._wait_until_all_ran(60)
+        # RQ parks a job that its worker took in the instant of a signal. Its maintenance runs it again, and wants to
+        # have seen it there for a minute before (docs/processes.md).
+        for _ in range(2 if self.app.name == "flask-rq" and not all_ran else 0):
+            self.app.play("run.yml", command="python maintain.py")
+            self._wait_until_all_ran(61)
         time.sleep(2)
         runs = [run for run in self.app.runs() if run.number in {*self.accepted}]
         counts = Counter(run.number for run in runs)

@@ -4,7 +4,7 @@ import time
 import jobs
 from flask import Flask
 from redis import Redis
-from rq import Queue
+from rq import Queue, Retry
 
 app = Flask(__name__)
 redis = Redis.from_url(os.environ["RQ_REDIS_URL"])
@@ -23,7 +23,7 @@ def slow():
 
 @app.get("/jobs/<int:number>")
 def enqueue(number):
-    Queue(connection=redis).enqueue(jobs.count, number)
+    Queue(connection=redis).enqueue(jobs.count, number, retry=Retry(max=1))
     return {"number": number}
 
 

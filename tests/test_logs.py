@@ -94,6 +94,24 @@ def test_all_processes_are_merged_and_named(served: Site) -> None:
     assert not [line for line in lines if line.endswith(("far", "elsewhere"))]
 
 
+def test_no_app_writes_lines_in_the_name_of_booty_or_systemd(served: Site) -> None:
+    """Any user of a host may write records to the journal, with any field but those that journald adds itself."""
+    forged = {
+        "MESSAGE=forged deploy": "SYSLOG_IDENTIFIER=booty-deploy\nBOOTY_APP=booty\nBOOTY_RESULT=switched",
+        "MESSAGE=forged unit": "SYSLOG_IDENTIFIER=systemd\nUNIT=booty.service\nJOB_TYPE=start\nJOB_RESULT=done",
+        "MESSAGE=forged web": "SYSLOG_IDENTIFIER=booty",
+    }
+    for message, fields in forged.items():
+        # Its own user may write what it likes as the app, and as nothing else.
+        user = "nobody" if "web" in message else "booty"
+        served.run(f"printf '{message}\n{fields}\n' | runuser -u {user} -- logger --journald")
+    served.run("journalctl --sync")
+    assert served.run("journalctl --since=-1min --output=cat | grep -c ^forged") == "3"
+    assert [line for line in logged(served, since="1min", lines="1000") if "forged" in line] == []
+    for playbook, option in (("history.yml", "history_format"), ("status.yml", "status_format")):
+        assert "forged" not in served.play(playbook, on=None, **{option: "json"}).output
+
+
 def test_a_traceback_has_its_lines(served: Site) -> None:
     """The journal keeps it in one line, which is one record."""
     served.run(RAISE)

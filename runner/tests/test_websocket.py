@@ -180,6 +180,22 @@ def test_closes_are_spread_and_a_client_that_does_not_answer_is_cut(serve, tcp, 
     assert sorted(notes()) == [["got", str(number), "0", "1012"] for number in range(4)]
 
 
+def test_a_client_that_connects_again_does_not_reach_this_process_through_a_kept_connection(serve, tcp):
+    """Booty's proxy keeps a connection to the app for 0.5 s after its last answer."""
+    service = serve()
+    with connect(url(tcp, "/")) as client, Connection(tcp) as kept:
+        assert kept.ask("/")[0] == 200
+        service.stop()
+        began = time.monotonic()
+        kept.sock.sendall(HANDSHAKE % (b"/", b""))
+        assert kept.sock.recv(1000).startswith(b"HTTP/1.1 101 ")
+        with pytest.raises(ConnectionClosed):
+            client.recv()
+        assert time.monotonic() - began > 0.5
+        assert kept.sock.recv(100).endswith(b"\x88\x02\x03\xf4")
+    assert service.wait()[0] == 0
+
+
 def test_a_handshake_under_way_is_let_finish(serve, tcp):
     service = serve()
     sender = Sender(tcp, "/?accept=1", 0.01)

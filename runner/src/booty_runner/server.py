@@ -45,6 +45,9 @@ BACKLOG = 4096
 PROXIED = "http"
 # At a stop, WebSockets are closed one after another over this time, so that their clients do not all connect at once.
 SPREAD_SECONDS = 2.0
+# They begin to be closed after this time. A proxy may send the handshake of a client that connects again over a
+# connection that it keeps to this process, and Booty's proxy keeps one for 0.5 s: the client would be closed twice.
+KEPT_SECONDS = 0.6
 # How long a request that is cut may take to end; with the flush of telemetry at most 2 s beyond the drain.
 CUT_SECONDS = 0.4
 
@@ -389,8 +392,9 @@ class Server:
         await asyncio.sleep(0)  # what was accepted in this turn of the loop is connected in the next
         streams: dict[RequestResponseCycle, float] = {}
         websockets = self._websockets()
+        first = began + min(KEPT_SECONDS, self._drain_seconds / 8)
         pause = min(SPREAD_SECONDS, self._drain_seconds / 4) / len(websockets) if websockets else 0.0
-        restarts = {websocket: began + number * pause for number, websocket in enumerate(websockets)}
+        restarts = {websocket: first + number * pause for number, websocket in enumerate(websockets)}
         while self._state.connections or self._state.tasks:
             now = loop.time()
             if self._cut.is_set() or now - began >= self._drain_seconds:
@@ -399,7 +403,7 @@ class Server:
             for websocket in self._websockets():
                 if websocket.silent:
                     websocket.cut()
-                elif now >= restarts.get(websocket, began):
+                elif now >= restarts.get(websocket, first):
                     websocket.restart()
             for connection in self._connections():
                 if stream := connection.stream:

@@ -25,7 +25,7 @@ from booty_host.files import parse_assignments, parse_pointer, read
 from booty_host.processes import labels
 from booty_host.programs import Programs
 from booty_host.prune import prune
-from booty_host.release import Release, directory_of, unsettled
+from booty_host.release import Release, ask, ask_itself, directory_of, unsettled
 from booty_host.state import State
 from booty_host.systemd import Systemd
 
@@ -491,6 +491,16 @@ def test_a_release_that_names_itself_is_asked_as_its_commit_says(systemd: Memory
         *again,
     ]
     assert steps[-len(again) - 2 : -2] == again
+
+
+def test_a_process_beside_the_service_does_not_hide_its_answer(systemd: MemorySystemd) -> None:
+    """While a service restarts, the candidate still accepts on the same socket, and would be blamed for its fault."""
+    cut_over(systemd, "a", contract=3)
+    pid, address = systemd.main[systemd.app.service], release(systemd, "a").address
+    systemd.strange = True
+    for how, answers in ((ask, None), (ask_itself, "a")):
+        systemd.observe()[:] = ["reset-failed shop.service"]
+        assert how(systemd.app, address, pid)["release"] == answers
 
 
 def test_another_process_that_goes_on_answering_is_found(systemd: MemorySystemd) -> None:

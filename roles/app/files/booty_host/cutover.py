@@ -16,7 +16,17 @@ from booty_host.handover import Handover, RefusedError, obstacles
 from booty_host.processes import labels
 from booty_host.programs import Programs
 from booty_host.prune import prune
-from booty_host.release import Release, ask_installed, differs, fault, labels_on_disk, manifest, question, unsettled
+from booty_host.release import (
+    Release,
+    ask_installed,
+    ask_itself,
+    differs,
+    fault,
+    labels_on_disk,
+    manifest,
+    question,
+    unsettled,
+)
 from booty_host.state import State
 from booty_host.systemd import Systemd
 
@@ -519,7 +529,7 @@ class Cutover:
         while problem := (
             unsettled(app, self.systemd, release, ANSWERS)
             if settled
-            else fault(release, int(self.systemd.unit(app.service)["MainPID"]))
+            else fault(release, int(self.systemd.unit(app.service)["MainPID"]), ask_itself)
         ):
             service = self.systemd.unit(app.service)
             # The first restart is enough to give up: a crash loop would end in a failed socket unit as well.

@@ -19,7 +19,7 @@ from booty_host import HostError
 from booty_host.app import App
 from booty_host.files import read, write_atomically
 from booty_host.processes import alive, family
-from booty_host.release import Release, directory_of, fault, manifest, unfit_for_proxy
+from booty_host.release import Release, ask_itself, directory_of, fault, manifest, unfit_for_proxy
 from booty_host.sockets import opened, options
 from booty_host.systemd import Systemd
 
@@ -134,7 +134,7 @@ class Handover:
         deadline = time.monotonic() + timeout
         while True:
             self.check()
-            problem = fault(release, self.new)
+            problem = fault(release, self.new, ask_itself)
             if not problem:
                 return
             if time.monotonic() > deadline:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,16 +131,22 @@ def unsettled(app: App, systemd: Systemd, release: Release, times: int = 1) -> s
     handover = app.handover.exists()
     if handover or candidate["ActiveState"] not in {"inactive", "failed"}:
         return "a handover was interrupted" if handover else f"{app.candidate} is {candidate['ActiveState']}"
-    return next((problem for _ in range(times) if (problem := fault(release, int(service["MainPID"])))), "")
+    return next((problem for _ in range(times) if (problem := fault(release, int(service["MainPID"]), ask))), "")
 
 
-def fault(release: Release, pid: int) -> str:
-    """Return the first difference between a main process and the release that it should serve; "" if there is none."""
+def fault(release: Release, pid: int, how: Callable[[App, tuple[str, int], int], dict[str, Any]]) -> str:
+    """Return the first difference between a main process and the release that it should serve; "" if there is none.
+
+    Args:
+        release: the one that should serve.
+        pid: the main process.
+        how: `ask` if no other process may answer, or `ask_itself`.
+    """
     app = release.app
     # systemd holds the sockets, so a request to a stopped service would start it.
     if not (running := labels(app, pid)):
         return f"{app.service} does not run"
-    return judge(release, running, ask(app, release.address, pid))
+    return judge(release, running, how(app, release.address, pid))
 
 
 def question(app: App, pid: int) -> tuple[str, str, str] | None:
@@ -165,21 +172,23 @@ def ask(app: App, address: tuple[str, int], pid: int) -> dict[str, Any]:
     return answer
 
 
-def ask_installed(app: App, pid: int) -> dict[str, Any]:
-    """Ask a main process where the installed socket unit listens; the answer is that of `ask`.
-
-    A candidate that was left over accepts as well, so the question is repeated until the process itself answers.
-    """
-    path = app.unit_files / app.socket
-    try:
-        address = sockets.parse_stream(read(path))
-    except ValueError as error:
-        return {"status": 0, "reason": f"{path}: {error}"}
+def ask_itself(app: App, address: tuple[str, int], pid: int) -> dict[str, Any]:
+    """Ask a main process as `ask` does, until it answers itself: a candidate beside it accepts there as well."""
     for _ in range(20):
         answer = ask(app, address, pid)
         if answer["release"] or not answer["status"]:
             break
     return answer
+
+
+def ask_installed(app: App, pid: int) -> dict[str, Any]:
+    """Ask a main process itself where the installed socket unit listens; the answer is that of `ask`."""
+    path = app.unit_files / app.socket
+    try:
+        address = sockets.parse_stream(read(path))
+    except ValueError as error:
+        return {"status": 0, "reason": f"{path}: {error}"}
+    return ask_itself(app, address, pid)
 
 
 def judge(release: Release, running: dict[str, str], answer: dict[str, Any]) -> str:

@@ -254,3 +254,11 @@ def test_only_an_app_with_domains_has_the_proxys_socket() -> None:
     assert values(units["booty-http.socket"], "FileDescriptorName") == ["http"]
     # A change here would open the app's own sockets anew.
     assert units["booty.socket"] == without["booty.socket"]
+
+
+def test_a_command_stands_in_its_unit_as_it_is() -> None:
+    """The unit holds its own hash, in place of a mark that a command may hold as well."""
+    worker = {"command": "echo @HASH@", "count": 1, "stop_signal": "SIGTERM", "stop_seconds": 60, "one_host": False}
+    text = wanted(description={"processes": {"worker": worker}})["units"]["booty-worker@.service"]
+    assert '/bin/bash -c "echo @HASH@"' in text
+    assert re.search(r"BOOTY_UNIT=[0-9a-f]{40} ", text)

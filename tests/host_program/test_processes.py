@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+import pytest
 from booty_host import processes
 from booty_host.app import App
 
@@ -33,7 +34,7 @@ def test_an_environment_that_no_start_can_have_is_not_read(tmp_path: Path) -> No
     assert processes.labels(app, 12) == {}
 
 
-def test_directories_in_use(tmp_path: Path) -> None:
+def test_directories_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = App("shop", tmp_path)
     directories = (app.releases / "a", app.releases / "b", Path("/opt/shop/releases/d"))
     for pid, directory in enumerate(directories, start=10):
@@ -43,6 +44,11 @@ def test_directories_in_use(tmp_path: Path) -> None:
     (tmp_path / "proc/99").mkdir()
     assert processes.in_use(app, "BOOTY_RELEASE_DIR") == {*directories}
     assert processes.in_use(app, "BOOTY_CONFIG_DIR") == set()
+    # The processes are of another user now, and so of another app: it must not keep this app's releases.
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert processes.in_use(app, "BOOTY_RELEASE_DIR") == set()
+    app.var.mkdir(parents=True)
+    assert processes.in_use(app, "BOOTY_RELEASE_DIR") == {*directories}
 
 
 def test_a_file_that_came_after_the_start_of_a_process(tmp_path: Path) -> None:

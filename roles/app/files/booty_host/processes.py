@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from booty_host.app import App
@@ -97,9 +98,17 @@ def family(app: App, pid: int) -> list[int]:
 
 
 def in_use(app: App, label: str) -> set[Path]:
-    """Return the directories that this label has in any process on the host."""
-    pids = (int(path.name) for path in (app.root / "proc").glob("[0-9]*"))
-    return {Path(value) for pid in pids if (value := labels(app, pid, (label,)).get(label))}
+    """Return the directories that this label has in any process of the app's user or of root.
+
+    A process of another app may have any label.
+    """
+    owners = {os.geteuid(), *(path.stat().st_uid for path in (app.var,) if path.exists())}
+    used = set()
+    for path in (app.root / "proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError):  # the process has ended
+            if path.stat().st_uid in owners and (value := labels(app, int(path.name), (label,)).get(label)):
+                used.add(Path(value))
+    return used
 
 
 def outdated(root: Path, pid: int) -> bool:

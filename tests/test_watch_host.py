@@ -8,6 +8,7 @@ import re
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -235,6 +236,29 @@ def test_a_host_that_reports_only_some_errors_is_blind(site: Site, tracker: None
     played = deploy(site, "back", 2, "-e", '{"app_settings": {"SENTRY_SAMPLE_RATE": "0.5"}}')
     assert "reports only 50% of its errors (sample rate)" in words(played)
     assert recorded(site)["BOOTY_WATCH"] == "blind"
+
+
+@pytest.mark.long
+def test_a_host_whose_events_are_lost_is_blind(site: Site, tracker: None, route: str) -> None:
+    """The host reaches the tracker when the release is proven, and no longer when users meet its errors."""
+    good = pay(site, 1, route)
+    assert deploy(site, "off").status == 0
+    bad = pay(site, 0, route)
+    site.run("apt-get install -qy nftables")
+    run = site.start("deploy.yml", app_watch="report", app_watch_seconds="15")
+    site.wait_for(f"journalctl -t booty-deploy -o cat -n 20 | grep -q 'serving {bad}'")
+    port = urllib.parse.urlsplit(site.tracker.dsn).port
+    site.run(f"nft 'add table inet cut; add chain inet cut out {{ type filter hook output priority 0; }};"
+             f" add rule inet cut out tcp dport {port} reject'")  # fmt: skip
+    try:
+        with traffic(site, route):
+            played = run.end()
+    finally:
+        site.run("nft delete table inet cut")
+    assert "watch: blind" in played.output, played.output
+    assert "lost" in played.output
+    assert recorded(site)["BOOTY_WATCH"] == "blind"
+    assert good != bad == site.health()["release"]
 
 
 @pytest.mark.long

@@ -15,11 +15,13 @@ CLEAR = "\033[K" if sys.stdout.isatty() else ""
 # An escape sequence that colors text on a terminal, and other control characters.
 SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# GitHub Actions obeys such a line of a job's output: `::add-mask::`, `::stop-commands::`, `##[group]` and others.
+ORDER = re.compile(r"^(\s*)(?=::[\w-]+(?:::| )|##\[)", re.MULTILINE)
 
 
 def plain(text: str) -> str:
-    """Return a text without the sequences and characters that control a terminal."""
-    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", SEQUENCE.sub("", text))
+    """Return a text without what controls a terminal or a CI system."""
+    return ORDER.sub(r"\1> ", CONTROL.sub("\N{REPLACEMENT CHARACTER}", SEQUENCE.sub("", text)))
 
 
 def one_line(text: str) -> str:

@@ -246,7 +246,7 @@ def test_a_host_whose_events_are_lost_is_blind(site: Site, tracker: None, route:
     bad = pay(site, 0, route)
     site.run("apt-get install -qy nftables")
     run = site.start("deploy.yml", app_watch="report", app_watch_seconds="15")
-    site.wait_for(f"journalctl -t booty-deploy -o cat -n 20 | grep -q 'serving {bad}'")
+    site.wait_for(f"journalctl -t booty-deploy -o cat -n 20 | grep -q 'serving {bad}'", seconds=90)
     port = urllib.parse.urlsplit(site.tracker.dsn).port
     site.run(f"nft 'add table inet cut; add chain inet cut out {{ type filter hook output priority 0; }};"
              f" add rule inet cut out tcp dport {port} reject'")  # fmt: skip

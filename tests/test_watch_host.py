@@ -12,6 +12,8 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -259,6 +261,39 @@ def test_a_host_whose_events_are_lost_is_blind(site: Site, tracker: None, route:
     assert "lost" in played.output
     assert recorded(site)["BOOTY_WATCH"] == "blind"
     assert good != bad == site.health()["release"]
+
+
+@pytest.mark.long
+def test_a_host_whose_clock_differs_from_the_trackers_is_blind(site: Site, tracker: None) -> None:
+    """A server in front of the tracker passes all on, and says that it is ten minutes later."""
+
+    class Ahead(BaseHTTPRequestHandler):
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return formatdate(time.time() + 600, usegmt=True)
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            kept = {name: value for name, value in self.headers.items() if name.lower() not in {"host", "connection"}}
+            with OPENER.open(urllib.request.Request(f"{site.tracker.url}{self.path}", body, kept)) as answer:
+                self.send_response(answer.status)
+                text = answer.read()
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+    dsn = urllib.parse.urlsplit(site.tracker.dsn)
+    with ThreadingHTTPServer((str(dsn.hostname), 0), Ahead) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            pay(site, 1)
+            site.place_secrets(f"SENTRY_DSN={site.tracker.dsn.replace(f':{dsn.port}', f':{server.server_port}')}\n")
+            played = deploy(site, "back", 2)
+        finally:
+            site.place_secrets(f"SENTRY_DSN={site.tracker.dsn}\n")
+            server.shutdown()
+    assert "watch: blind" in played.output, played.output
+    assert re.search(r"clock: it is (599|60\d) s behind the tracker's", words(played)), played.output
+    assert recorded(site)["BOOTY_WATCH"] == "blind"
 
 
 @pytest.mark.long

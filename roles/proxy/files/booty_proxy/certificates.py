@@ -29,6 +29,8 @@ from booty_proxy.config import Site
 from booty_proxy.host import checked
 from booty_proxy.paths import Paths
 
+# Seconds in which the other hosts with the same name have to start their proxies.
+PATIENCE = 15
 NEXT_STEPS = {
     "rateLimited": "The CA issues no more for now. Nothing has to be done: the timer asks again.",
     "connection": "The CA can't reach port 80 of this host: open it in the firewall of the provider too.",
@@ -183,31 +185,29 @@ def request(host: Paths, name: str) -> None:
         write_atomically(csr, text)
 
 
-def astray(host: Paths, name: str) -> str:
+def astray(host: Paths, site: Site, name: str) -> str:
     """Say why the CA would not reach this host under a name; "" if it would.
 
     Each address of the name must answer for a token that only this host has: the name's IPv6 address too, which the CA
-    tries first. Other hosts with the same name ask this one.
+    tries first. Other hosts with the same name ask this one. In a run that gives all of them the name, their proxies
+    start some seconds apart, so a host with peers tries several times.
     """
     try:
         found = socket.getaddrinfo(name, 80, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         return f"{name} has no address ({error.strerror}). Create its DNS record; the timer asks again."
     token, answer = f"booty-{secrets.token_hex(8)}", secrets.token_hex(16)
-    path, wrong = f"/.well-known/acme-challenge/{token}", []
+    path, addresses = f"/.well-known/acme-challenge/{token}", sorted({str(entry[4][0]) for entry in found})
     file = host.challenges / token
     write_atomically(file, answer)
+    deadline = time.monotonic() + (PATIENCE if site.peers else 0)
     try:
-        for address in sorted({str(entry[4][0]) for entry in found}):
-            connection = http.client.HTTPConnection(address, 80, timeout=10)
-            try:
-                connection.request("GET", path, headers={"Host": name})
-                if connection.getresponse().read(100).decode(errors="replace") != answer:
-                    wrong.append(f"{address} (another machine answers)")
-            except (OSError, http.client.HTTPException) as error:
-                wrong.append(f"{address} ({error or type(error).__name__})")
-            finally:
-                connection.close()
+        while wrong := [
+            f"{address} ({fault})" for address in addresses if (fault := differs(address, name, path, answer))
+        ]:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(1)
     finally:
         file.unlink()
     if not wrong:
@@ -216,6 +216,19 @@ def astray(host: Paths, name: str) -> str:
         f"{name} does not lead to this host, so the CA was not asked: {', '.join(wrong)}. Correct the DNS record, or"
         " remove that address; the timer asks again."
     )
+
+
+def differs(address: str, name: str, path: str, answer: str) -> str:
+    """Say how the answer of an address to a request differs from the right one; "" if it does not."""
+    connection = http.client.HTTPConnection(address, 80, timeout=10)
+    try:
+        connection.request("GET", path, headers={"Host": name})
+        right = connection.getresponse().read(100).decode(errors="replace") == answer
+        return "" if right else "another machine answers"
+    except (OSError, http.client.HTTPException) as error:
+        return str(error) or type(error).__name__
+    finally:
+        connection.close()
 
 
 def ask(host: Paths, site: Site, name: str) -> str:
@@ -266,7 +279,7 @@ def renew(host: Paths, sites: list[Site], only: str = "") -> list[str]:
                 records[name] = {"url": site.acme_url, "at": record.get("at"), "problem": ""}
                 continue
             request(host, name)
-            problem = astray(host, name) or ask(host, site, name)
+            problem = astray(host, site, name) or ask(host, site, name)
             url = record.get("url", site.acme_url) if problem and moved else site.acme_url
             records[name] = {"url": url, "at": int(time.time()), "problem": problem}
             if problem:

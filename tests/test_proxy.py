@@ -264,6 +264,50 @@ def test_the_words_of_the_ca_and_the_next_step() -> None:
     assert "Connection refused" in certificates.reason(away)
 
 
+# Of RFC 9773, section 4.1, as OpenSSL 3 and OpenSSL 1.1 print it.
+KEY_ID = "69:88:5B:6B:87:46:40:41:E1:B3:7B:84:7B:A0:AE:2C:DE:01:C8:D4"
+
+
+@pytest.mark.parametrize(
+    ("text", "identifier"),
+    [
+        (f"serial=87654321\nX509v3 Authority Key Identifier: \n    {KEY_ID}\n", "aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE"),
+        (f"serial=7654\nX509v3 Authority Key Identifier: \n    keyid:{KEY_ID}\n", "aYhba4dGQEHhs3uEe6CuLN4ByNQ.dlQ"),
+        ("serial=87654321\nNo extensions matched\n", ""),
+    ],
+)
+def test_the_cas_identifier_of_a_certificate(text: str, identifier: str) -> None:
+    assert certificates.identifier(text) == identifier
+
+
+@pytest.mark.parametrize(
+    ("window", "begun"),
+    [
+        ({"start": "2020-01-01T00:00:00Z", "end": "2020-01-02T00:00:00Z"}, True),
+        ({"start": "2020-01-01T00:00:00.928718747Z", "end": "2020-01-01T00:30:00.928718747+02:00"}, False),
+        ({"start": "2020-01-01T00:00:00.928718747+02:00", "end": "2020-01-01T00:30:00.928718747Z"}, True),
+        ({"start": "2120-01-01T00:00:00Z", "end": "2120-01-02T00:00:00Z"}, False),
+        ({"start": "2020-01-02T00:00:00Z", "end": "2020-01-01T00:00:00Z"}, False),
+        ({"start": "2020-01-01T00:00:00Z", "end": "soon"}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_when_the_ca_wants_a_certificate_renewed(
+    tmp_path: Path, window: dict[str, str] | None, begun: bool | None
+) -> None:
+    """An error is no answer, and renews nothing."""
+    directory = {"renewalInfo": f"{tmp_path.as_uri()}/info/"} if window is not None else {"newOrder": "x"}
+    (tmp_path / "directory").write_text(json.dumps(directory))
+    (tmp_path / "info").mkdir()
+    (tmp_path / "info/a.b").write_text(json.dumps({"suggestedWindow": window}))
+    if begun is None:
+        with pytest.raises((ValueError, KeyError)):
+            certificates.begun((tmp_path / "directory").as_uri(), "a.b")
+    else:
+        assert certificates.begun((tmp_path / "directory").as_uri(), "a.b") is begun
+
+
 @pytest.mark.parametrize(
     "head",
     [

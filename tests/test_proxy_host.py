@@ -112,6 +112,11 @@ class Front:
         with socket.create_connection((self.host.address, 80), timeout=10) as connection:
             return exchange(connection, request, name)
 
+    def serial(self) -> str:
+        """Return the serial number of the certificate that is served."""
+        with self.connect() as connection:
+            return str(connection.getpeercert()["serialNumber"])  # type: ignore[index]
+
     def settle(self) -> None:
         """Wait until a swap is over."""
         deadline = time.monotonic() + 120
@@ -433,11 +438,7 @@ def test_an_instance_that_does_not_start_leaves_the_first_one_serving(front: Fro
 
 @pytest.mark.long
 def test_a_renewed_certificate_is_served_without_a_process(front: Front) -> None:
-    def serial() -> str:
-        with front.connect() as connection:
-            return str(connection.getpeercert()["serialNumber"])  # type: ignore[index]
-
-    before, processes = serial(), front.instances()
+    before, processes = front.serial(), front.instances()
     # A certificate of one day that ends in eight hours: less than a third of its life is left.
     front.run(
         "cd /root && printf '[ca]\\ndefault_ca=c\\n[c]\\ndatabase=index\\nserial=serial\\nnew_certs_dir=.\\n"
@@ -448,8 +449,35 @@ def test_a_renewed_certificate_is_served_without_a_process(front: Front) -> None
         f" && cat short.pem > /var/lib/booty-acme/certs/{NAME}-cert.pem"
     )
     front.run("systemctl start booty-front-renew.service")
-    assert serial() != before
+    assert front.serial() != before
     assert front.instances() == processes
+
+
+@pytest.mark.long
+def test_a_certificate_that_is_not_due_is_renewed_when_the_ca_says_so(front: Front) -> None:
+    """The CA names a window in some weeks (ARI), and a past one for a certificate that it has revoked."""
+    before, renew = front.serial(), "systemctl start booty-front-renew.service"
+    front.run(renew)
+    assert front.serial() == before
+    # A CA that is away is no problem while nothing is due.
+    front.run(
+        "nft 'add table inet away; add chain inet away out { type filter hook output priority 0; };"
+        f" add rule inet away out ip daddr {front.ca.address} tcp dport 14000 reject'"
+    )
+    try:
+        front.run(renew)
+        assert json.loads(front.run("cat /var/lib/booty-front/renewals.json"))[NAME]["problem"] == ""
+    finally:
+        front.run("nft delete table inet away")
+    front.run(
+        f"cp /var/lib/booty-acme/certs/{NAME}-cert.pem /root/revoked.pem && . /run/booty-front/acme/{NAME}.env"
+        " && uacme -a $ACME_URL -c $ACCOUNT revoke /root/revoked.pem"
+    )
+    front.run(renew)
+    after = front.serial()
+    assert after != before
+    front.run(renew)
+    assert front.serial() == after
 
 
 @pytest.mark.long
@@ -572,8 +600,7 @@ def test_hosts_with_one_name_each_get_a_certificate_whichever_the_ca_asks(tmp_pa
         serials = set()
         for each in fronts:
             # A host that lacks a token gets it from the host that has it. An unknown token is a 404.
-            with each.connect() as connection:
-                serials.add(connection.getpeercert()["serialNumber"])  # type: ignore[index]
+            serials.add(each.serial())
             status, _, _ = each.plain("GET /.well-known/acme-challenge/unknown")
             assert status == 404
             each.run("echo -n secret > /var/lib/booty-acme/www/.well-known/acme-challenge/known-$(hostname)")

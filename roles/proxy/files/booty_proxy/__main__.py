@@ -53,6 +53,8 @@ def main() -> int:
             problems = certificates.renew(paths, [*apply.sites(paths).values()])
         print("\n".join(problems or ["every certificate is in order"]))
         return bool(problems)
+    elif verb == "renewal-info":
+        return not certificates.begun(*rest)
     elif verb == "ask-peers":
         peers.answer(apply.sites(paths))
     elif verb == "status":

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import grp
 import hashlib
 import http.client
 import json
 import os
+import random
 import re
 import secrets
 import shutil
 import socket
+import ssl
 import time
+import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,9 +29,8 @@ from booty_proxy.config import Site
 from booty_proxy.host import checked
 from booty_proxy.paths import Paths
 
-DAY = 86400
-# uacme asks the CA for its renewal information (ARI) from this version on, so it runs although nothing is due.
-ARI = (1, 7, 6)
+# Seconds in which the other hosts with the same name have to start their proxies.
+PATIENCE = 15
 NEXT_STEPS = {
     "rateLimited": "The CA issues no more for now. Nothing has to be done: the timer asks again.",
     "connection": "The CA can't reach port 80 of this host: open it in the firewall of the provider too.",
@@ -57,6 +60,55 @@ def due(file: Path, now: float) -> bool:
     """Tell whether a certificate has to be renewed: it is not there, or a third of its life is left."""
     dates = lifetime(file)
     return not dates or dates[1] - now < (dates[1] - dates[0]) / 3
+
+
+def early(host: Paths, site: Site, name: str) -> bool:
+    """Tell whether the CA wants a certificate renewed now, by its renewal information (ARI, RFC 9773).
+
+    uacme asks for it only since version 1.7.6, which ignores times with a fraction of a second. So Booty asks first, as
+    the user that uacme runs as, and starts uacme only for a renewal.
+    """
+    text = run("openssl", "x509", "-noout", "-serial", "-ext", "authorityKeyIdentifier",
+               "-in", str(host.certificate(name))).stdout  # fmt: skip
+    identity = (f"--reuid={paths.ACME_USER}", f"--regid={paths.ACME_USER}", "--clear-groups", "--no-new-privs")
+    program = ("/usr/bin/python3", "-I", str(host.program), "renewal-info", site.acme_url, identifier(text))
+    # The program fails without a usable answer, and the timer asks again.
+    return run("timeout", "30", "setpriv", *identity, *program).returncode == 0
+
+
+def identifier(text: str) -> str:
+    """Return the CA's identifier of a certificate (RFC 9773, section 4.1), from what openssl prints of it."""
+    key = re.search(r"(?:[0-9A-F]{2}:)+[0-9A-F]{2}", text)
+    serial = re.search(r"serial=([0-9A-F]+)", text)
+    if not key or not serial:
+        return ""
+    number = int(serial[1], 16)
+    # The serial number is that of DER, whose first bit is the sign.
+    parts = (bytes.fromhex(key[0].replace(":", "")), number.to_bytes(number.bit_length() // 8 + 1, "big"))
+    return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
+
+
+def begun(url: str, certificate: str) -> bool:
+    """Ask the CA when it wants a certificate renewed; tell whether a random moment of the window that it names is past.
+
+    Any exception means that the CA names no window.
+
+    Args:
+        url: the CA's directory.
+        certificate: the certificate's identifier.
+    """
+
+    context = ssl.create_default_context()
+    # Python 3.13 refuses a CA of one's own without a key usage, which uacme and browsers accept.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+
+    def get(address: str) -> Any:
+        with urllib.request.urlopen(address, timeout=10, context=context) as answer:
+            return json.loads(answer.read(65536))
+
+    window = get(f"{get(url)['renewalInfo'].rstrip('/')}/{certificate}")["suggestedWindow"]
+    start, end = (datetime.fromisoformat(window[key]).timestamp() for key in ("start", "end"))
+    return start < end and time.time() > random.uniform(start, end)
 
 
 def judge(site: Site) -> str:
@@ -133,31 +185,29 @@ def request(host: Paths, name: str) -> None:
         write_atomically(csr, text)
 
 
-def astray(host: Paths, name: str) -> str:
+def astray(host: Paths, site: Site, name: str) -> str:
     """Say why the CA would not reach this host under a name; "" if it would.
 
     Each address of the name must answer for a token that only this host has: the name's IPv6 address too, which the CA
-    tries first. Other hosts with the same name ask this one.
+    tries first. Other hosts with the same name ask this one. In a run that gives all of them the name, their proxies
+    start some seconds apart, so a host with peers tries several times.
     """
     try:
         found = socket.getaddrinfo(name, 80, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         return f"{name} has no address ({error.strerror}). Create its DNS record; the timer asks again."
     token, answer = f"booty-{secrets.token_hex(8)}", secrets.token_hex(16)
-    path, wrong = f"/.well-known/acme-challenge/{token}", []
+    path, addresses = f"/.well-known/acme-challenge/{token}", sorted({str(entry[4][0]) for entry in found})
     file = host.challenges / token
     write_atomically(file, answer)
+    deadline = time.monotonic() + (PATIENCE if site.peers else 0)
     try:
-        for address in sorted({str(entry[4][0]) for entry in found}):
-            connection = http.client.HTTPConnection(address, 80, timeout=10)
-            try:
-                connection.request("GET", path, headers={"Host": name})
-                if connection.getresponse().read(100).decode(errors="replace") != answer:
-                    wrong.append(f"{address} (another machine answers)")
-            except (OSError, http.client.HTTPException) as error:
-                wrong.append(f"{address} ({error or type(error).__name__})")
-            finally:
-                connection.close()
+        while wrong := [
+            f"{address} ({fault})" for address in addresses if (fault := differs(address, name, path, answer))
+        ]:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(1)
     finally:
         file.unlink()
     if not wrong:
@@ -168,15 +218,25 @@ def astray(host: Paths, name: str) -> str:
     )
 
 
-def ask(host: Paths, site: Site, name: str, force: bool) -> str:
+def differs(address: str, name: str, path: str, answer: str) -> str:
+    """Say how the answer of an address to a request differs from the right one; "" if it does not."""
+    connection = http.client.HTTPConnection(address, 80, timeout=10)
+    try:
+        connection.request("GET", path, headers={"Host": name})
+        right = connection.getresponse().read(100).decode(errors="replace") == answer
+        return "" if right else "another machine answers"
+    except (OSError, http.client.HTTPException) as error:
+        return str(error) or type(error).__name__
+    finally:
+        connection.close()
+
+
+def ask(host: Paths, site: Site, name: str) -> str:
     """Have uacme ask the CA for a certificate; return why there is none, or "" if all is well."""
     account = host.acme / "accounts" / hashlib.sha256(site.acme_url.encode()).hexdigest()[:12]
-    dates = lifetime(host.certificate(name))
-    days = max(1, round((dates[1] - dates[0]) / 3 / DAY)) if dates else 30
     directory = host.run / "acme"
     (directory / "root").mkdir(parents=True, exist_ok=True)
-    values = {"ACME_URL": site.acme_url, "ACCOUNT": account, "DAYS": days, "ACME_EMAIL": site.acme_email,
-              "FORCE": "-f" if force else ""}  # fmt: skip
+    values = {"ACME_URL": site.acme_url, "ACCOUNT": account, "ACME_EMAIL": site.acme_email}
     write_atomically(directory / f"{name}.env", "".join(f"{key}={value}\n" for key, value in values.items()), 0o600)
     unit = f"booty-acme@{name}.service"
     run("systemctl", "start", unit)
@@ -210,19 +270,16 @@ def renew(host: Paths, sites: list[Site], only: str = "") -> list[str]:
     """
     records: dict[str, Any] = json.loads(read(host.renewals) or "{}")
     sentences = []
-    version = tuple(
-        map(int, re.findall(r"\d+", run("uacme", "--version").stderr + run("uacme", "--version").stdout)[:3])
-    )
     for site in (site for site in sites if not site.certificate and only in {"", site.name}):
         for name in site.names:
             file, record = host.certificate(name), records.get(name, {})
             moved = file.exists() and record.get("url", site.acme_url) != site.acme_url
-            wanted = moved or due(file, time.time())
-            if not wanted and (version < ARI or only):
+            # A deploy does not wait for the CA unless it must.
+            if not (moved or due(file, time.time()) or (not only and early(host, site, name))):
                 records[name] = {"url": site.acme_url, "at": record.get("at"), "problem": ""}
                 continue
             request(host, name)
-            problem = (astray(host, name) if wanted else "") or ask(host, site, name, moved)
+            problem = astray(host, site, name) or ask(host, site, name)
             url = record.get("url", site.acme_url) if problem and moved else site.acme_url
             records[name] = {"url": url, "at": int(time.time()), "problem": problem}
             if problem:

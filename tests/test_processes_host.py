@@ -195,7 +195,8 @@ def test_a_rollback_brings_the_set_of_its_release_back(site: Site) -> None:
     played = site.play("rollback.yml", app_release=old)
     assert played.status == 0, played.output
     assert up(site) == {"booty-worker@1.service": old}
-    assert site.play("rollback.yml", app_release=old).recap(site.host.name)["changed"] == 0
+    again = site.play("rollback.yml", app_release=old)
+    assert again.recap(site.host.name)["changed"] == 0, again.output
     site.repository.write("app/pyproject.toml", text)
     site.release()
     site.deploy()

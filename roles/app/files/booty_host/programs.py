@@ -26,6 +26,8 @@ from booty_host.systemd import Systemd
 # The section of a unit for the host program.
 SECTION = "\n[X-Booty]\n"
 STOPPED = {"inactive", "failed"}
+# How long an instance whose unit can go is waited for, in seconds. Otherwise the next run removes the unit.
+END_SECONDS = 1.0
 
 
 def fields(text: str) -> dict[str, str]:
@@ -335,8 +337,12 @@ class Programs:
 
         A unit that still runs stays, with the count 0: a way back must not start it.
         """
-        busy = {template_of(unit) for unit in running(self.app, self.systemd)}
         left = {unit: text for unit, text in on_disk(self.app).items() if unit not in wanted}
+        deadline = time.monotonic() + END_SECONDS
+        while busy := {*left} & {template_of(unit) for unit in running(self.app, self.systemd)}:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
         for unit, text in left.items():
             if unit in busy:
                 write_atomically(self.app.unit_files / unit, re.sub(r"(?m)^Count=\d+$", "Count=0", text))

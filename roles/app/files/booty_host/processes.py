@@ -20,6 +20,9 @@ LABELS = (
 # The variables with the health request of a process, and with the identifier that systemd gave its start.
 QUESTION = ("BOOTY_HEALTH_PATH", "BOOTY_HEALTH_HOST", "INVOCATION_ID")
 
+# An app may write a field of 768 MB to the journal, of which journalctl makes JSON of 40 times its size.
+JOURNALCTL = ("prlimit", f"--data={2**28}", "journalctl", "--quiet", "--no-pager")
+
 # The kernel starts no process with a larger environment (execve(2)), in bytes. A process can enlarge its own for free.
 ENVIRON = 2**21
 
@@ -41,6 +44,15 @@ def run_tail(size: int, *command: str) -> str:
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         tail = subprocess.run(["tail", f"--bytes={size}"], stdin=process.stdout, capture_output=True, check=False)
     return tail.stdout.decode(errors="replace")
+
+
+def run_head(size: int, *command: str) -> str:
+    """Run a command until it has printed so many bytes, and return these as text."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout
+        head = process.stdout.read(size)
+        process.kill()
+    return head.decode(errors="replace")
 
 
 def parse_environ(environ: bytes, names: tuple[str, ...]) -> dict[str, str]:

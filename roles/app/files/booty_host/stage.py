@@ -5,7 +5,9 @@ from __future__ import annotations
 import compileall
 import hashlib
 import io
+import os
 import py_compile
+import resource
 import shutil
 import sys
 import tarfile
@@ -22,6 +24,9 @@ from booty_host.processes import run
 
 # How long a store may send nothing before the fetch fails, in seconds: at the connection, and between two bytes.
 SILENCE = 20
+# Limits of the compilation: its memory in bytes, its CPU time in seconds, and how many bytes it must compile in each
+# further second. A file without bytecode is compiled at each import.
+MEMORY, CPU_SECONDS, SLOWEST = 2**29, 10, 50_000
 
 
 def stage(app: App, dest: str, sha256: str, archive: str, url: str, check: bool) -> dict[str, Any]:
@@ -135,6 +140,36 @@ def inside(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         yield member
 
 
+def compile_all(files: list[Path], top: Path, dest: Path) -> None:
+    """Compile files in a process whose memory and time are bounded; a file that needs more has no bytecode.
+
+    A few lines of Python can need any amount of both: each `finally:` within another one doubles the code.
+
+    Args:
+        files: the files.
+        top: the folder that they are in.
+        dest: the folder that they will be in.
+    """
+    size = sum(path.stat().st_size for path in files)
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        seconds = CPU_SECONDS + size // SLOWEST
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        for path in files:
+            compileall.compile_file(
+                path,
+                quiet=2,
+                stripdir=str(top),
+                prependdir=str(dest),
+                invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+            )
+    finally:
+        os._exit(0)
+
+
 def make(archive: io.BufferedIOBase, dest: Path) -> None:
     """Make the directory, under the lock of its parent."""
     with appearing(dest) as partial:
@@ -148,15 +183,7 @@ def make(archive: io.BufferedIOBase, dest: Path) -> None:
         for path in partial.rglob("__pycache__"):
             if path.is_symlink():
                 path.unlink()
-        for path in partial.rglob("*.py"):
-            if not path.is_symlink():
-                compileall.compile_file(
-                    path,
-                    quiet=2,
-                    stripdir=str(partial),
-                    prependdir=str(dest),
-                    invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-                )
+        compile_all([path for path in partial.rglob("*.py") if not path.is_symlink()], partial, dest)
         for path in (
             partial,
             *(path for path in partial.rglob("*") if path.is_dir() and not path.is_symlink()),

@@ -139,7 +139,7 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
 
 
 def test_a_huge_line_hides_no_other(served: Site) -> None:
-    """journalctl would need forty times its size for it, and print nothing."""
+    """For it, journalctl would need forty times its size, and print nothing."""
     served.run("echo before | runuser -u booty -- systemd-cat -t booty")
     served.run(f"runuser -u booty -- python3 -c '{LARGE}'")
     served.run("sleep 1; echo behind | runuser -u booty -- systemd-cat -t booty; journalctl --sync")

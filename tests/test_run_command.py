@@ -124,7 +124,7 @@ class Shell(Sandbox):
 def test_a_pipe_that_another_process_keeps_open_does_not_keep_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: str
 ) -> None:
-    """A command can pass its output to the service, which is not in its unit. In the test, the other process is a child."""
+    """A command can pass its output to the service, which is not in its unit. Here a child has it."""
     (tmp_path / "systemd-cat").write_text("#!/bin/sh\nexec cat >/dev/null\n")
     (tmp_path / "systemd-cat").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

@@ -148,26 +148,23 @@ def sources_of(app: App) -> dict[str, list[list[str]]]:
         names = {}
         for value in values.split("\n"):
             match = re.fullmatch(rf"{app.name}-({PROCESS}){pattern}", value)
-            of_other = RESERVED.match(value) or any(
-                value == each or re.match(rf"{each}[-@.]", value) for each in others
-            )
-            if match and not of_other:
+            of_other = any(value == other or re.match(rf"{other}[-@.]", value) for other in others)
+            if match and not of_other and not RESERVED.match(value):
                 names[value] = match[1]
         return names if len(values) < READ and len(names) <= MOST else None
 
     # Any user of the host can write records with any values. If there are too many, only what is installed counts.
-    installed_units = {unit: programs.name_of(app, unit) for unit in programs.on_disk(app)}
-    identifiers, units = processes("SYSLOG_IDENTIFIER", ""), processes("UNIT", r"(@.*)?\.(service|timer)")
-    if identifiers is None:
-        identifiers = {f"{app.name}-{name}": name for name in (*installed_units.values(), *COMMANDS)}
-    if units is None:
-        loaded = (
-            Systemd(app).loaded(*(unit.replace("@.", "@*.") for unit in installed_units)) if installed_units else []
-        )
-        units = {unit: programs.name_of(app, unit) for unit in loaded}
-    for identifier, process in sorted(identifiers.items()):
+    on_disk = programs.on_disk(app)
+    by_identifier, by_unit = processes("SYSLOG_IDENTIFIER", ""), processes("UNIT", r"(@.*)?\.(service|timer)")
+    if by_identifier is None:
+        names = {*COMMANDS, *(programs.name_of(app, unit) for unit in on_disk)}
+        by_identifier = {f"{app.name}-{name}": name for name in names}
+    if by_unit is None:
+        loaded = Systemd(app).loaded(*(unit.replace("@.", "@*.") for unit in on_disk)) if on_disk else []
+        by_unit = {unit: programs.name_of(app, unit) for unit in loaded}
+    for identifier, process in sorted(by_identifier.items()):
         sources[process] = called(identifier)
-    for unit, process in sorted(units.items()):
+    for unit, process in sorted(by_unit.items()):
         if process in sources:
             sources[process].append([f"UNIT={unit}", "_PID=1"])
     return sources

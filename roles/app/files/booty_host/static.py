@@ -65,10 +65,10 @@ def copy(app: App, sha: str, of_release: dict[str, str]) -> None:
         with appearing(dest) as partial:
             partial.chmod(0o755)
             for prefix, folder in of_release.items():
-                for name, file in public(top, top / folder):
+                for name, source in public(top, top / folder):
                     target = partial / prefix.strip("/") / name
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(file, target)
+                    shutil.copyfile(source, target)
                     with target.open("rb") as file:
                         digest = hashlib.file_digest(file, "sha256").digest()
                     seconds = int.from_bytes(digest[:4]) >> 1

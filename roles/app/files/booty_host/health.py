@@ -26,7 +26,7 @@ def ask_json(address: str, port: int) -> dict[str, Any]:
     reason = answer["reason"] or ("" if status == 200 else f"/health says {status}: {explained(answer['body'])}")
     if status == 200 and not fields:
         reason = "/health says 200, but the answer is not a JSON object"
-    labels = {name: fields.get(name) for name in ("release", "environment")}
+    labels = {name: str(fields[name]) if fields.get(name) is not None else None for name in ("release", "environment")}
     return {"status": status, "reason": reason, **labels}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from booty_host import HostError, journal, lease, programs
 from booty_host.app import App, installed
 from booty_host.files import directories, parse_assignments, parse_pointer, read
-from booty_host.observe import ask_internal
+from booty_host.observe import ask_internal, values
 from booty_host.processes import labels, older_than, outdated, run
 from booty_host.programs import Programs
 from booty_host.release import Release, ask_installed, labels_on_disk, manifest, unsettled
@@ -199,7 +199,7 @@ def tracker(app: App) -> dict[str, Any] | None:
     """
     try:
         telemetry = ask_internal(app, "GET", "/status", 5)["telemetry"]
-        return telemetry and {name: telemetry.get(name) for name in ("status", "since", "dropped")}
+        return telemetry and values(telemetry, "status", "since", "dropped")
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"the service gives no status: {error or type(error).__name__}"
         return {"status": reason, "since": None, "dropped": None}

@@ -265,6 +265,20 @@ def test_the_words_of_the_ca_and_the_next_step() -> None:
 
 
 @pytest.mark.parametrize(
+    ("detail", "words"),
+    [
+        (r"bad \q escape", r"bad \q escape"),
+        ("two\nlines", "two lines"),
+        (r"two\nlines", "two lines"),
+        ("x" * 9999, "x" * 1000),
+    ],
+)
+def test_a_ca_that_writes_anything_stops_no_other_certificate(detail: str, words: str) -> None:
+    output = f'"type": "urn:ietf:params:acme:error:dns", "detail": "{detail}"'
+    assert certificates.reason(output).startswith(f"The CA says dns: {words}. The CA finds no address")
+
+
+@pytest.mark.parametrize(
     "head",
     [
         "POST /.well-known/acme-challenge/abc HTTP/1.0\r\nHost: shop.example.com\r\n\r\n",

@@ -12,13 +12,15 @@ import secrets
 import shutil
 import socket
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from booty_host import HostError
 from booty_host.files import read, write_atomically
-from booty_host.processes import run
+from booty_host.health import within
+from booty_host.processes import JOURNALCTL, run, run_tail
 
 from booty_proxy import paths
 from booty_proxy.config import Site
@@ -26,6 +28,10 @@ from booty_proxy.host import checked
 from booty_proxy.paths import Paths
 
 DAY = 86400
+# How long another machine with the name of a certificate may take to answer, in seconds.
+ASTRAY_SECONDS = 20
+# How many characters of a CA's sentence are shown.
+DETAIL = 1000
 # uacme asks the CA for its renewal information (ARI) from this version on, so it runs although nothing is due.
 ARI = (1, 7, 6)
 NEXT_STEPS = {
@@ -39,7 +45,8 @@ NEXT_STEPS = {
 
 def lifetime(file: Path) -> tuple[float, float] | None:
     """Return from when and until when a certificate is valid, in seconds since 1970; None without a certificate."""
-    done = run("openssl", "x509", "-noout", "-dates", "-in", str(file)) if file.exists() else None
+    # The folder belongs to booty-acme, which could put something there that openssl waits for.
+    done = run("openssl", "x509", "-noout", "-dates", "-in", str(file)) if file.is_file() else None
     dates = re.findall(r"not(?:Before|After)=(.+)", done.stdout) if done else []
     if len(dates) != 2:
         return None
@@ -151,8 +158,10 @@ def astray(host: Paths, name: str) -> str:
         for address in sorted({str(entry[4][0]) for entry in found}):
             connection = http.client.HTTPConnection(address, 80, timeout=10)
             try:
-                connection.request("GET", path, headers={"Host": name})
-                if connection.getresponse().read(100).decode(errors="replace") != answer:
+                with within(ASTRAY_SECONDS):
+                    connection.request("GET", path, headers={"Host": name})
+                    told = connection.getresponse().read(100).decode(errors="replace")
+                if told != answer:
                     wrong.append(f"{address} (another machine answers)")
             except (OSError, http.client.HTTPException) as error:
                 wrong.append(f"{address} ({error or type(error).__name__})")
@@ -186,18 +195,24 @@ def ask(host: Paths, site: Site, name: str, force: bool) -> str:
         return ""
     run("systemctl", "reset-failed", unit)
     match = f"_SYSTEMD_INVOCATION_ID={state.get('InvocationID')}"
-    return reason(run("journalctl", "--output=cat", "--quiet", match).stdout)
+    return reason(run_tail(1_000_000, *JOURNALCTL, "--output=cat", match))
 
 
 def reason(output: str) -> str:
-    """Return what the CA said, from uacme's output: the type and the detail of its last problem, and the next step."""
+    """Return what the CA said, from uacme's output: the type and the detail of its last problem, and the next step.
+
+    The CA may have written anything. The sentence is one line.
+    """
     problems = re.findall(r'"type"\s*:\s*"urn:ietf:params:acme:error:(\w+)"', output)
     details = re.findall(r'"detail"\s*:\s*"((?:[^"\\]|\\.)*)"', output)
     if problems:
-        detail = json.loads(f'"{details[-1]}"') if details else "no detail"
+        detail = details[-1] if details else "no detail"
+        with suppress(ValueError):
+            detail = json.loads(f'"{detail}"', strict=False)
+        detail = " ".join(detail.split())[:DETAIL]
         return f"The CA says {problems[-1]}: {detail}. {NEXT_STEPS.get(problems[-1], 'The timer asks again.')}"
-    lines = [line for line in output.splitlines() if line.startswith("uacme: ")]
-    return f"The CA does not answer as it should: {lines[-1] if lines else 'no reason given'}. The timer asks again."
+    last = next((line for line in reversed(output.splitlines()) if line.startswith("uacme: ")), "no reason given")
+    return f"The CA does not answer as it should: {last[:DETAIL]}. The timer asks again."
 
 
 def renew(host: Paths, sites: list[Site], only: str = "") -> list[str]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
 import io
 import os
 import resource
 import tarfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from booty_host import HostError, stage
+from booty_host.app import App
 
 
 @pytest.fixture
@@ -150,6 +154,42 @@ def test_two_deploys_of_one_release_unpack_it_once(
         list(pool.map(lambda _: unpack(archive, sha256(archive), tmp_path / "abc"), range(3)))
     assert len(calls) == 1
     assert (tmp_path / "abc/lib/app.py").exists()
+
+
+class Store(http.server.BaseHTTPRequestHandler):
+    """Sends pieces without an end."""
+
+    def do_GET(self) -> None:
+        server: Any = self.server
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(server.piece)
+                time.sleep(server.pause)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("piece", "pause", "words"),
+    [(b"x" * 100_000, 0, "is longer than what was built"), (b"x", 0.05, "did not send it within 1.0 seconds")],
+)
+def test_a_store_whose_answer_has_no_end_fills_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: bytes, pause: float, words: str
+) -> None:
+    app = App("booty", tmp_path)
+    app.incoming.mkdir(parents=True)
+    monkeypatch.setattr(stage, "SILENCE", 1 / 3)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Store) as serving:
+        serving.piece, serving.pause = piece, pause  # type: ignore[attr-defined]
+        threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        try:
+            with pytest.raises(HostError, match=words):
+                stage.stage(app, "releases/a", "0", "", f"http://127.0.0.1:{serving.server_port}/a", False, size=9000)
+        finally:
+            serving.shutdown()
 
 
 def test_the_files_of_a_killed_run_are_removed(archive: Path, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ class StageAction(HostProgramAction):
         arguments, attached = {"sha256": part["sha256"], "dest": part["dest"], "archive": "", "url": ""}, b""
         if store:
             # The store has the same folders as the cache.
+            arguments["size"] = part["size"]
             arguments["url"] = "/".join([store.rstrip("/"), *Path(part["file"]).parts[-2:]])
         elif part["size"] <= SMALL:
             attached = Path(part["file"]).read_bytes()

@@ -54,11 +54,16 @@ def ask_process(address: str, port: int, path: str, host: str, invocation: str, 
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError if the block takes longer. The timeout of a socket bounds each part of an answer alone."""
+def within(seconds: float, late: str = "timed out") -> Iterator[None]:
+    """Raise TimeoutError if the block takes longer. The timeout of a socket bounds each part of an answer alone.
+
+    Args:
+        seconds: how long the block may take.
+        late: the message of the exception.
+    """
 
     def end(*_: object) -> None:
-        raise TimeoutError("timed out")
+        raise TimeoutError(late)
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds)

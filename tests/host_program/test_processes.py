@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+import pytest
 from booty_host import processes
 from booty_host.app import App
 
@@ -60,3 +61,22 @@ def test_a_file_that_came_after_the_start_of_a_process(tmp_path: Path) -> None:
     finally:
         os.kill(later, 9)
         os.waitpid(later, 0)
+
+
+@pytest.mark.parametrize(
+    ("program", "maps", "outdated"),
+    [
+        ("/usr/bin/python3", "7f00-7f01 r-xp 00000000 08:01 5 /usr/lib/libssl.so.3\n", False),
+        ("/usr/bin/python3", "7f00-7f01 r-xp 00000000 08:01 5 /usr/lib/libssl.so.3 (deleted)\n", True),
+        ("/usr/bin/python3 (deleted)", "", True),
+        # A process can map a file as often as it likes: what is behind the limit does not count.
+        ("/usr/bin/python3", f"{'x' * 99}\n" * 50_000 + "7f00 /usr/lib/libssl.so.3 (deleted)\n", False),
+    ],
+)
+def test_a_process_that_runs_a_replaced_library(tmp_path: Path, program: str, maps: str, outdated: bool) -> None:
+    process = tmp_path / "proc/12"
+    process.mkdir(parents=True)
+    (process / "exe").symlink_to(program)
+    (process / "maps").write_text(maps)
+    assert processes.outdated(tmp_path, 12) is outdated
+    assert not processes.outdated(tmp_path, 13)

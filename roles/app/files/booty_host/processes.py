@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 from booty_host.app import App
-from booty_host.files import read
 
 # The host program reads only these variables of a process, and the settings that BOOTY_SETTINGS names. Any other may be
 # a secret. release.env sets all of them but the last, which is the unit's.
@@ -25,6 +24,8 @@ JOURNALCTL = ("prlimit", f"--data={2**28}", "journalctl", "--quiet", "--no-pager
 
 # The kernel starts no process with a larger environment (execve(2)), in bytes. A process can enlarge its own for free.
 ENVIRON = 2**21
+# What is read of the list of files that a process has mapped, in bytes. A process can make it 250 MB long.
+MAPS = 2**22
 
 
 def run(*command: str, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
@@ -118,8 +119,8 @@ def outdated(root: Path, pid: int) -> bool:
     """Tell whether a process runs a program or a library that an upgrade has replaced on disk."""
     try:
         program = os.readlink(root / f"proc/{pid}/exe")
+        with (root / f"proc/{pid}/maps").open("rb") as file:
+            maps = file.read(MAPS)
     except OSError:  # the process has ended
         return False
-    return program.endswith(" (deleted)") or bool(
-        re.search(r"\.so[.\d]* \(deleted\)$", read(root / f"proc/{pid}/maps"), re.MULTILINE)
-    )
+    return program.endswith(" (deleted)") or bool(re.search(rb"\.so[.\d]* \(deleted\)$", maps, re.MULTILINE))

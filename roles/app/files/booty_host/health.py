@@ -102,7 +102,8 @@ def get(address: str, port: int, path: str, host: str, invocation: str = "") -> 
             response = connection.getresponse()
             # The first page of an app may be a stream that never ends; only the reason of an error is read there.
             body = response.read(READ) if not invocation or response.status >= 400 else b""
-    except (OSError, http.client.HTTPException) as error:
+    # ValueError: the process has changed its environment, where the path and the headers come from.
+    except (OSError, http.client.HTTPException, ValueError) as error:
         reason = f"no answer on {address}:{port}: {error or type(error).__name__}"
         return {"status": 0, "reason": reason, "headers": {}, "body": b""}
     finally:

@@ -34,6 +34,13 @@ def test_an_environment_that_no_start_can_have_is_not_read(tmp_path: Path) -> No
     assert processes.labels(app, 12) == {}
 
 
+def test_no_value_of_a_process_has_more_lines_than_one() -> None:
+    environ = "A=1\nweb2 is broken\0B=1\u2028x\x85y\rz\0C=two words\0".encode()
+    mark = "\N{REPLACEMENT CHARACTER}"
+    values = processes.parse_environ(environ, ("A", "B", "C"))
+    assert values == {"A": f"1{mark}web2 is broken", "B": f"1{mark}x{mark}y{mark}z", "C": "two words"}
+
+
 def test_directories_in_use(tmp_path: Path) -> None:
     app = App("shop", tmp_path)
     directories = (app.releases / "a", app.releases / "b", Path("/opt/shop/releases/d"))

@@ -24,6 +24,8 @@ JOURNALCTL = ("prlimit", f"--data={2**28}", "journalctl", "--quiet", "--no-pager
 
 # The kernel starts no process with a larger environment (execve(2)), in bytes. A process can enlarge its own for free.
 ENVIRON = 2**21
+# The characters that str.splitlines() takes for the end of a line.
+LINE_ENDS = re.compile(r"[\n-\r\x1c-\x1e\x85\u2028\u2029]")
 # What is read of the list of files that a process has mapped, in bytes. A process can make it 250 MB long.
 MAPS = 2**22
 
@@ -57,8 +59,13 @@ def run_head(size: int, *command: str) -> str:
 
 
 def parse_environ(environ: bytes, names: tuple[str, ...]) -> dict[str, str]:
-    """Return only these variables of a process's `/proc/<pid>/environ`, and its settings if BOOTY_SETTINGS is asked."""
-    pairs = (entry.partition("=") for entry in environ.decode(errors="replace").split("\0"))
+    """Return only these variables of a process's `/proc/<pid>/environ`, and its settings if BOOTY_SETTINGS is asked.
+
+    Each value is one line, as release.env and the unit give it. A process can write line ends there, to forge a line of
+    a message.
+    """
+    text = LINE_ENDS.sub("\N{REPLACEMENT CHARACTER}", environ.decode(errors="replace"))
+    pairs = (entry.partition("=") for entry in text.split("\0"))
     variables = {name: value for name, _, value in pairs if name}
     settings = variables.get("BOOTY_SETTINGS", "").split(",") if "BOOTY_SETTINGS" in names else []
     return {name: variables[name] for name in (*names, *settings) if name in variables}

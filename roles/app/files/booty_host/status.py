@@ -20,6 +20,8 @@ from booty_host.release import Release, ask_installed, labels_on_disk, manifest,
 from booty_host.state import State
 from booty_host.systemd import Systemd
 
+# How many characters of a label of a process are shown.
+SHOWN = 256
 # The journal's fields of a booty-deploy record, by their names in the answer.
 FIELDS = {**journal.FIELDS, "until": "BOOTY_UNTIL", "message": "MESSAGE"}
 
@@ -179,12 +181,9 @@ def identity(labels: dict[str, str]) -> dict[str, Any] | None:
     """
     if not labels:
         return None
-    return {
-        "release": labels.get("SENTRY_RELEASE"),
-        "environment": labels.get("SENTRY_ENVIRONMENT"),
-        "settings": settings(labels),
-        "config": labels.get("BOOTY_CONFIG_DIR", ""),
-    }
+    names = {"release": "SENTRY_RELEASE", "environment": "SENTRY_ENVIRONMENT", "config": "BOOTY_CONFIG_DIR"}
+    parts = {part: labels[name][:SHOWN] if name in labels else None for part, name in names.items()}
+    return {**parts, "config": parts["config"] or "", "settings": settings(labels)}
 
 
 def settings(labels: dict[str, str]) -> dict[str, str]:

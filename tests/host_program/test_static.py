@@ -116,6 +116,16 @@ def test_root_copies_through_no_link_that_the_app_changes_meanwhile(
     assert {*served(app).values()} == {"a"}
 
 
+def test_links_to_one_file_take_the_room_of_one(app: App) -> None:
+    """A commit with many links to a large file is small."""
+    stage(app, "aa", {"public/a.css": "a"}, FOLDERS)
+    for number in range(9):
+        (app.releases / f"aa/tree/web/public/{number}.css").symlink_to("a.css")
+    switch(app, "aa")
+    assert [*served(app).values()] == ["a"] * 10
+    assert len({path.stat().st_ino for path in (app.static / "current/files/static").iterdir()}) == 1
+
+
 def test_equal_files_keep_their_time(app: App) -> None:
     for sha, text in (("aa", "one"), ("bb", "one"), ("cc", "two")):
         stage(app, sha, {"public/style.css": text}, FOLDERS)

@@ -64,10 +64,15 @@ def copy(app: App, sha: str, of_release: dict[str, str]) -> None:
         dest.parent.mkdir(parents=True, exist_ok=True)
         with appearing(dest) as partial:
             partial.chmod(0o755)
+            copied: dict[str, Path] = {}
             for prefix, folder in of_release.items():
                 for name, source in public(top, top / folder):
                     target = partial / prefix.strip("/") / name
                     target.parent.mkdir(parents=True, exist_ok=True)
+                    if source in copied:  # by a link: many links to a large file must not fill the disk
+                        os.link(copied[source], target)
+                        continue
+                    copied[source] = target
                     shutil.copyfile(source, target)
                     with target.open("rb") as file:
                         digest = hashlib.file_digest(file, "sha256").digest()

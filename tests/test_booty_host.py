@@ -47,22 +47,6 @@ def test_what_a_host_says_can_not_control_a_terminal() -> None:
     assert host_program.plain_values({"seen": said, "records": [said]}) == {"seen": said, "records": [plain]}
 
 
-@pytest.mark.parametrize(
-    ("said", "shown"),
-    [
-        ("  ::add-mask::a", "  > ::add-mask::a"),
-        ("a\n::error file=a.py,line=1::b", "a\n> ::error file=a.py,line=1::b"),
-        ("##[group]a", "> ##[group]a"),
-        ("::1", "::1"),
-        ("[::]:8000 and ::ffff:127.0.0.1", "[::]:8000 and ::ffff:127.0.0.1"),
-        ("std::move(a)", "std::move(a)"),
-    ],
-)
-def test_what_a_host_says_can_not_control_a_ci_system(said: str, shown: str) -> None:
-    assert host_program.plain_values(said) == shown
-    assert host_program.plain_values(shown) == shown
-
-
 def test_commits_that_descend_from_each_other(repository: Repository) -> None:
     shas = [repository.git("rev-parse", "HEAD")]
     for number in range(2):

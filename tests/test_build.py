@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -393,6 +394,51 @@ def test_a_file_outside_of_the_tree_is_refused(shop: Repository, name: str) -> N
     sha = shop.git("commit-tree", "-m", "hostile", made)
     with pytest.raises(process.BuildError, match="is damaged or hostile: it has a file"):
         git.listing(shop.path, sha, ".")
+
+
+def test_a_link_with_the_name_of_a_folder_is_refused(shop: Repository, tmp_path: Path) -> None:
+    """A file of the folder would be written where the link leads."""
+
+    def made(kind: str, content: bytes) -> bytes:
+        command = ["git", "hash-object", "-t", kind, "-w", "--literally", "--stdin"]
+        return subprocess.run(command, cwd=shop.path, input=content, capture_output=True, check=True).stdout.strip()
+
+    outside = made("blob", str(tmp_path).encode())
+    inner = made("tree", b"120000 evil\0" + bytes.fromhex(outside.decode()))
+    entries = ((b"120000", outside), (b"40000", inner))
+    tree = made("tree", b"".join(mode + b" a\0" + bytes.fromhex(name.decode()) for mode, name in entries))
+    sha = shop.git("commit-tree", "-m", "hostile", tree.decode())
+    with pytest.raises(process.BuildError, match="is damaged or hostile: it has a file 'a/evil'"):
+        git.Tree(shop.path, sha)
+
+
+@pytest.mark.parametrize(
+    ("folder", "pattern", "matches", "others"),
+    [
+        ("", "docs", ["docs", "a/docs/x"], ["docs2", "a/xdocs"]),
+        ("", "/docs", ["docs/x"], ["a/docs"]),
+        ("", "docs/", ["docs/x", "a/docs/x"], []),
+        ("", "*.map", ["x.map", "a/b.map", "a/.map"], ["x.mapp"]),
+        ("", "a/*.map", ["a/x.map"], ["a/b/x.map", "c/a/x.map"]),
+        ("", "a/**/x", ["a/x", "a/b/x", "a/b/c/x/y"], ["x", "b/a/x"]),
+        ("", "**/x", ["x", "a/b/x"], ["ax"]),
+        ("", "a/**", ["a/b", "a/b/c"], ["a", "b/a/c"]),
+        ("", "a?c", ["abc", "d/a.c"], ["ac", "a/c"]),
+        ("", "[a]+.x", ["[a]+.x"], ["a.x", "aa.x"]),
+        ("web/", "x", ["web/x", "web/a/x"], ["x", "a/web/x"]),
+        ("web/", "/x", ["web/x"], ["web/a/x"]),
+    ],
+)
+def test_a_pattern_of_gitattributes(folder: str, pattern: str, matches: list[str], others: list[str]) -> None:
+    found = [name for name in (*matches, *others) if git.Pattern(folder, pattern).match(name)]
+    assert found == matches
+
+
+@pytest.mark.parametrize(("pattern", "name"), [("**/" * 30 + "x", "a/" * 100), ("*a" * 30 + "b", "a" * 200)])
+def test_a_pattern_takes_no_longer_than_its_length(pattern: str, name: str) -> None:
+    began = time.monotonic()
+    assert not git.Pattern("", pattern).match(name)
+    assert time.monotonic() - began < 1
 
 
 def test_links_to_the_shared_code_of_a_repository_bring_it(shop: Repository, tmp_path: Path) -> None:

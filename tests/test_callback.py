@@ -172,6 +172,30 @@ def test_a_log_viewer_can_fold_the_steps_and_no_failure(
     assert re.search(rf"two\n{end}{begin.replace(', web2, web3', '')}{end}.+ s  FAILED · Switch", shown.output)
 
 
+OF_OTHERS = r"""
+- name: Deploy
+  hosts: web1
+  gather_facts: false
+  tasks:
+    - name: Switch
+      ansible.builtin.fail:
+        msg: "It ends with:\n  ::add-matcher::x\n  ##[error]x\n  \e]0;x\ax \e[31mred"
+"""
+
+
+@pytest.mark.parametrize("runner", ["true", ""])
+def test_a_text_of_others_commands_neither_the_terminal_nor_the_runner_of_github(
+    play: Callable[..., Shown], runner: str
+) -> None:
+    """The runner takes a line for a command if it begins with `::` behind blanks, or has `##[` anywhere."""
+    shown = play(OF_OTHERS, GITHUB_ACTIONS=runner)
+    commands = ("::add-matcher::x", "##[error]x") if not runner else (": :add-matcher::x", "## [error]x")
+    for line in (*commands, "\N{REPLACEMENT CHARACTER}]0;x\N{REPLACEMENT CHARACTER}x red"):
+        assert f"             {line}\n" in shown.output
+    assert "\x1b" not in shown.output
+    assert "\a" not in shown.output
+
+
 CAUSES = """
 - name: Deploy
   hosts: web1

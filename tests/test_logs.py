@@ -49,7 +49,13 @@ def test_a_host_without_lines_is_named_with_the_reason(answer: dict[str, Any], r
         ({"SYSLOG_IDENTIFIER": "shop", "_SYSTEMD_UNIT": "shop.service"}, "web"),
         ({"SYSLOG_IDENTIFIER": "shop", "_SYSTEMD_UNIT": "shop-candidate.service"}, "candidate"),
         ({"SYSLOG_IDENTIFIER": "shop-worker", "_SYSTEMD_UNIT": "shop-worker@1.service"}, "worker"),
-        ({"SYSLOG_IDENTIFIER": "booty-deploy"}, "deploy"),
+        ({"SYSLOG_IDENTIFIER": "booty-deploy", "_UID": "0"}, "deploy"),
+        # A program of the app writes these.
+        ({"SYSLOG_IDENTIFIER": "booty-deploy", "_UID": "999", "_SYSTEMD_UNIT": "shop.service"}, "web"),
+        ({"SYSLOG_IDENTIFIER": "shop-deploy", "_UID": "999"}, "web"),
+        ({"SYSLOG_IDENTIFIER": "shop-systemd", "_UID": "999"}, "web"),
+        ({"SYSLOG_IDENTIFIER": "shop-a b", "_UID": "999"}, "web"),
+        ({"SYSLOG_IDENTIFIER": ["shop", "shop-worker"]}, "web"),
         ({"SYSLOG_IDENTIFIER": "systemd", "UNIT": "shop.service", "_PID": "1"}, "systemd"),
         ({}, "web"),
     ],
@@ -61,6 +67,10 @@ def test_a_line_is_of_a_process(record: dict[str, Any], process: str) -> None:
 def test_a_message_that_is_not_printable_comes_as_bytes() -> None:
     assert journal.text_of([104, 105, 255]) == "hi\N{REPLACEMENT CHARACTER}"
     assert journal.text_of(None) == ""
+
+
+def test_all_values_of_a_field_that_a_record_has_twice_are_shown() -> None:
+    assert journal.text_of(["one", [116, 119, 111, 255]]) == "one\ntwo\N{REPLACEMENT CHARACTER}"
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +120,41 @@ def test_no_app_writes_lines_in_the_name_of_booty_or_systemd(served: Site) -> No
     assert [line for line in logged(served, since="1min", lines="1000") if "forged" in line] == []
     for playbook, option in (("history.yml", "history_format"), ("status.yml", "status_format")):
         assert "forged" not in served.play(playbook, on=None, **{option: "json"}).output
+
+
+# A program writes a record that is larger than a datagram in a file of memory.
+LARGE = """
+import array, fcntl, os, socket
+file = os.memfd_create("record", os.MFD_ALLOW_SEALING)
+os.write(file, b"SYSLOG_IDENTIFIER=booty\\nMESSAGE\\n" + (40 << 20).to_bytes(8, "little"))
+for _ in range(40):
+    os.write(file, b"\\x01" * (1 << 20))
+os.write(file, b"\\n")
+fcntl.fcntl(file, 1033, 15)
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
+    journald.connect("/run/systemd/journal/socket")
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file]).tobytes())]
+    journald.sendmsg([b""], rights)
+"""
+
+
+def test_a_huge_line_hides_no_other(served: Site) -> None:
+    """For it, journalctl would need forty times its size, and print nothing."""
+    served.run("echo before | runuser -u booty -- systemd-cat -t booty")
+    served.run(f"runuser -u booty -- python3 -c '{LARGE}'")
+    served.run("sleep 1; echo behind | runuser -u booty -- systemd-cat -t booty; journalctl --sync")
+    texts = [line.partition(" web       ")[2] for line in logged(served, process="web", lines="3")]
+    assert texts == ["before", host_logs.TOO_LONG, "behind"]
+
+
+def test_many_names_of_others_do_not_break_the_logs(served: Site) -> None:
+    """Any user of the host writes records with any identifier."""
+    served.run(
+        "for i in $(seq 300); do printf 'SYSLOG_IDENTIFIER=booty-x%s\\nMESSAGE=x\\n\\n' $i; done"
+        " | runuser -u nobody -- logger --journald; echo there | runuser -u booty -- systemd-cat -t booty-run;"
+        " journalctl --sync"
+    )
+    assert [line.partition(" run       ")[2] for line in logged(served, process="run", lines="1")] == ["there"]
 
 
 def test_a_traceback_has_its_lines(served: Site) -> None:

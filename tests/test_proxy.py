@@ -309,6 +309,20 @@ def test_when_the_ca_wants_a_certificate_renewed(
 
 
 @pytest.mark.parametrize(
+    ("detail", "words"),
+    [
+        (r"bad \q escape", r"bad \q escape"),
+        ("two\nlines", "two lines"),
+        (r"two\nlines", "two lines"),
+        ("x" * 9999, "x" * 1000),
+    ],
+)
+def test_a_ca_that_writes_anything_stops_no_other_certificate(detail: str, words: str) -> None:
+    output = f'"type": "urn:ietf:params:acme:error:dns", "detail": "{detail}"'
+    assert certificates.reason(output).startswith(f"The CA says dns: {words}. The CA finds no address")
+
+
+@pytest.mark.parametrize(
     "head",
     [
         "POST /.well-known/acme-challenge/abc HTTP/1.0\r\nHost: shop.example.com\r\n\r\n",

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from booty_host import secrets
 from booty_host.app import App
-from booty_host.command import LINE, Output, Sandbox, divide
+from booty_host.command import LINE, Output, Sandbox, divide, execute
 from booty_host.release import Release
 
 from tests.conftest import Play, Running, Site
@@ -108,6 +108,31 @@ def test_a_secret_that_comes_in_parts_waits_for_its_end() -> None:
     assert divide("the key: hunter2hu", hidden, whole=True, ended=True) == ("the key: hunter2hu", "")
     assert divide("the key: hun", hidden, whole=True) == ("the key: hun", "")
     assert divide("hunter2hunter2", hidden, whole=True) == ("", "hunter2hunter2")
+
+
+class Shell(Sandbox):
+    """A sandbox that runs its commands here."""
+
+    def __init__(self) -> None:
+        pass
+
+    def command(self, unit: str, how: str, argv: list[str], *properties: str) -> list[str]:
+        return argv
+
+
+@pytest.mark.parametrize("writes", ["sleep 30", "for i in 1 2 3 4 5 6; do echo more; sleep 0.1; done; sleep 30"])
+def test_a_pipe_that_another_process_keeps_open_does_not_keep_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: str
+) -> None:
+    """A command can pass its output to the service, which is not in its unit. Here a child has it."""
+    (tmp_path / "systemd-cat").write_text("#!/bin/sh\nexec cat >/dev/null\n")
+    (tmp_path / "systemd-cat").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    output, began = Output(App("shop", tmp_path)), time.monotonic()
+    assert execute(App("shop", tmp_path), Shell(), "release", f"({writes}) & printf last; exit 3", 60, output) == 3
+    assert time.monotonic() - began < 10
+    assert "last" in output.tail
+    output.file.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import compileall
 import hashlib
+import http.server
 import io
 import os
+import resource
 import tarfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from booty_host import HostError, stage
+from booty_host.app import App
 
 
 @pytest.fixture
@@ -104,12 +108,31 @@ def test_a_damaged_archive_is_refused(archive: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["archive.tar.gz"]
 
 
-@pytest.mark.parametrize("step", ["extractall", "compile_file", "rename"])
+def test_code_that_needs_too_much_to_compile_has_no_bytecode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each `finally:` within another one doubles the code, so these few lines would take hours, and all memory."""
+    deep = "".join(f"{' ' * n}try:\n{' ' * n} x\n{' ' * n}finally:\n" for n in range(19)) + " " * 19 + "y" * 9 + "\n"
+    path = tmp_path / "archive.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name, text in (("a.py", "x = 1\n"), *((f"b/{n}.py", deep * 20) for n in range(9))):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    monkeypatch.setattr(stage, "CPU_SECONDS", 2)
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    (tmp_path / "releases").mkdir()
+    unpack(path, sha256(path), tmp_path / "releases/abc")
+    assert time.monotonic() - began < 30
+    assert max(before, 700_000) >= resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert [each.name.partition(".")[0] for each in (tmp_path / "releases").rglob("*.pyc")] == ["a"]
+    assert (tmp_path / "releases/abc/b/8.py").is_file()
+
+
+@pytest.mark.parametrize("step", ["extractall", "rename"])
 def test_a_failure_leaves_nothing(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    owner = {"extractall": tarfile.TarFile, "compile_file": compileall, "rename": Path}[step]
+    owner = {"extractall": tarfile.TarFile, "rename": Path}[step]
     monkeypatch.setattr(owner, step, full)
     with pytest.raises(OSError, match="No space"):
         unpack(archive, sha256(archive), tmp_path / "abc")
@@ -119,18 +142,54 @@ def test_a_failure_leaves_nothing(archive: Path, tmp_path: Path, monkeypatch: py
 def test_two_deploys_of_one_release_unpack_it_once(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, compile_file = [], compileall.compile_file
+    calls, compile_all = [], stage.compile_all
 
-    def slowly(*arguments: Any, **options: Any) -> None:
+    def slowly(*arguments: Any) -> None:
         calls.append(arguments[0])
         time.sleep(0.2)
-        compile_file(*arguments, **options)
+        compile_all(*arguments)
 
-    monkeypatch.setattr(compileall, "compile_file", slowly)
+    monkeypatch.setattr(stage, "compile_all", slowly)
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda _: unpack(archive, sha256(archive), tmp_path / "abc"), range(3)))
     assert len(calls) == 1
     assert (tmp_path / "abc/lib/app.py").exists()
+
+
+class Store(http.server.BaseHTTPRequestHandler):
+    """Sends pieces without an end."""
+
+    def do_GET(self) -> None:
+        server: Any = self.server
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(server.piece)
+                time.sleep(server.pause)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("piece", "pause", "words"),
+    [(b"x" * 100_000, 0, "is longer than what was built"), (b"x", 0.05, "did not send it within 1.0 seconds")],
+)
+def test_a_store_whose_answer_has_no_end_fills_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: bytes, pause: float, words: str
+) -> None:
+    app = App("booty", tmp_path)
+    app.incoming.mkdir(parents=True)
+    monkeypatch.setattr(stage, "SILENCE", 1 / 3)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Store) as serving:
+        serving.piece, serving.pause = piece, pause  # type: ignore[attr-defined]
+        threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        try:
+            with pytest.raises(HostError, match=words):
+                stage.stage(app, "releases/a", "0", "", f"http://127.0.0.1:{serving.server_port}/a", False, size=9000)
+        finally:
+            serving.shutdown()
 
 
 def test_the_files_of_a_killed_run_are_removed(archive: Path, tmp_path: Path) -> None:

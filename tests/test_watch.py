@@ -5,10 +5,13 @@ tests/test_watch_host.py has the tests with a real Bugsink and real hosts.
 
 from __future__ import annotations
 
+import http.server
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -321,6 +324,52 @@ def test_a_tracker_that_hangs_is_blind(server: Sentry, monkeypatch: pytest.Monke
     found = watching.watch(tracker, NEW, ["staging"], 0, {"web1": "1"}, 1.0, 10, clock=clock, sleep=clock.sleep)
     assert verdict(found)[0] == "blind"
     assert "timed out" in verdict(found)[1]
+
+
+class Nonsense(http.server.BaseHTTPRequestHandler):
+    """Writes what its server has, again and again, until the client is gone."""
+
+    def do_GET(self) -> None:
+        server: Any = self.server
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            for _ in range(server.times):
+                self.wfile.write(server.piece)
+                time.sleep(server.pause)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("piece", "times", "pause", "words"),
+    [
+        (b" " * 1000, 10**9, 0, "it is longer than 100,000 bytes"),
+        (b" ", 10**9, 0.05, "it takes longer than 1 s"),
+        (b"[" * 50_000, 1, 0, "recursion"),
+        (b"<html>", 1, 0, "Expecting value"),
+    ],
+)
+def test_a_tracker_that_answers_nonsense_gives_no_answer(
+    monkeypatch: pytest.MonkeyPatch, piece: bytes, times: int, pause: float, words: str
+) -> None:
+    monkeypatch.setattr(trackers, "ANSWER_BYTES", 100_000)
+    monkeypatch.setattr(trackers, "ANSWER_SECONDS", 1)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nonsense) as serving:
+        serving.piece, serving.times, serving.pause = piece, times, pause  # type: ignore[attr-defined]
+        threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        environ = {"SENTRY_URL": f"http://127.0.0.1:{serving.server_port}", "SENTRY_AUTH_TOKEN": "x"}
+        try:
+            with pytest.raises(TrackerError, match=words):
+                trackers.Sentry(environ).get("/")
+        finally:
+            serving.shutdown()
+
+
+def test_values_of_another_kind_are_text() -> None:
+    values: list[Any] = [None, "a", ["x"], {}, 5]
+    assert [trackers.text(value) for value in values] == ["", "a", "['x']", "", "5"]
 
 
 def test_a_tracker_that_is_away_is_blind() -> None:

@@ -27,6 +27,7 @@ from ansible.playbook.play import Play
 from ansible.playbook.task import Task
 from ansible.plugins.callback import default
 from ansible.plugins.loader import test_loader
+from ansible_collections.booty.deploy.plugins.module_utils.controller.screen import harmless
 
 DOCUMENTATION = """
 name: brief
@@ -393,7 +394,7 @@ class CallbackModule(default.CallbackModule):
         if messages:
             self._head()
         for message in messages:
-            self._line(textwrap.indent(message, INDENT), C.COLOR_OK)
+            self._line(textwrap.indent(harmless(message), INDENT), C.COLOR_OK)
 
     def _plain(self, message: Any) -> str:
         """Return a message as text: strings and lists of strings unchanged, other values as YAML."""
@@ -413,7 +414,8 @@ class CallbackModule(default.CallbackModule):
         self._line(f"{self._seconds(result.task):7.1f} s  {word} · {result.task.name} · {host}", color)
         before, self._failures[host] = self._failures.get(host, ""), text
         if (result.task._uuid, text) != self._last_failure:
-            self._line(textwrap.indent(text.removeprefix(before).strip() or "as above", INDENT), color)
+            new = harmless(text.removeprefix(before).strip()) or "as above"
+            self._line(textwrap.indent(new, INDENT), color)
         self._last_failure = (result.task._uuid, text)
 
     def _record(self, result: CallbackTaskResult) -> None:
@@ -434,5 +436,5 @@ class CallbackModule(default.CallbackModule):
         if result.result["screen"]:
             self._display.display(result.result["screen"])
         if message := result.result.get("msg"):
-            self._display.display(message, color=C.COLOR_ERROR, stderr=True)
+            self._display.display(harmless(message), color=C.COLOR_ERROR, stderr=True)
         return True

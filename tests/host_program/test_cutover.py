@@ -598,6 +598,21 @@ def test_a_handover_that_is_settled_by_somebody_else_goes_back_with_a_start(prov
     assert proven.active[proven.app.candidate] == "inactive"
 
 
+@pytest.mark.parametrize("moment", ["the lease moves", "a moves"])
+def test_an_app_that_names_another_main_process_is_replaced_all_the_same(proven: MemorySystemd, moment: str) -> None:
+    """An app's main process can name another one of its processes, as often as it likes."""
+
+    def name_another() -> None:
+        proven.happens.clear()
+        proven.main[proven.app.service] = 99
+
+    proven.happens[moment] = name_another
+    answer = cut_over(proven, "b", contract=2)
+    assert (answer["state"], proven.release(proven.app.service)) == ("switched", "b")
+    assert "restart shop.service" in proven.steps
+    assert not proven.app.handover.exists()
+
+
 def test_a_systemd_that_refuses_another_main_process_restarts_the_service(
     proven: MemorySystemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,6 +158,25 @@ def test_an_answer_without_an_end_is_none(monkeypatch: pytest.MonkeyPatch, head:
     assert answer["reason"].endswith("timed out")
 
 
+@pytest.mark.parametrize(
+    ("path", "host", "invocation"),
+    [
+        ("/", "a\nb", "0"),
+        ("/", "localhost", "\n123"),
+        ("/", "localhost", "\u20ac"),
+        ("/\n", "a", "0"),
+        ("/\xe9", "a", "0"),
+    ],
+)
+def test_a_question_that_a_process_has_spoiled_has_no_answer(
+    server: Any, path: str, host: str, invocation: str
+) -> None:
+    """The parts of the question are variables of the process, which can change them."""
+    answer = health.ask_process("127.0.0.1", server.server_port, path, host, invocation, PID)
+    assert (answer["status"], answer["release"]) == (0, None)
+    assert answer["reason"].startswith(f"no answer on 127.0.0.1:{server.server_port}: ")
+
+
 def test_json_that_is_nested_too_deep_is_none() -> None:
     assert health.parsed(b"[" * 60_000) == {}
     assert health.explained(b'{"a":' * 60_000) == "no reason given"

@@ -34,6 +34,13 @@ def test_an_environment_that_no_start_can_have_is_not_read(tmp_path: Path) -> No
     assert processes.labels(app, 12) == {}
 
 
+def test_no_value_of_a_process_has_more_lines_than_one() -> None:
+    environ = "A=1\nweb2 is broken\0B=1\u2028x\x85y\rz\0C=two words\0".encode()
+    mark = "\N{REPLACEMENT CHARACTER}"
+    values = processes.parse_environ(environ, ("A", "B", "C"))
+    assert values == {"A": f"1{mark}web2 is broken", "B": f"1{mark}x{mark}y{mark}z", "C": "two words"}
+
+
 def test_directories_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = App("shop", tmp_path)
     directories = (app.releases / "a", app.releases / "b", Path("/opt/shop/releases/d"))
@@ -66,3 +73,22 @@ def test_a_file_that_came_after_the_start_of_a_process(tmp_path: Path) -> None:
     finally:
         os.kill(later, 9)
         os.waitpid(later, 0)
+
+
+@pytest.mark.parametrize(
+    ("program", "maps", "outdated"),
+    [
+        ("/usr/bin/python3", "7f00-7f01 r-xp 00000000 08:01 5 /usr/lib/libssl.so.3\n", False),
+        ("/usr/bin/python3", "7f00-7f01 r-xp 00000000 08:01 5 /usr/lib/libssl.so.3 (deleted)\n", True),
+        ("/usr/bin/python3 (deleted)", "", True),
+        # A process can map a file as often as it likes: what is behind the limit does not count.
+        ("/usr/bin/python3", f"{'x' * 99}\n" * 50_000 + "7f00 /usr/lib/libssl.so.3 (deleted)\n", False),
+    ],
+)
+def test_a_process_that_runs_a_replaced_library(tmp_path: Path, program: str, maps: str, outdated: bool) -> None:
+    process = tmp_path / "proc/12"
+    process.mkdir(parents=True)
+    (process / "exe").symlink_to(program)
+    (process / "maps").write_text(maps)
+    assert processes.outdated(tmp_path, 12) is outdated
+    assert not processes.outdated(tmp_path, 13)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,44 @@ def test_what_is_public(app: App) -> None:
     switch(app, "bb")
     assert not any(text for name, text in served(app).items() if "passwd" in name and text != "a")
     assert "static/passwd" not in served(app)
+
+
+@pytest.mark.parametrize("link", ["static/link.css", "static"])
+def test_root_copies_through_no_link_that_the_app_changes_meanwhile(
+    app: App, link: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link of the commit leads into a state path, whose own link leads back into the folder: until root copies."""
+    secret, stolen = tmp_path / "secrets.env", tmp_path / "state"
+    secret.write_text("a secret")
+    stage(app, "aa", {"public/a.css": "a"}, {"/static/": "static" if link == "static" else "public"})
+    tree = app.releases / "aa/tree/web"
+    own = tree / "public" if link == "static" else tree / "public/a.css"
+    stolen.symlink_to(own)
+    (tree / link.replace("static/", "public/")).symlink_to(stolen)
+    copyfile = shutil.copyfile
+
+    def swap_and_copy(source: str, target: Path) -> None:
+        stolen.unlink()
+        stolen.symlink_to(secret.parent if link == "static" else secret)
+        copyfile(source, target)
+        stolen.unlink()
+        stolen.symlink_to(own)
+
+    (tmp_path / "a.css").write_text("a secret")
+    monkeypatch.setattr(shutil, "copyfile", swap_and_copy)
+    static.offer(app, "aa")
+    static.show(app, "aa")
+    assert {*served(app).values()} == {"a"}
+
+
+def test_links_to_one_file_take_the_room_of_one(app: App) -> None:
+    """A commit with many links to a large file is small."""
+    stage(app, "aa", {"public/a.css": "a"}, FOLDERS)
+    for number in range(9):
+        (app.releases / f"aa/tree/web/public/{number}.css").symlink_to("a.css")
+    switch(app, "aa")
+    assert [*served(app).values()] == ["a"] * 10
+    assert len({path.stat().st_ino for path in (app.static / "current/files/static").iterdir()}) == 1
 
 
 def test_equal_files_keep_their_time(app: App) -> None:

@@ -83,8 +83,8 @@ class CommandAction(HostProgramAction):
 
         def show(_: str, text: str) -> None:
             nonlocal last
-            last = next((line for line in reversed(text.splitlines()) if line.strip()), last)
-            screen.write(textwrap.indent(text.rstrip("\n"), INDENT))
+            last = next((screen.plain(line) for line in reversed(text.splitlines()) if line.strip()), last)
+            screen.write(textwrap.indent(screen.harmless(text.rstrip("\n")), INDENT))
 
         screen.write(f"{INDENT}The {kind} command on {host}: {'; '.join(commands)}")
         end = self.show(answer["name"], show)
@@ -98,7 +98,7 @@ class CommandAction(HostProgramAction):
             message = completed(message.strip(), task_vars or {})
             return {**result, **end, "changed": True, "failed": True, "msg": message}
         if end["reason"]:
-            screen.write(f"{INDENT}{end['reason']}")
+            screen.write(f"{INDENT}{screen.harmless(end['reason'])}")
         return {**result, **end, "changed": not end["reason"]}
 
     def show(self, name: str, write: Callable[[str, str], None]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
 import posixpath
@@ -9,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from .process import BuildError, run
 from .screen import one_line
@@ -153,9 +154,13 @@ def listing(repository: Path, sha: str, path: str) -> dict[str, tuple[str, str]]
             raise
         raise BuildError(no_folder(repository, sha, path)) from None
     entries = [line.partition("\t") for line in os.fsdecode(output).split("\0")[:-1]]
-    for _, _, name in entries:
-        # git's own commands make no such entry, and a file would be written outside of the build's folder.
-        if {part.lower() for part in name.split("/")} & {"", ".", "..", ".git"}:
+    names = [name for _, _, name in entries]
+    unique = {*names}
+    for name in names:
+        # git's own commands make no such entry, and a file would be written outside of the build's folder: also below a
+        # link with the same name as a folder.
+        odd = {part.lower() for part in name.split("/")} & {"", ".", "..", ".git"}
+        if odd or len(unique) < len(names) or any(str(parent) in unique for parent in PurePosixPath(name).parents):
             raise BuildError(
                 f"commit {sha[:12]} is damaged or hostile: it has a file {name!r}. See what git finds: git fsck"
             )
@@ -215,7 +220,60 @@ class Tree:
         return content
 
 
-def patterns_of(repository: Path, entries: dict[str, tuple[str, str]]) -> Iterator[tuple[re.Pattern[str], bool]]:
+class Pattern:
+    """A pattern of a .gitattributes: `*` and `?` stand for characters of a name, `**` for any folders.
+
+    The names are matched one after the other. One regular expression for the whole path would take hours for some
+    patterns of a few characters.
+    """
+
+    def __init__(self, folder: str, pattern: str) -> None:
+        """Read a pattern.
+
+        Args:
+            folder: the folder of the .gitattributes, "" or with a slash at its end.
+            pattern: as it is written there; without a slash inside, it holds for the folders below as well.
+        """
+        anywhere = [] if "/" in pattern.rstrip("/") else ["**"]
+        *inner, last = [*anywhere, *pattern.strip("/").split("/")]
+        self._folder = folder
+        # `**` at the end is what lies in a folder, and so is `*`.
+        self._parts = [*(None if part == "**" else self._name(part) for part in inner), self._name(last)]
+
+    @staticmethod
+    def _name(part: str) -> re.Pattern[str]:
+        return re.compile(fnmatch.translate(part.replace("[", "[[]")))
+
+    def match(self, name: str) -> bool:
+        """Return whether the pattern matches a path of the repository, or a folder above it."""
+        if not name.startswith(self._folder):
+            return False
+        # The numbers of the parts that may be the next one.
+        nexts = self._with_folders({0})
+        for each in name.removeprefix(self._folder).split("/"):
+            after = set()
+            for number in nexts:
+                part = self._parts[number]
+                if part is None:
+                    after.add(number)
+                elif part.match(each):
+                    after.add(number + 1)
+            if len(self._parts) in after:
+                return True
+            nexts = self._with_folders(after)
+        return False
+
+    def _with_folders(self, numbers: set[int]) -> set[int]:
+        """Return numbers with those behind each `**`, which may stand for no folder."""
+        found = {*numbers}
+        for number in sorted(numbers):
+            while self._parts[number] is None:
+                number += 1  # noqa: PLW2901
+                found.add(number)
+        return found
+
+
+def patterns_of(repository: Path, entries: dict[str, tuple[str, str]]) -> Iterator[tuple[Pattern, bool]]:
     """Yield the patterns in the commit's .gitattributes that set `booty-ignore`, or unset it as `-booty-ignore`.
 
     git itself would also read the attributes of the clone and of the user, which differ between controllers.
@@ -223,17 +281,11 @@ def patterns_of(repository: Path, entries: dict[str, tuple[str, str]]) -> Iterat
     names = [name for name in entries if posixpath.basename(name) == ".gitattributes" and entries[name][0] != LINK]
     names.sort(key=lambda name: name.count("/"))
     contents = objects(repository, [entries[name][1] for name in names]) if names else ()
-    pieces = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     for name, content in zip(names, contents, strict=True):
-        folder = re.escape(name.removesuffix(".gitattributes"))
         for line in content.decode(errors="replace").splitlines():
             pattern, *attributes = line.split() or [""]
-            if not {IGNORED, f"-{IGNORED}"} & {*attributes}:
-                continue
-            parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern.strip("/"))
-            text = "".join(pieces.get(part) or re.escape(part) for part in parts)
-            anywhere = "" if "/" in pattern.rstrip("/") else "(?:.*/)?"
-            yield re.compile(f"{folder}{anywhere}{text}(/|$)"), IGNORED in attributes
+            if {IGNORED, f"-{IGNORED}"} & {*attributes}:
+                yield Pattern(name.removesuffix(".gitattributes"), pattern), IGNORED in attributes
 
 
 def no_folder(repository: Path, sha: str, path: str) -> str:
@@ -357,7 +409,13 @@ def place(
             ) from None
         file.chmod(0o755 if mode == "100755" else 0o644)
     for name, target in links.items():
-        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        parent = (top / name).parent
+        parent.mkdir(parents=True, exist_ok=True)
+        if parent.resolve() != parent:
+            raise BuildError(
+                f"{name} of commit {sha[:12]} would lie below a link, since the file system of this machine does not"
+                " tell capitals apart. Rename one of the two."
+            )
         (top / name).symlink_to(target)
     return list(links), missing
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from .screen import plain
+
 
 class BuildError(Exception):
-    """A release can't be resolved or built. The message names the next step."""
+    """A release can't be resolved or built. The message names the next step.
+
+    It may quote the commit: the name of a file, the subject, the output of a build.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(message))
 
 
 def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, input: bytes = b"") -> bytes:

@@ -24,6 +24,7 @@ from ansible.plugins.action import ActionBase
 from . import trackers
 from .git import git, git_environment
 from .process import BuildError
+from .screen import plain
 
 SENTRY_CLI = Path(sysconfig.get_path("scripts"), "sentry-cli")
 # sentry-cli reads no `.env`, writes no debug log and no backtrace, and does not ask for a newer version.
@@ -74,7 +75,7 @@ def problem(stderr: str) -> str:
     causes = [re.sub(r"^(error|\d+): ", "", line.strip()) for line in lines]
     text = ": ".join(dict.fromkeys(line for line in causes if line not in {"", "Caused by:"}))
     # The answer of a server may repeat the token.
-    return text.replace(os.environ["SENTRY_AUTH_TOKEN"], "[Filtered]") or "sentry-cli failed"
+    return plain(text.replace(os.environ["SENTRY_AUTH_TOKEN"], "[Filtered]")) or "sentry-cli failed"
 
 
 @contextmanager

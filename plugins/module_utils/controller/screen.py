@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -15,13 +16,23 @@ CLEAR = "\033[K" if sys.stdout.isatty() else ""
 # An escape sequence that colors text on a terminal, and other control characters.
 SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-# GitHub Actions obeys such a line of a job's output: `::add-mask::`, `::stop-commands::`, `##[group]` and others.
-ORDER = re.compile(r"^(\s*)(?=::[\w-]+(?:::| )|##\[)", re.MULTILINE)
+COMMAND = re.compile(r"^(\s*)::", re.MULTILINE)
 
 
 def plain(text: str) -> str:
-    """Return a text without what controls a terminal or a CI system."""
-    return ORDER.sub(r"\1> ", CONTROL.sub("\N{REPLACEMENT CHARACTER}", SEQUENCE.sub("", text)))
+    """Return a text without the sequences and characters that control a terminal."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", SEQUENCE.sub("", text))
+
+
+def harmless(text: str) -> str:
+    """Return a text of strangers without what controls a terminal or the runner of GitHub Actions.
+
+    The runner takes a line for a command if it begins with `::` behind blanks, or has `##[` anywhere.
+    """
+    text = plain(text)
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        text = COMMAND.sub(r"\1: :", text).replace("##[", "## [")
+    return text
 
 
 def one_line(text: str) -> str:

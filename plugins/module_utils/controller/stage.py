@@ -51,7 +51,7 @@ class StageAction(HostProgramAction):
                     options["app_build_settings"],
                     options["app_config_dir"],
                     RUN,
-                    lambda line: screen.write(f"{screen.CLEAR}{INDENT}{line}"),
+                    lambda line: screen.write(f"{screen.CLEAR}{INDENT}{screen.harmless(line)}"),
                     self._task.check_mode,
                 ),
             )
@@ -59,7 +59,7 @@ class StageAction(HostProgramAction):
             raise AnsibleActionFail(str(error)) from None
         release = built["release"]
         if built["notices"]:
-            result["warnings"] = built["notices"]
+            result["warnings"] = [screen.harmless(notice) for notice in built["notices"]]
         if not release:
             return {**result, "changed": True}
         store = options["app_artifact_url"]
@@ -77,6 +77,7 @@ class StageAction(HostProgramAction):
         arguments, attached = {"sha256": part["sha256"], "dest": part["dest"], "archive": "", "url": ""}, b""
         if store:
             # The store has the same folders as the cache.
+            arguments["size"] = part["size"]
             arguments["url"] = "/".join([store.rstrip("/"), *Path(part["file"]).parts[-2:]])
         elif part["size"] <= SMALL:
             attached = Path(part["file"]).read_bytes()

@@ -8,12 +8,14 @@ SENTRY_AUTH_TOKEN. A third tracker needs a class of its own and a line in `KINDS
 from __future__ import annotations
 
 import json
+import signal
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from email.utils import mktime_tz, parsedate_tz
@@ -27,6 +29,10 @@ TOKENS = ("SENTRY_WATCH_TOKEN", "SENTRY_AUTH_TOKEN")
 ORGANIZATION_TOKEN = "sntrys_"
 # How long an answer may take, in seconds.
 TIMEOUT_SECONDS = 10
+# How long it may take in all, and how large it may be, in bytes.
+ANSWER_SECONDS, ANSWER_BYTES = 60, 50_000_000
+# How many pages of issues are read.
+PAGES = 100
 NOT_FOUND = 404
 # The newest events of an issue that are read: enough to see other requests, other hosts and other releases.
 EVENTS = 10
@@ -104,6 +110,22 @@ class Frame:
     function: str
 
 
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError if the block takes longer."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError(f"it takes longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class Tracker(ABC):
     """A tracker and one of its projects.
 
@@ -173,16 +195,20 @@ class Tracker(ABC):
         request = urllib.request.Request(address, headers={"Authorization": f"Bearer {self._token}"})
         place = urllib.parse.urlsplit(self.url).netloc
         try:
-            with OPENER.open(request, timeout=TIMEOUT_SECONDS) as response:
+            # The timeout of a socket bounds each part of an answer alone.
+            with within(ANSWER_SECONDS), OPENER.open(request, timeout=TIMEOUT_SECONDS) as response:
                 if date := parsedate_tz(response.headers.get("Date", "")):
                     self.ahead = mktime_tz(date) - time.time()
-                return json.load(response)
+                body = response.read(ANSWER_BYTES + 1)
+            if len(body) > ANSWER_BYTES:
+                raise ValueError(f"it is longer than {ANSWER_BYTES:,} bytes")
+            return json.loads(body)
         except urllib.error.HTTPError as error:
             error.close()
             hint = self.hints().get(error.code, "")
             refused = final and error.code in {400, 401, 403, 404}
             raise TrackerError(f"{place} answers {error.code} to GET {path}{hint}", error.code, refused) from None
-        except (OSError, HTTPException, ValueError) as error:
+        except (OSError, HTTPException, ValueError, RecursionError) as error:
             reason = getattr(error, "reason", None) or error
             raise TrackerError(f"{place} gives no answer to GET {path}: {reason or type(error).__name__}") from None
 
@@ -287,21 +313,20 @@ class Sentry(Tracker):
             tags = {tag["key"]: tag["value"] for tag in event["tags"]}
             events.append(
                 Event(
-                    event["eventID"],
-                    tags.get("release", ""),
-                    tags.get("environment", ""),
-                    tags.get("request_id", ""),
-                    tags.get("server_name", ""),
-                    tags.get("transaction") or event.get("culprit") or "",
+                    text(event["eventID"]),
+                    text(tags.get("release")),
+                    text(tags.get("environment")),
+                    text(tags.get("request_id")),
+                    text(tags.get("server_name")),
+                    text(tags.get("transaction") or event.get("culprit")),
                 )
             )
-        kind = entry["metadata"].get("type") or ""
         return Issue(
-            entry["id"],
-            entry["title"],
-            kind,
-            entry["culprit"] or "",
-            entry["permalink"],
+            text(entry["id"]),
+            text(entry["title"]),
+            text(entry["metadata"].get("type")),
+            text(entry["culprit"]),
+            text(entry["permalink"]),
             int(entry["count"]),
             (*events,),
         )
@@ -372,7 +397,7 @@ class Bugsink(Tracker):
     def _recent(self, since: float) -> Iterator[dict[str, Any]]:
         """Yield the unresolved issues that had an event after `since`, the newest activity first."""
         page = self._page("issues", ("project", self.project), ("sort", "last_seen"), ("order", "desc"))
-        while True:
+        for _ in range(PAGES):
             for entry in page["results"]:
                 # `ahead` comes from the Date header, which has whole seconds, so allow one second more.
                 if moment(entry["last_seen"]) < since + self.ahead - 1:
@@ -382,6 +407,7 @@ class Bugsink(Tracker):
             if not page["next"]:
                 return
             page = self.get(page["next"])
+        raise TrackerError(f"the tracker has more than {PAGES} pages of issues")
 
     def _issue(self, entry: dict[str, Any], environment: str, since: float) -> Issue | None:
         if (entry["calculated_type"], entry["transaction"]) == DELIBERATE:
@@ -393,12 +419,12 @@ class Bugsink(Tracker):
             return None
         title = ": ".join(filter(None, (entry["calculated_type"], entry["calculated_value"])))
         return Issue(
-            entry["id"],
+            text(entry["id"]),
             title,
-            entry["calculated_type"],
-            entry["transaction"],
+            text(entry["calculated_type"]),
+            text(entry["transaction"]),
             self._url(entry),
-            entry["digested_event_count"],
+            int(entry["digested_event_count"]),
             tuple(event for event in events if event.environment == environment),
         )
 
@@ -421,12 +447,12 @@ class Bugsink(Tracker):
         tags = data.get("tags") or {}
         tags = dict(tags) if isinstance(tags, list) else tags
         return Event(
-            event,
-            data.get("release") or "",
-            data.get("environment") or "",
-            tags.get("request_id", ""),
-            data.get("server_name") or "",
-            data.get("transaction") or "",
+            text(event),
+            text(data.get("release")),
+            text(data.get("environment")),
+            text(tags.get("request_id")),
+            text(data.get("server_name")),
+            text(data.get("transaction")),
         )
 
 
@@ -483,9 +509,14 @@ def of_release(issues: Iterable[Issue], release: str) -> list[Issue]:
     return [issue for issue in kept if issue.events]
 
 
-def moment(text: str) -> float:
+def text(value: Any) -> str:
+    """Return a value of an answer as text, "" for none; a tracker may give anything."""
+    return str(value or "")
+
+
+def moment(value: str) -> float:
     """Return a time of ISO 8601 in seconds since 1970."""
-    return datetime.fromisoformat(text).timestamp()
+    return datetime.fromisoformat(value).timestamp()
 
 
 def own(frames: Sequence[Mapping[str, Any]]) -> list[Frame]:

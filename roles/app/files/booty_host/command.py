@@ -41,6 +41,8 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LIMIT = 16_000_000
 # A longer line is shown in pieces, in characters. journald's own limit is 48 KB (LineMax= in journald.conf(5)).
 LINE = 48_000
+# For how long what is left of a command's output is read after its end, in seconds.
+LAST = 2
 # Seconds without a reader after which a command of run.yml is ended: its controller is gone.
 PATIENCE = 5
 
@@ -194,13 +196,17 @@ def execute(app: App, sandbox: Sandbox, kind: str, command: str, seconds: float,
         decoder = codecs.getincrementaldecoder("utf-8")
         for stream, file in (("out", process.stdout), ("err", process.stderr)):
             selector.register(file, selectors.EVENT_READ, (stream, decoder(errors="replace"), [""]))
-        stopped = False
+        stopped, deadline = False, 0.0
         while selector.get_map():
+            # A command can pass its output to the service (SCM_RIGHTS, unix(7)), which then keeps the pipe open.
+            if gone := process.poll() is not None:
+                deadline = deadline or time.monotonic() + LAST
             ready = {key.fd for key, _ in selector.select(0.2)}
+            over = gone and (not ready or time.monotonic() > deadline)
             for key in [*selector.get_map().values()]:
                 stream, decode, waiting = key.data
                 piece = os.read(key.fd, 65536) if key.fd in ready else b""
-                ended = key.fd in ready and not piece
+                ended = over or (key.fd in ready and not piece)
                 text = waiting[0] + decode.decode(piece, ended)
                 # Without more output, a prompt is shown after a moment.
                 moment = ended or key.fd not in ready

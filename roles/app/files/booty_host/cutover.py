@@ -12,7 +12,7 @@ from booty_host import HostError, config, journal, lease, programs, sockets, sta
 from booty_host.app import App
 from booty_host.controller import Controller
 from booty_host.files import parse_pointer, read, write_atomically
-from booty_host.handover import Handover, RefusedError, obstacles
+from booty_host.handover import Handover, LostError, RefusedError, obstacles
 from booty_host.processes import labels
 from booty_host.programs import Programs
 from booty_host.prune import prune
@@ -447,11 +447,15 @@ class Cutover:
         except RefusedError as error:
             return self.switch(release, str(error))
         journal.log(app, f"handing over to {release.sha}, process {handover.new}")
-        handover.confirm(release, timeout=2 if handover.pause() else 15)
-        self.install(release.units)
-        self.systemd.systemctl("reset-failed", *app.enabled, check=False)
-        self.point(release)
-        handover.complete()
+        try:
+            handover.confirm(release, timeout=2 if handover.pause() else 15)
+            self.install(release.units)
+            self.systemd.systemctl("reset-failed", *app.enabled, check=False)
+            self.point(release)
+            handover.complete()
+        except LostError as error:
+            # The release is proven, and no process of the one before may keep it from serving.
+            return self.switch(release, str(error))
         # systemd settles the handover when the candidate's unit stops.
         self.retire()
         self.confirm(release, settled=True)

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from booty_host import HostError
 from booty_host.app import App
@@ -34,6 +35,10 @@ AT_THE_START = re.compile(r"^(Slice|MemoryMax|TasksMax|Delegate|RuntimeDirectory
 
 class RefusedError(HostError):
     """systemd refuses the handover; the candidate is still a candidate, and nothing has changed."""
+
+
+class LostError(HostError):
+    """The service's main process is neither of the two, so it can't hand over; the candidate answers."""
 
 
 def obstacles(app: App, systemd: Systemd, release: Release) -> Iterator[str]:
@@ -116,7 +121,8 @@ class Handover:
     def pause(self) -> bool:
         """Have the old process stop accepting, and tell whether it has within a second: it may hang."""
         self.check()
-        self.systemd.kill(self.old, signal.SIGUSR1)
+        with self.lost():
+            self.systemd.kill(self.old, signal.SIGUSR1)
         deadline = time.monotonic() + 1
         while self.systemd.unit(self.app.service)["StatusText"] != "paused":
             if time.monotonic() > deadline:
@@ -150,7 +156,8 @@ class Handover:
         self.check()
         self.move(family(self.app, self.old), self.app.candidate)
         self.check()
-        self.systemd.notify(self.old, f"MAINPID={self.new}", "STATUS=serving")
+        with self.lost():
+            self.systemd.notify(self.old, f"MAINPID={self.new}", "STATUS=serving")
         self.wait("systemd does not take the new main process", self.is_complete)
 
     def is_complete(self) -> bool:
@@ -161,7 +168,11 @@ class Handover:
         return main == self.new
 
     def check(self) -> None:
-        """Raise HostError unless the old process is the service, the candidate lives and the lease is held."""
+        """Raise HostError unless the old process is the service, the candidate lives and the lease is held.
+
+        Raises:
+            LostError: only the first one is not so. An app can name another of its processes (MAINPID=, sd_notify(3)).
+        """
         if not alive(self.app, self.new):
             raise HostError(f"the candidate has ended\n{self.systemd.journal(self.app.candidate)}")
         main, lease = self.main_processes()
@@ -170,7 +181,15 @@ class Handover:
         if lease != self.lease:
             raise HostError(f"{self.app.candidate} was stopped")
         if main != self.old:
-            raise HostError(f"{self.app.service} was restarted, or its process has ended")
+            raise LostError(f"{self.app.service} was restarted, or its process has ended")
+
+    @contextmanager
+    def lost(self) -> Iterator[None]:
+        """Raise LostError if the old process has just ended."""
+        try:
+            yield
+        except ProcessLookupError:
+            raise LostError(f"the process {self.old} of {self.app.service} has ended") from None
 
     def main_processes(self) -> tuple[int, int]:
         """Return the main PID of the service, and that of the candidate's unit while that is active."""

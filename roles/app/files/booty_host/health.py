@@ -26,7 +26,7 @@ def ask_json(address: str, port: int) -> dict[str, Any]:
     reason = answer["reason"] or ("" if status == 200 else f"/health says {status}: {explained(answer['body'])}")
     if status == 200 and not fields:
         reason = "/health says 200, but the answer is not a JSON object"
-    labels = {name: fields.get(name) for name in ("release", "environment")}
+    labels = {name: str(fields[name]) if fields.get(name) is not None else None for name in ("release", "environment")}
     return {"status": status, "reason": reason, **labels}
 
 
@@ -54,11 +54,16 @@ def ask_process(address: str, port: int, path: str, host: str, invocation: str, 
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError if the block takes longer. The timeout of a socket bounds each part of an answer alone."""
+def within(seconds: float, late: str = "timed out") -> Iterator[None]:
+    """Raise TimeoutError if the block takes longer. The timeout of a socket bounds each part of an answer alone.
+
+    Args:
+        seconds: how long the block may take.
+        late: the message of the exception.
+    """
 
     def end(*_: object) -> None:
-        raise TimeoutError("timed out")
+        raise TimeoutError(late)
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -97,7 +102,8 @@ def get(address: str, port: int, path: str, host: str, invocation: str = "") -> 
             response = connection.getresponse()
             # The first page of an app may be a stream that never ends; only the reason of an error is read there.
             body = response.read(READ) if not invocation or response.status >= 400 else b""
-    except (OSError, http.client.HTTPException) as error:
+    # ValueError: the process has changed its environment, where the path and the headers come from.
+    except (OSError, http.client.HTTPException, ValueError) as error:
         reason = f"no answer on {address}:{port}: {error or type(error).__name__}"
         return {"status": 0, "reason": reason, "headers": {}, "body": b""}
     finally:

@@ -8,7 +8,7 @@ from typing import Any
 
 from booty_host import HostError, journal
 from booty_host.app import App
-from booty_host.logs import JOURNAL, newer_than, unknown_time
+from booty_host.logs import JOURNAL, WHOLE, newer_than, unknown_time
 
 # The journal's fields of a booty-deploy record, by their names in the answer. Records of older versions have no run.
 FIELDS = {"app": "BOOTY_APP", "run": "BOOTY_RUN", **journal.FIELDS}
@@ -37,7 +37,7 @@ def history(app: App, lines: int, since: str, every: bool, check: bool) -> dict[
     runs: set[str] = set()
     older = bool(since)
     with subprocess.Popen(
-        [*JOURNAL, "--reverse", fields, *newer_than(since), *matches],
+        [*JOURNAL, WHOLE, "--reverse", fields, *newer_than(since), *matches],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

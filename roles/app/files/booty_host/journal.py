@@ -36,9 +36,14 @@ def lines_of(output: str) -> list[str]:
 
 
 def text_of(field: Any) -> str:
-    """Return a field as text: journalctl writes one that is not printable as a list of bytes."""
+    """Return a field as text: journalctl writes one that is not printable as a list of bytes.
+
+    It writes the values of a record that has the field twice as a list as well.
+    """
+    if isinstance(field, list) and not all(isinstance(byte, int) for byte in field):
+        return "\n".join(map(text_of, field))
     if isinstance(field, list):
-        return bytes(byte for byte in field if isinstance(byte, int)).decode(errors="replace")
+        return bytes(field).decode(errors="replace")
     return str(field or "")
 
 

@@ -9,15 +9,25 @@ import subprocess
 import time
 from typing import Any
 
-from booty_host import HostError, failures, journal
+from booty_host import HostError, failures, journal, programs
 from booty_host.app import App, installed
-from booty_host.processes import run
+from booty_host.processes import JOURNALCTL, run_head
+from booty_host.systemd import Systemd
 
 # All times are in UTC.
-JOURNAL = ("env", "TZ=UTC", "journalctl", "--quiet", "--no-pager", "--all", "--output=json")
-FIELDS = "--output-fields=MESSAGE,SYSLOG_IDENTIFIER,_SYSTEMD_UNIT,UNIT,_PID"
+JOURNAL = ("env", "TZ=UTC", *JOURNALCTL, "--output=json")
+# Without this option, journalctl reads 4 KB of a field, and writes null for a longer one.
+WHOLE = "--all"
+TOO_LONG = "[A line of more than 4 KB is left out: it, or another one beside it, is too long to be shown.]"
+FIELDS = "--output-fields=MESSAGE,SYSLOG_IDENTIFIER,_SYSTEMD_UNIT,UNIT,_PID,_UID"
 # An answer has at most so many bytes of messages.
 LIMIT = 4_000_000
+# What is read of the values of a field of the journal, in bytes, and the number of an app's values that are used.
+READ, MOST = 1_000_000, 200
+# The name of a process or timer.
+PROCESS = r"[a-z][a-z0-9-]{0,30}"
+# What the host program runs for an app, by its names in the journal.
+COMMANDS = ("run", "release", "post-deploy")
 # Booty's own identifiers and units. They look like processes of an app with the name `booty`.
 RESERVED = re.compile(r"booty-(acme|deploy|firewall|front|http|peers|undo)\b")
 
@@ -53,26 +63,22 @@ def logs(
     matches = [match for source in chosen for alternative in source for match in (*alternative, "+")]
     command = [*JOURNAL, FIELDS, *matches[:-1]]
     if after:
-        text, cut = follow([*command, after], wait, limit), False
+        text, whole = follow([*command, WHOLE, after], wait, limit)
+        text, cut = text if whole else follow([*command, after], wait, limit)[0], False
     else:
         # Together with `--since`, `--lines` alone means the first lines.
         command += ["--reverse", f"--lines={lines + 1}", *newer_than(since)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
-            assert reader.stdout
-            assert reader.stderr
-            # A record has other fields too, and JSON may write a byte of a message as four.
-            output = reader.stdout.read(10 * limit)
-            if reader.stdout.read(1):
-                reader.kill()
-            problem = reader.stderr.read().decode()
-        if reader.returncode > 0:
+        every, problem, cut = latest([*command, WHOLE], limit)
+        if problem:
+            every, problem, cut = latest(command, limit)
+        if problem:
             raise HostError(unknown_time(since, problem))
-        every = output[: output.rfind(b"\n") + 1].decode().split("\n")[-2::-1]
-        text, cut = "\n".join(every[-lines:]), reader.returncode < 0 or (bool(since) and len(every) > lines)
+        text, cut = "\n".join(every[-lines:]), cut or (bool(since) and len(every) > lines)
     found = [json.loads(line) for line in text.split("\n") if line]
     records, size = [], 0
     for record in reversed(found):
-        message = "\n".join(failures.unfolded(journal.text_of(record.get("MESSAGE"))))
+        text = TOO_LONG if record.get("MESSAGE", "") is None else journal.text_of(record.get("MESSAGE"))
+        message = "\n".join(failures.unfolded(text))
         size += len(message)
         if size > limit:
             cut = True
@@ -82,6 +88,27 @@ def logs(
         after = f"--after-cursor={found[-1]['__CURSOR']}"
     after = after or f"--since=@{int(time.time())}"
     return {"records": records[::-1], "after": after, "cut": cut, "others": unknown}
+
+
+def latest(command: list[str], limit: int) -> tuple[list[str], str, bool]:
+    """Return the lines that a journalctl prints, the oldest first; why there are none; and whether some are left out.
+
+    Args:
+        command: a journalctl that prints the newest line first.
+        limit: as for `logs`. A line of JSON that is longer makes the answer worthless, since older ones are behind it.
+    """
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
+        assert reader.stdout
+        assert reader.stderr
+        # A record has other fields too, and JSON may write a byte of a message as four.
+        output = reader.stdout.read(10 * limit)
+        if cut := bool(reader.stdout.read(1)):
+            reader.kill()
+        problem = reader.stderr.read().decode()
+    end = output.rfind(b"\n") + 1
+    if cut and len(output) - end > limit:
+        return [], "a line is too long", True
+    return output[:end].decode().split("\n")[-2::-1], problem if reader.returncode > 0 else "", cut
 
 
 def newer_than(since: str) -> list[str]:
@@ -116,31 +143,42 @@ def sources_of(app: App) -> dict[str, list[list[str]]]:
         "deploy": [[*journal.OURS, f"BOOTY_APP={app.name}"]],
     }
 
-    def processes(field: str, pattern: str) -> list[tuple[str, str]]:
-        values = run("journalctl", f"--field={field}").stdout.split("\n")
-        pairs = [(value, re.fullmatch(rf"{app.name}-([a-z0-9-]+){pattern}", value)) for value in sorted(values)]
-        return [
-            (value, match[1])
-            for value, match in pairs
-            if match
-            and not RESERVED.match(value)
-            and not any(value == other or re.match(rf"{other}[-@.]", value) for other in others)
-        ]
+    def processes(field: str, pattern: str) -> dict[str, str] | None:
+        values = run_head(READ, *JOURNALCTL, f"--field={field}")
+        names = {}
+        for value in values.split("\n"):
+            match = re.fullmatch(rf"{app.name}-({PROCESS}){pattern}", value)
+            of_other = any(value == other or re.match(rf"{other}[-@.]", value) for other in others)
+            if match and not of_other and not RESERVED.match(value):
+                names[value] = match[1]
+        return names if len(values) < READ and len(names) <= MOST else None
 
-    for identifier, process in processes("SYSLOG_IDENTIFIER", ""):
+    # Any user of the host can write records with any values. If there are too many, only what is installed counts.
+    on_disk = programs.on_disk(app)
+    by_identifier, by_unit = processes("SYSLOG_IDENTIFIER", ""), processes("UNIT", r"(@.*)?\.(service|timer)")
+    if by_identifier is None:
+        names = {*COMMANDS, *(programs.name_of(app, unit) for unit in on_disk)}
+        by_identifier = {f"{app.name}-{name}": name for name in names}
+    if by_unit is None:
+        loaded = Systemd(app).loaded(*(unit.replace("@.", "@*.") for unit in on_disk)) if on_disk else []
+        by_unit = {unit: programs.name_of(app, unit) for unit in loaded}
+    for identifier, process in sorted(by_identifier.items()):
         sources[process] = called(identifier)
-    for unit, process in processes("UNIT", r"(@.*)?\.(service|timer)"):
+    for unit, process in sorted(by_unit.items()):
         if process in sources:
             sources[process].append([f"UNIT={unit}", "_PID=1"])
     return sources
 
 
-def follow(command: list[str], wait: float, limit: int) -> str:
+def follow(command: list[str], wait: float, limit: int) -> tuple[str, bool]:
     """Return the lines that a journalctl prints within `wait` seconds; the first line ends the wait.
 
     The wait ends as well when the connection of the call has ended, so that nothing stays on the host.
+
+    Returns:
+        the lines; and whether journalctl could go on, which a line that is too long prevents.
     """
-    began, text = time.monotonic(), b""
+    began, text, whole = time.monotonic(), b"", True
     with subprocess.Popen([*command, "--follow", "--lines=all"], stdout=subprocess.PIPE) as process:
         assert process.stdout
         poll = select.poll()
@@ -149,23 +187,29 @@ def follow(command: list[str], wait: float, limit: int) -> str:
         deadline = began + wait
         while (left := deadline - time.monotonic()) > 0 and len(text) < limit:
             events = dict(poll.poll(left * 1000))
-            if 1 in events or not (events and (piece := process.stdout.read1(65536))):  # type: ignore[attr-defined]
+            if 1 in events or not events:
+                break
+            if not (piece := process.stdout.read1(65536)):  # type: ignore[attr-defined]
+                whole = False
                 break
             if not text:
                 # More lines may follow at once.
                 deadline = time.monotonic() + 0.1
             text += piece
         process.kill()
-    return text[: text.rfind(b"\n") + 1].decode()
+    end = text.rfind(b"\n") + 1
+    return text[:end].decode(), whole and (bool(end) or len(text) < limit)
 
 
 def label(app: App, record: dict[str, Any]) -> str:
     """Return the process that a line is of."""
-    identifier = str(record.get("SYSLOG_IDENTIFIER", ""))
+    identifier = record.get("SYSLOG_IDENTIFIER", "")
     if record.get("_PID") == "1" and record.get("UNIT"):
         return "systemd"
+    if identifier == "booty-deploy" and record.get("_UID") == "0":
+        return "deploy"
     if identifier == app.name:
         return "candidate" if record.get("_SYSTEMD_UNIT") == app.candidate else "web"
-    if identifier == "booty-deploy":
-        return "deploy"
-    return identifier.removeprefix(f"{app.name}-") or "web"
+    # A program of the app can write any identifiers, also several. The names above are of no process.
+    match = re.fullmatch(rf"{app.name}-({PROCESS})", str(identifier))
+    return match[1] if match and match[1] not in {"candidate", "deploy", "systemd"} else "web"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 import time
+from types import NoneType
 from typing import Any
 
 from booty_host import journal
@@ -41,6 +42,32 @@ def ask_internal(app: App, method: str, path: str, timeout: float) -> dict[str, 
     if not isinstance(answer, dict):
         raise ValueError("it answers with another kind of JSON")
     return answer
+
+
+# The values that the runner gives in its answers.
+NUMBER, TEXT = (int, float, NoneType), (str, NoneType)
+KINDS = {
+    **{"requests": NUMBER, "lost": (int,), "proof": TEXT, "sampled": NUMBER},
+    **{"status": (int, *TEXT), "since": TEXT, "dropped": (int, NoneType)},
+}
+
+
+def values(answer: dict[str, Any], *names: str, **defaults: Any) -> dict[str, Any]:
+    """Return fields of an answer of the service.
+
+    Args:
+        answer: the answer.
+        names: the fields.
+        defaults: their values if the answer lacks them; None for other fields.
+
+    Raises:
+        TypeError: the runner gives no such value. The app answers in the same process.
+    """
+    fields = {name: answer.get(name, defaults.get(name)) for name in names}
+    for name, value in fields.items():
+        if not isinstance(value, KINDS[name]) or (isinstance(value, int | float) and not 0 <= value < 2**63):
+            raise TypeError(f"{name} is {value!r:.100}")
+    return fields
 
 
 def observe(app: App, prove: bool, by: str, seconds: int, check: bool) -> dict[str, Any]:
@@ -81,16 +108,16 @@ def observe(app: App, prove: bool, by: str, seconds: int, check: bool) -> dict[s
     try:
         if prove and not check:
             report = ask_internal(app, "POST", "/verify", 30)
-            observed |= {name: report.get(name) for name in ("proof", "sampled")}
+            observed |= values(report, "proof", "sampled")
             faults += [
-                f"{each['name']}: {each['detail']}"
+                f"{each['name']}: {each['detail']!s:.2000}"
                 for each in report["checks"]
                 if each["name"] in CHECKS and not each["ok"]
             ]
             if not observed["proof"]:
                 faults.append("it can't report errors: it has no SENTRY_DSN" if "proof" in report else OLDER)
         status = ask_internal(app, "GET", "/status", 10)
-        observed |= {name: status.get(name, observed[name]) for name in ("requests", "lost")}
+        observed |= values(status, "requests", "lost", lost=0)
         if observed["requests"] is None and OLDER not in faults:
             faults.append(OLDER)
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:

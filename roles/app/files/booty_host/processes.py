@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from booty_host.app import App
-from booty_host.files import read
 
 # The host program reads only these variables of a process, and the settings that BOOTY_SETTINGS names. Any other may be
 # a secret. release.env sets all of them but the last, which is the unit's.
@@ -21,8 +20,15 @@ LABELS = (
 # The variables with the health request of a process, and with the identifier that systemd gave its start.
 QUESTION = ("BOOTY_HEALTH_PATH", "BOOTY_HEALTH_HOST", "INVOCATION_ID")
 
+# An app may write a field of 768 MB to the journal, of which journalctl makes JSON of 40 times its size.
+JOURNALCTL = ("prlimit", f"--data={2**28}", "journalctl", "--quiet", "--no-pager")
+
 # The kernel starts no process with a larger environment (execve(2)), in bytes. A process can enlarge its own for free.
 ENVIRON = 2**21
+# The characters that str.splitlines() takes for the end of a line.
+LINE_ENDS = re.compile(r"[\n-\r\x1c-\x1e\x85\u2028\u2029]")
+# What is read of the list of files that a process has mapped, in bytes. A process can make it 250 MB long.
+MAPS = 2**22
 
 
 def run(*command: str, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
@@ -44,9 +50,23 @@ def run_tail(size: int, *command: str) -> str:
     return tail.stdout.decode(errors="replace")
 
 
+def run_head(size: int, *command: str) -> str:
+    """Run a command until it has printed so many bytes, and return these as text."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout
+        head = process.stdout.read(size)
+        process.kill()
+    return head.decode(errors="replace")
+
+
 def parse_environ(environ: bytes, names: tuple[str, ...]) -> dict[str, str]:
-    """Return only these variables of a process's `/proc/<pid>/environ`, and its settings if BOOTY_SETTINGS is asked."""
-    pairs = (entry.partition("=") for entry in environ.decode(errors="replace").split("\0"))
+    """Return only these variables of a process's `/proc/<pid>/environ`, and its settings if BOOTY_SETTINGS is asked.
+
+    Each value is one line, as release.env and the unit give it. A process can write line ends there, to forge a line of
+    a message.
+    """
+    text = LINE_ENDS.sub("\N{REPLACEMENT CHARACTER}", environ.decode(errors="replace"))
+    pairs = (entry.partition("=") for entry in text.split("\0"))
     variables = {name: value for name, _, value in pairs if name}
     settings = variables.get("BOOTY_SETTINGS", "").split(",") if "BOOTY_SETTINGS" in names else []
     return {name: variables[name] for name in (*names, *settings) if name in variables}
@@ -115,8 +135,8 @@ def outdated(root: Path, pid: int) -> bool:
     """Tell whether a process runs a program or a library that an upgrade has replaced on disk."""
     try:
         program = os.readlink(root / f"proc/{pid}/exe")
+        with (root / f"proc/{pid}/maps").open("rb") as file:
+            maps = file.read(MAPS)
     except OSError:  # the process has ended
         return False
-    return program.endswith(" (deleted)") or bool(
-        re.search(r"\.so[.\d]* \(deleted\)$", read(root / f"proc/{pid}/maps"), re.MULTILINE)
-    )
+    return program.endswith(" (deleted)") or bool(re.search(rb"\.so[.\d]* \(deleted\)$", maps, re.MULTILINE))

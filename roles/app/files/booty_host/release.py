@@ -213,5 +213,5 @@ def differs(expected: dict[str, str], running: dict[str, str]) -> str | None:
     """Name the first label that differs; None if all are equal."""
     for name, value in expected.items():
         if running.get(name) != value:
-            return f"{name} is {running.get(name)}, not {value}"
+            return f"{name} is {running.get(name)!s:.256}, not {value}"
     return None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import compileall
 import hashlib
 import io
+import os
 import py_compile
+import resource
 import shutil
 import sys
 import tarfile
@@ -18,13 +20,19 @@ from typing import Any
 from booty_host import HostError
 from booty_host.app import App
 from booty_host.files import locked, sync_directory
+from booty_host.health import within
 from booty_host.processes import run
 
 # How long a store may send nothing before the fetch fails, in seconds: at the connection, and between two bytes.
 SILENCE = 20
+# How many bytes a second a store must send, beside a minute.
+SLOW = 10_000
+# Limits of the compilation: its memory in bytes, its CPU time in seconds, and how many bytes it must compile in each
+# further second. A file without bytecode is compiled at each import.
+MEMORY, CPU_SECONDS, SLOWEST = 2**29, 10, 50_000
 
 
-def stage(app: App, dest: str, sha256: str, archive: str, url: str, check: bool) -> dict[str, Any]:
+def stage(app: App, dest: str, sha256: str, archive: str, url: str, check: bool, size: int = 0) -> dict[str, Any]:
     """Check an archive's digest, unpack it beside the destination, compile its bytecode, and rename it.
 
     Args:
@@ -34,6 +42,7 @@ def stage(app: App, dest: str, sha256: str, archive: str, url: str, check: bool)
         archive: a `.tar.gz` of files and links, on the host, which is removed afterwards; "" if it came with the call.
         url: the address that the host fetches it from instead, by HTTP or HTTPS.
         check: only say whether the directory is missing.
+        size: the archive's, in bytes, if the host fetches it.
 
     Raises:
         HostError: the archive is damaged or can't be fetched, or the disk is full or read-only.
@@ -44,7 +53,7 @@ def stage(app: App, dest: str, sha256: str, archive: str, url: str, check: bool)
         try:
             with source(app, archive, url) as file:
                 if url:
-                    file.writelines(fetched(url))
+                    file.writelines(fetched(url, size))
                     file.seek(0)
                 unpack(file, sha256, directory, url)
         except (OSError, ValueError, tarfile.TarError) as error:
@@ -62,16 +71,26 @@ def source(app: App, archive: str, url: str) -> io.BufferedIOBase:
     return open(archive, "rb") if archive else io.BytesIO(sys.stdin.buffer.read())
 
 
-def fetched(url: str) -> Iterator[bytes]:
-    """Return a store's answer in pieces; raise ValueError if there is none, or if it stops early."""
+def fetched(url: str, size: int) -> Iterator[bytes]:
+    """Return a store's answer in pieces; raise ValueError if there is none, or if it is not as long as the archive.
+
+    Args:
+        url: the archive's.
+        size: its size in bytes.
+    """
     # These modules take 15 ms to load, and most calls fetch nothing.
     import http.client  # noqa: PLC0415
     import urllib.error  # noqa: PLC0415
     import urllib.request  # noqa: PLC0415
 
+    seconds, length = 3 * SILENCE + size // SLOW, 0
+    late = f"{url} did not send it within {seconds} seconds. {advice(url)}"
     try:
-        with urllib.request.urlopen(url, timeout=SILENCE) as answer:
+        with within(seconds, late), urllib.request.urlopen(url, timeout=SILENCE) as answer:
             while piece := answer.read(1 << 20):
+                length += len(piece)
+                if length > size:
+                    raise ValueError(f"{url} is longer than what was built ({size} bytes). {advice(url)}")
                 yield piece
             if answer.length:
                 raise ValueError(f"{url} ended {answer.length} bytes early. {advice(url)}")
@@ -80,8 +99,9 @@ def fetched(url: str) -> Iterator[bytes]:
         # listed publicly answers 403 for a missing file too.
         hint = ": it is not there, or hosts may not read it without a secret" if error.code in {401, 403} else ""
         raise ValueError(f"{url} answers {error.code}{hint}. {advice(url)}") from None
-    except TimeoutError:
-        raise ValueError(f"{url} sent nothing for {SILENCE} seconds. {advice(url)}") from None
+    except TimeoutError as error:
+        silent = f"{url} sent nothing for {SILENCE} seconds. {advice(url)}"
+        raise ValueError(late if str(error) == late else silent) from None
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(f"{url} can't be fetched: {getattr(error, 'reason', error)}. {advice(url)}") from None
 
@@ -135,6 +155,36 @@ def inside(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         yield member
 
 
+def compile_all(files: list[Path], top: Path, dest: Path) -> None:
+    """Compile files in a process whose memory and time are bounded; a file that needs more has no bytecode.
+
+    A few lines of Python can need any amount of both: each `finally:` within another one doubles the code.
+
+    Args:
+        files: the files.
+        top: the folder that they are in.
+        dest: the folder that they will be in.
+    """
+    size = sum(path.stat().st_size for path in files)
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        seconds = CPU_SECONDS + size // SLOWEST
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        for path in files:
+            compileall.compile_file(
+                path,
+                quiet=2,
+                stripdir=str(top),
+                prependdir=str(dest),
+                invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+            )
+    finally:
+        os._exit(0)
+
+
 def make(archive: io.BufferedIOBase, dest: Path) -> None:
     """Make the directory, under the lock of its parent."""
     with appearing(dest) as partial:
@@ -148,15 +198,7 @@ def make(archive: io.BufferedIOBase, dest: Path) -> None:
         for path in partial.rglob("__pycache__"):
             if path.is_symlink():
                 path.unlink()
-        for path in partial.rglob("*.py"):
-            if not path.is_symlink():
-                compileall.compile_file(
-                    path,
-                    quiet=2,
-                    stripdir=str(partial),
-                    prependdir=str(dest),
-                    invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-                )
+        compile_all([path for path in partial.rglob("*.py") if not path.is_symlink()], partial, dest)
         for path in (
             partial,
             *(path for path in partial.rglob("*") if path.is_dir() and not path.is_symlink()),

@@ -64,29 +64,47 @@ def copy(app: App, sha: str, of_release: dict[str, str]) -> None:
         dest.parent.mkdir(parents=True, exist_ok=True)
         with appearing(dest) as partial:
             partial.chmod(0o755)
+            copied: dict[str, Path] = {}
             for prefix, folder in of_release.items():
-                for name in public(top, top / folder):
+                for name, source in public(top, top / folder):
                     target = partial / prefix.strip("/") / name
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(top / folder / name, target)
+                    if source in copied:  # by a link: many links to a large file must not fill the disk
+                        os.link(copied[source], target)
+                        continue
+                    copied[source] = target
+                    shutil.copyfile(source, target)
                     with target.open("rb") as file:
                         digest = hashlib.file_digest(file, "sha256").digest()
                     seconds = int.from_bytes(digest[:4]) >> 1
                     os.utime(target, (seconds, seconds))
 
 
-def public(top: Path, folder: Path) -> Iterator[str]:
-    """Yield the files of a folder of a tree, relative to it: no hidden ones, no links that lead out of the folder."""
-    real = os.path.realpath(folder)
+def public(top: Path, folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield the files of a folder of a tree: no hidden ones, no links that lead out of the folder.
+
+    A link can pass through a state path, where the app can change it at any time. So each file comes with its path
+    without links: in a tree, where root alone writes, this path leads to the same file when it is copied.
+
+    Returns:
+        the name of each file, relative to the folder; and its path.
+    """
+    try:
+        real = os.path.realpath(folder, strict=True)
+    except OSError:
+        return
     if not f"{real}/".startswith(f"{os.path.realpath(top)}/"):
         return
     for parent, inner, names in os.walk(real):
         inner[:] = [name for name in inner if not name.startswith(".")]
         for name in (name for name in names if not name.startswith(".")):
-            file = os.path.join(parent, name)
-            inside = not os.path.islink(file) or os.path.realpath(file).startswith(f"{real}/")
-            if inside and os.path.isfile(file):
-                yield os.path.relpath(file, real)
+            try:
+                # Without `strict`, the path of a link that leads nowhere now would still have the link in it.
+                file = os.path.realpath(os.path.join(parent, name), strict=True)
+            except OSError:
+                continue
+            if file.startswith(f"{real}/") and os.path.isfile(file):
+                yield os.path.relpath(os.path.join(parent, name), real), file
 
 
 def tree(app: App, sha: str) -> Path | None:

@@ -13,13 +13,15 @@ from typing import Any
 from booty_host import HostError, journal, lease, programs
 from booty_host.app import App, installed
 from booty_host.files import directories, parse_assignments, parse_pointer, read
-from booty_host.observe import ask_internal
+from booty_host.observe import ask_internal, values
 from booty_host.processes import labels, older_than, outdated, run
 from booty_host.programs import Programs
 from booty_host.release import Release, ask_installed, labels_on_disk, manifest, unsettled
 from booty_host.state import State
 from booty_host.systemd import Systemd
 
+# How many characters of a label of a process are shown.
+SHOWN = 256
 # The journal's fields of a booty-deploy record, by their names in the answer.
 FIELDS = {**journal.FIELDS, "until": "BOOTY_UNTIL", "message": "MESSAGE"}
 
@@ -179,12 +181,9 @@ def identity(labels: dict[str, str]) -> dict[str, Any] | None:
     """
     if not labels:
         return None
-    return {
-        "release": labels.get("SENTRY_RELEASE"),
-        "environment": labels.get("SENTRY_ENVIRONMENT"),
-        "settings": settings(labels),
-        "config": labels.get("BOOTY_CONFIG_DIR", ""),
-    }
+    names = {"release": "SENTRY_RELEASE", "environment": "SENTRY_ENVIRONMENT", "config": "BOOTY_CONFIG_DIR"}
+    parts = {part: labels[name][:SHOWN] if name in labels else None for part, name in names.items()}
+    return {**parts, "config": parts["config"] or "", "settings": settings(labels)}
 
 
 def settings(labels: dict[str, str]) -> dict[str, str]:
@@ -199,7 +198,7 @@ def tracker(app: App) -> dict[str, Any] | None:
     """
     try:
         telemetry = ask_internal(app, "GET", "/status", 5)["telemetry"]
-        return telemetry and {name: telemetry.get(name) for name in ("status", "since", "dropped")}
+        return telemetry and values(telemetry, "status", "since", "dropped")
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"the service gives no status: {error or type(error).__name__}"
         return {"status": reason, "since": None, "dropped": None}

@@ -16,7 +16,7 @@ from typing import Any
 from booty_host import HostError, failures, secrets
 from booty_host.app import App
 from booty_host.files import parse_assignments, read
-from booty_host.processes import labels, run, run_tail
+from booty_host.processes import JOURNALCTL, labels, run, run_tail
 
 # systemctl says so when systemd executes itself anew, as an upgrade has it do. The job goes on, and can be waited for.
 LOST = "D-Bus connection terminated"
@@ -125,8 +125,8 @@ class Systemd:
             *(f"_PID={state.get('MainPID', 0)} _SYSTEMD_UNIT={unit}" for unit in (name, self.app.candidate)),
         )
         match = " + ".join(fields).split()
-        options = ("--boot", "--no-pager", "--quiet", "--output=cat", "--lines=200")
-        text = run_tail(1_000_000, "journalctl", *options, *(match if invocation else ["-u", name]))
+        options = ("--boot", "--output=cat", "--lines=200")
+        text = run_tail(1_000_000, *JOURNALCTL, *options, *(match if invocation else ["-u", name]))
         # A program of the app writes there what it likes.
         lines = failures.excerpt(secrets.filtered(text, secrets.hidden(self.app)))
         if not lines:

@@ -216,11 +216,14 @@ def try_out(host: Paths, files: dict[Path, str], wanted_digest: str) -> None:
             copy = directory / path.relative_to(host.etc)
             copy.parent.mkdir(exist_ok=True)
             copy.write_text(files[path])
+        # nginx writes there. In /tmp, another user of the host could have the name first.
+        own = directory / "pid"
+        own.mkdir(0o700)
+        shutil.chown(own, paths.USER)
         identity = (f"--reuid={paths.USER}", f"--regid={paths.USER}", "--init-groups")
         capability = ("--inh-caps=+net_bind_service", "--ambient-caps=+net_bind_service")
-        options = ("-t", "-q", "-e", "stderr", "-g", f"pid /tmp/booty-front-{wanted_digest[:12]}.pid;")
+        options = ("-t", "-q", "-e", "stderr", "-g", f"pid {own}/nginx.pid;")
         done = run("setpriv", *identity, *capability, "nginx", *options, "-c", str(directory / "nginx.conf"))
-        Path(f"/tmp/booty-front-{wanted_digest[:12]}.pid").unlink(missing_ok=True)
         if done.returncode:
             said = done.stderr.replace(f"{directory}/", "").strip()
             raise HostError(f"nginx finds fault with the configuration, so nothing was changed:\n{said}")

@@ -16,13 +16,15 @@ import socket
 import ssl
 import time
 import urllib.request
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from booty_host import HostError
 from booty_host.files import read, write_atomically
-from booty_host.processes import run
+from booty_host.health import within
+from booty_host.processes import JOURNALCTL, run, run_tail
 
 from booty_proxy import paths
 from booty_proxy.config import Site
@@ -31,6 +33,10 @@ from booty_proxy.paths import Paths
 
 # Seconds in which the other hosts with the same name have to start their proxies.
 PATIENCE = 15
+# How long another machine with the name of a certificate may take to answer, in seconds.
+ASTRAY_SECONDS = 20
+# How many characters of a CA's sentence are shown.
+DETAIL = 1000
 NEXT_STEPS = {
     "rateLimited": "The CA issues no more for now. Nothing has to be done: the timer asks again.",
     "connection": "The CA can't reach port 80 of this host: open it in the firewall of the provider too.",
@@ -42,7 +48,8 @@ NEXT_STEPS = {
 
 def lifetime(file: Path) -> tuple[float, float] | None:
     """Return from when and until when a certificate is valid, in seconds since 1970; None without a certificate."""
-    done = run("openssl", "x509", "-noout", "-dates", "-in", str(file)) if file.exists() else None
+    # The folder belongs to booty-acme, which could put something there that openssl waits for.
+    done = run("openssl", "x509", "-noout", "-dates", "-in", str(file)) if file.is_file() else None
     dates = re.findall(r"not(?:Before|After)=(.+)", done.stdout) if done else []
     if len(dates) != 2:
         return None
@@ -222,9 +229,10 @@ def differs(address: str, name: str, path: str, answer: str) -> str:
     """Say how the answer of an address to a request differs from the right one; "" if it does not."""
     connection = http.client.HTTPConnection(address, 80, timeout=10)
     try:
-        connection.request("GET", path, headers={"Host": name})
-        right = connection.getresponse().read(100).decode(errors="replace") == answer
-        return "" if right else "another machine answers"
+        with within(ASTRAY_SECONDS):
+            connection.request("GET", path, headers={"Host": name})
+            told = connection.getresponse().read(100).decode(errors="replace")
+        return "" if told == answer else "another machine answers"
     except (OSError, http.client.HTTPException) as error:
         return str(error) or type(error).__name__
     finally:
@@ -246,18 +254,24 @@ def ask(host: Paths, site: Site, name: str) -> str:
         return ""
     run("systemctl", "reset-failed", unit)
     match = f"_SYSTEMD_INVOCATION_ID={state.get('InvocationID')}"
-    return reason(run("journalctl", "--output=cat", "--quiet", match).stdout)
+    return reason(run_tail(1_000_000, *JOURNALCTL, "--output=cat", match))
 
 
 def reason(output: str) -> str:
-    """Return what the CA said, from uacme's output: the type and the detail of its last problem, and the next step."""
+    """Return what the CA said, from uacme's output: the type and the detail of its last problem, and the next step.
+
+    The CA may have written anything. The sentence is one line.
+    """
     problems = re.findall(r'"type"\s*:\s*"urn:ietf:params:acme:error:(\w+)"', output)
     details = re.findall(r'"detail"\s*:\s*"((?:[^"\\]|\\.)*)"', output)
     if problems:
-        detail = json.loads(f'"{details[-1]}"') if details else "no detail"
+        detail = details[-1] if details else "no detail"
+        with suppress(ValueError):
+            detail = json.loads(f'"{detail}"', strict=False)
+        detail = " ".join(detail.split())[:DETAIL]
         return f"The CA says {problems[-1]}: {detail}. {NEXT_STEPS.get(problems[-1], 'The timer asks again.')}"
-    lines = [line for line in output.splitlines() if line.startswith("uacme: ")]
-    return f"The CA does not answer as it should: {lines[-1] if lines else 'no reason given'}. The timer asks again."
+    last = next((line for line in reversed(output.splitlines()) if line.startswith("uacme: ")), "no reason given")
+    return f"The CA does not answer as it should: {last[:DETAIL]}. The timer asks again."
 
 
 def renew(host: Paths, sites: list[Site], only: str = "") -> list[str]:

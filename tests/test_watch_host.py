@@ -190,7 +190,7 @@ def test_never_across_a_release_command(site: Site, tracker: None, route: str) -
     assert deploy(site, "off").status == 0
     bad = pay(site, 0, route)
     with traffic(site, route):
-        played = deploy(site, "back", 10, "-e", '{"app_release_command": ["true"]}')
+        played = deploy(site, "back", 10, "-e", '{"app_release_command": ["echo migrated"]}')
     assert played.status == 2, played.output
     assert "The wave stays on it, since its release command has run" in words(played)
     assert site.health()["release"] == bad

@@ -423,10 +423,10 @@ def test_a_tracker_with_a_private_ca_behind_a_proxy(site: Site, release: str, tm
     assert parts.hostname
     assert parts.port
     site.run(
-        "cd /root && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=CA"
-        " -keyout ca.key -out ca.pem 2>/dev/null && openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
-        f" -subj /CN=tracker -addext subjectAltName=IP:{parts.hostname} -keyout tls.key -out tls.csr 2>/dev/null &&"
-        " openssl x509 -req -in tls.csr -CA ca.pem -CAkey ca.key -days 2 -copy_extensions copy -out tls.pem 2>/dev/null"
+        "cd /root && new='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'; exec 2>/dev/null &&"
+        " openssl req -x509 $new -subj /CN=CA -addext keyUsage=critical,keyCertSign -keyout ca.key -out ca.pem &&"
+        f" openssl req $new -subj /CN=t -addext subjectAltName=IP:{parts.hostname} -keyout tls.key -out tls.csr &&"
+        " openssl x509 -req -in tls.csr -CA ca.pem -CAkey ca.key -days 2 -copy_extensions copy -out tls.pem"
     )
     (tmp_path / "tls.pem").write_text(site.run("cat /root/tls.key /root/tls.pem") + "\n")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from booty_runner.deliveries import Deliveries
+from booty_runner.deliveries import Deliveries, describe_error
 from booty_runner.events import EVENT_BYTES, Request, clean, shorten
 from booty_runner.redact import Redactor
 
@@ -523,6 +523,16 @@ def test_a_certificate_whose_ca_is_not_known_is_refused_with_what_to_do(prove, t
     assert line.endswith(
         f"the tracker at {place(tls)} is not reached: its certificate is not accepted: self-signed certificate; add its"
         " CA to the host's (update-ca-certificates), or set SSL_CERT_FILE to a file that has it"
+    )
+
+
+def test_a_ca_without_key_usage_is_refused_with_what_to_do():
+    """Python 3.13 and newer raise this error, in these words."""
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    error.verify_code, error.verify_message = 92, "CA cert does not include key usage extension"
+    assert describe_error(error) == (
+        "its certificate is not accepted: CA cert does not include key usage extension; Python 3.13 and newer want it:"
+        " make the CA's certificate anew with keyUsage=critical,keyCertSign"
     )
 
 

@@ -19,6 +19,9 @@ TOO_LARGE = 413
 RATE_LIMITED = 429
 # OpenSSL's codes X509_V_ERR_… (x509_vfy.h) for a certificate whose issuer is not trusted.
 _UNTRUSTED = frozenset((2, 18, 19, 20, 21))
+# Likewise, for a CA's certificate without keyUsage, which Python 3.13 and newer want.
+_NO_KEY_USAGE = 92
+_RENEW_CA = "; Python 3.13 and newer want it: make the CA's certificate anew with keyUsage=critical,keyCertSign"
 _ADD_CA = "; add its CA to the host's (update-ca-certificates), or set SSL_CERT_FILE to a file that has it"
 
 
@@ -104,6 +107,7 @@ def describe_error(error: BaseException) -> str:
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             hint = _ADD_CA if cause.verify_code in _UNTRUSTED else ""
+            hint = _RENEW_CA if cause.verify_code == _NO_KEY_USAGE else hint
             return f"its certificate is not accepted: {cause.verify_message}{hint}"
         if isinstance(cause, (FileNotFoundError, PermissionError)) and file:
             return f"its certificate can't be checked, since {file} names a file that can't be read: {cause.strerror}"

@@ -446,7 +446,8 @@ def test_oversized_heads(front: Front) -> None:
         (f"GET / HTTP/1.1\r\nHost: {NAME}\r\n{many}\r\n", {400, 431}),
         (f"GET / HTTP/1.1\r\nHost: {NAME}\r\nCookie: {'a=b; ' * 20_000}\r\n\r\n", {400, 431}),
     ):  # fmt: skip
-        answer = send(front, request.encode())
+        # nginx closes at once, and a reset for the rest of the head may overtake its answer.
+        answer = next(filter(None, (send(front, request.encode()) for _ in range(5))))
         assert int(answer.split()[1]) in statuses, answer[:200]
     assert told(front) == []
     # The runner accepts heads of every size that nginx accepts.

@@ -32,7 +32,7 @@ from booty_proxy.host import checked
 from booty_proxy.paths import Paths
 
 # Seconds in which the other hosts with the same name have to start their proxies.
-PATIENCE = 15
+PATIENCE = 30
 # How long another machine with the name of a certificate may take to answer, in seconds.
 ASTRAY_SECONDS = 20
 # How many characters of a CA's sentence are shown.

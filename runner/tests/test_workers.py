@@ -188,6 +188,7 @@ def test_a_service_without_a_worker_ends(pair, tcp, tmp_path, away, status):
 
 MEDDLES = {
     "starts a child": "import subprocess\nchild = subprocess.Popen(['/bin/sleep', '0.5'])\n",
+    "leaves a child": "import subprocess, time\nchild = subprocess.Popen(['/bin/true'])\ntime.sleep(0.3)\n",
     "ignores its children": "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n",
 }
 

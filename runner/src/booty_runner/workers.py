@@ -82,6 +82,8 @@ class Supervisor:
         # Only waited for, never handled: nothing can happen between two lines of this.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
         while True:
+            # At each signal: a child of the app's import may have ended before SIGCHLD was waited for.
+            self._bury()
             now = time.monotonic()
             missing = 0 if self._stopped_by else (self._count if self._proven else 1) - len(self._ready)
             if missing and now >= self._next_start:
@@ -104,11 +106,9 @@ class Supervisor:
                 continue
             if came.si_signo in _STOP:
                 self._stop(came.si_signo)
-            elif came.si_signo == signal.SIGCHLD:
-                self._bury()
             elif came.si_signo in _ORDERS:
                 self._pass_on(came.si_signo)
-            elif came.si_pid in self._ready:
+            elif came.si_signo != signal.SIGCHLD and came.si_pid in self._ready:
                 self._hear(came.si_pid, came.si_signo)
 
     def _stop(self, number: int) -> None:

@@ -110,6 +110,7 @@ class Frame:
     function: str
 
 
+# booty_host/health.py has this too, and neither program imports the other.
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
     """Raise TimeoutError if the block takes longer."""

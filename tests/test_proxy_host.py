@@ -614,5 +614,8 @@ def test_hosts_with_one_name_each_get_a_certificate_whichever_the_ca_asks(tmp_pa
         for each in fronts[:2]:
             each.run(f"rm /var/lib/booty-acme/certs/{NAME}-cert.pem && systemctl start booty-front-renew.service")
             each.connect().close()
+        played = fronts[0].good("deploy.yml", app_unreachable="skip")
+        assert f"{members[2].name} is left behind" in " ".join(played.output.split())
+        assert [each.ask("GET /health")[0] for each in fronts[:2]] == [200, 200]
     finally:
         sandbox.down(name)

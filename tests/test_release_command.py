@@ -29,6 +29,28 @@ def entry(name: str, release: str, **fields: Any) -> dict[str, Any]:
     return {"id": name, "release": release, **known, **fields}
 
 
+@pytest.mark.parametrize(
+    ("options", "of_commit", "wanted"),
+    [
+        ({}, {}, ([], [], [])),
+        ({}, {"release_command": ["a"], "post_deploy_command": ["b"]}, (["a"], ["b"], ["place", "post_deploy"])),
+        ({"app_release_command": ["c"]}, {"release_command": ["a"]}, (["c"], [], ["place"])),
+        # `true` is the way to run none although the commit has some.
+        ({"app_release_command": ["true"]}, {"release_command": ["a"]}, ([], [], [])),
+        ({"app_timers": {"nightly": {"one_host": True}}}, {}, ([], [], ["place"])),
+        ({}, {"processes": {"worker": {"one_host": False}}}, ([], [], [])),
+        ({"app_one_host": "web2"}, {}, ([], [], ["place"])),
+        ({"app_domains": ["shop.example"]}, {}, ([], [], ["proxy"])),
+    ],
+)
+def test_what_a_deploy_does_beside_the_cutover(
+    options: dict[str, Any], of_commit: dict[str, Any], wanted: tuple[list[str], ...]
+) -> None:
+    none = {"app_release_command": [], "app_post_deploy_command": [], "app_domains": [], "app_one_host": ""}
+    beside = judge.beside_cutover({**none, "app_processes": {}, "app_timers": {}, **options}, of_commit)
+    assert (beside["release_command"], beside["post_deploy_command"], beside["steps"]) == wanted
+
+
 def test_a_host_remembers_the_commands_that_ran_since_a_release_served(tmp_path: Path) -> None:
     app = App("shop", tmp_path)
     app.opt.mkdir(parents=True)

@@ -24,6 +24,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "refuse": run_check.refuse,
     "removed": host_files.removed,
     "host_values": host_files.host_values,
+    "hosts_with": fleet.hosts_with,
     "sshd_refusals": host_access.sshd_refusals,
     "stale": host_files.stale,
     "typed": variables.typed_value,

@@ -88,6 +88,7 @@ class MemorySystemd(Systemd):
                 if (self.app.root / f"proc/{self.main.get(name, 0)}/paused").exists()
                 else "serving",
                 "ControlGroup": f"/{name}",
+                "DropInPaths": " ".join(map(str, (self.app.unit_files / f"{name}.d").glob("*"))),
                 "NeedDaemonReload": "no",
                 "UnitFileState": "enabled" if name in self.enabled else "disabled",
                 "NRestarts": "1" if self.release(name) in (self.unsteady if "@" in name else self.ill) else "0",
@@ -167,9 +168,6 @@ class MemorySystemd(Systemd):
                 self.end(pid)
         (self.app.root / f"proc/{self.main[service]}/paused").unlink(missing_ok=True)
         self.app.handover.unlink()
-
-    def drop_ins(self, name: str) -> list[str]:
-        return [read(path) for path in (self.app.unit_files / f"{name}.d").glob("*")]
 
     def notify(self, pid: int, *lines: str) -> None:
         (name,) = (name for name, main in self.main.items() if main == pid)
@@ -610,6 +608,20 @@ def test_an_app_that_names_another_main_process_is_replaced_all_the_same(proven:
     answer = cut_over(proven, "b", contract=2)
     assert (answer["state"], proven.release(proven.app.service)) == ("switched", "b")
     assert "restart shop.service" in proven.steps
+    assert not proven.app.handover.exists()
+
+
+@pytest.mark.parametrize(("moment", "state"), [("the lease moves", "switched"), ("a moves", "went back")])
+def test_a_candidate_whose_control_group_is_gone_does_not_hand_over(
+    proven: MemorySystemd, moment: str, state: str
+) -> None:
+    def vanish() -> None:
+        proven.happens.clear()
+        raise FileNotFoundError("cgroup.procs")
+
+    proven.happens[moment] = vanish
+    assert cut_over(proven, "b", contract=2)["state"] == state
+    assert any("shop-candidate.service was stopped" in step for step in proven.steps)
     assert not proven.app.handover.exists()
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from jinja2 import pass_context
 from jinja2.runtime import Context
 
-from .playbook import playbook
+from .playbook import NO_HOST, playbook
 
 
 class Fleet(TypedDict):
@@ -27,6 +27,7 @@ class Fleet(TypedDict):
         commands: the records of the commands that ran, as hosts know them and as this run made them, the newest last.
         first: the host that runs the commands of the release: the first one that answered; "" without one.
         due: whether a host has a cutover to do.
+        steps: what a host does beside the cutover.
         unreachable: the hosts that preflight could not reach.
         switched_before: the hosts that this run switched and has not taken back.
         failed: the hosts whose cutover failed.
@@ -47,6 +48,7 @@ class Fleet(TypedDict):
     commands: list[dict[str, Any]]
     first: str
     due: bool
+    steps: list[str]
     unreachable: list[str]
     switched_before: list[str]
     failed: list[str]
@@ -88,6 +90,7 @@ def fleet(context: Context, hosts: Iterable[str]) -> Fleet:
         "commands": records([answer.get("host", {}).get("commands", []) for answer in answers.values()], commands),
         "first": next((host for host, answer in answers.items() if "host" in answer), ""),
         "due": any(answer.get("due") for answer in answers.values()),
+        "steps": sorted({step for answer in answers.values() for step in answer.get("steps", [])}),
         "unreachable": sorted(host for host, answer in answers.items() if "unreachable" in answer),
         "switched_before": sorted(host for host, result in cutovers.items() if "state" in result and host not in backs),
         "failed": sorted(host for host, result in cutovers.items() if result.get("failed")),
@@ -95,6 +98,19 @@ def fleet(context: Context, hosts: Iterable[str]) -> Fleet:
         "environments": sorted({everything[host]["app_environment"] for host in answers}),
         "changed_environments": sorted({everything[host]["app_environment"] for host in changed}),
     }
+
+
+@pass_context
+def hosts_with(context: Context, step: str) -> str:
+    """Return a pattern for `hosts:` of those whose answer to preflight has a step; Ansible skips a play without hosts.
+
+    A skipped play costs less than a task that each host skips, and a host that was left behind is in no such play.
+    """
+    if "hostvars" not in context:  # --syntax-check starts no play
+        return NO_HOST
+    group = context.get("groups", {}).get("booty", [])
+    answers = {host: context["hostvars"].raw_get(host).get("__app_info", {}) for host in group}
+    return ":".join(host for host, answer in answers.items() if step in answer.get("steps", [])) or NO_HOST
 
 
 @pass_context

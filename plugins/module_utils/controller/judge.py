@@ -265,6 +265,32 @@ def warnings(host: dict[str, Any], options: dict[str, Any], description: dict[st
         yield NO_PROXY.format(", ".join(static))
 
 
+def beside_cutover(options: dict[str, Any], description: dict[str, Any]) -> dict[str, list[str]]:
+    """Return what a deploy does beside the cutover.
+
+    Args:
+        options: the options of the role app.
+        description: the description of the app in the commit, or the release's manifest.
+
+    Returns:
+        `release_command` and `post_deploy_command`, the commands of the inventory, or else those of the commit; and
+        `steps`, which of the steps place, proxy and post_deploy there are.
+    """
+    commands = {
+        name: list(options[f"app_{name}"] or description.get(name, []))
+        for name in ("release_command", "post_deploy_command")
+    }
+    # `true` is the way to run none although the commit has some.
+    commands["release_command"] = [each for each in commands["release_command"] if each != "true"]
+    alone = any(program["one_host"] for each in programs.chosen(options, description) for program in each.values())
+    steps = {
+        "place": alone or options["app_one_host"] or commands["release_command"],
+        "proxy": options["app_domains"],
+        "post_deploy": commands["post_deploy_command"],
+    }
+    return {**commands, "steps": [name for name, wanted in steps.items() if wanted]}
+
+
 class PreflightAction(HostProgramAction):
     """Check a host for a `release`; with `goes_back`, for a rollback, by default to the release that served before."""
 
@@ -272,9 +298,9 @@ class PreflightAction(HostProgramAction):
         """Return the `problems`, and the host's answer as `host`.
 
         With `host` come the `release`; the host's `environment`, and the release that it `serves`; `due`, whether the
-        cutover has anything to do; `by`, the words for the journal; `crosses`, why a rollback is refused for all hosts;
-        `watch`, app_watch as it is in force; and `success_msg`, the message after a cutover. Without `host` comes
-        `rendered`, the text of the units.
+        cutover has anything to do; the keys of `beside_cutover`; `by`, the words for the journal; `crosses`, why a
+        rollback is refused for all hosts; `watch`, app_watch as it is in force; and `success_msg`, the message after a
+        cutover. Without `host` comes `rendered`, the text of the units.
         """
         result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
         _, arguments = self.validate_argument_spec(
@@ -352,6 +378,7 @@ class PreflightAction(HostProgramAction):
             "crosses": crosses if goes_back else "",
             "watch": watch.mode_of(options["app_watch"]),
             "due": options["app_restart"] or bool(host["unsettled"]),
+            **beside_cutover(options, description),
             "by": by,
             "success_msg": completed("\n".join(message), task_vars or {}),
         }

@@ -12,6 +12,8 @@ from ansible import constants as C
 from ansible import context
 from jinja2 import pass_context
 
+# A pattern for `hosts:` that matches no host and gives no warning.
+NO_HOST = "localhost:!localhost"
 # A command without the options of a run.
 COMMAND = re.compile(r"ansible-playbook (\w+)\.yml(?! -i | -e app=)")
 

@@ -27,14 +27,12 @@ from jinja2 import pass_context
 from jinja2.runtime import Context
 
 from . import apps
-from .playbook import completed
+from .playbook import NO_HOST, completed
 
 ROOT = Path(__file__).resolve().parents[3]
 SANDBOX = ROOT / "inventory" / "sandbox"
 # The packages that the controller code imports besides ansible-core.
 PACKAGES = ("uv", "packaging", "cyclonedx", "rich")
-# A pattern for `hosts:` that matches no host and gives no warning.
-NO_HOST = "localhost:!localhost"
 # Settings of Ansible that a play can't override: the required value, and the effect of another one.
 SETTINGS: dict[str, tuple[Any, str]] = {
     "DEFAULT_NO_LOG": (False, "a failure would be shown without its reason"),

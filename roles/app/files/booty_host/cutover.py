@@ -290,11 +290,12 @@ class Cutover:
         with unsaved(app, notices):
             state.serve(release.sha, release.env)
         record(f"serving {release.sha}", "switched")
+        pid = int(self.systemd.unit(app.service)["MainPID"])
         result: dict[str, Any] = {
             "state": "switched",
-            "pid": int(self.systemd.unit(app.service)["MainPID"]),
+            "pid": pid,
             "notices": notices,
-            "warnings": self.warnings(),
+            "warnings": [NO_HEALTH_PATH] if (asked := question(app, pid)) and not asked[0] else [],
         }
         try:
             result["pruned"], failures = prune(app, self.systemd, state, keep, keep_assets)
@@ -305,13 +306,6 @@ class Cutover:
             notices.append(result["unpruned"])
             journal.log(app, notices[-1])
         return result
-
-    def warnings(self) -> list[str]:
-        """Return a warning if the health check of the service proves little."""
-        match question(self.app, int(self.systemd.unit(self.app.service)["MainPID"])):
-            case ("", _, _):
-                return [NO_HEALTH_PATH]
-        return []
 
     def follow(
         self, release: Release, state: State, places: dict[str, dict[str, Any]], seconds: float, restart: bool

@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from booty_host import HostError
 from booty_host.app import App
@@ -71,8 +72,11 @@ def obstacles(app: App, systemd: Systemd, release: Release) -> Iterator[str]:
             yield f"{name} changes in {', '.join(sorted(installed ^ new))}"
     if problem := unfit_for_proxy(app, systemd, release):
         yield problem
-    drop_ins = systemd.drop_ins(app.service)
-    if drop_ins != systemd.drop_ins(app.candidate) or AT_THE_START.search("\n".join(drop_ins)):
+    # The files that persons or programs have added to the units.
+    drop_ins, of_candidate = (
+        [read(Path(path)) for path in unit["DropInPaths"].split()] for unit in (service, candidate)
+    )
+    if drop_ins != of_candidate or AT_THE_START.search("\n".join(drop_ins)):
         yield f"{app.service} has a drop-in that {app.candidate} lacks, or that limits it"
     if not (app.root / "sys/fs/cgroup/cgroup.controllers").exists():
         yield "the host has no unified control groups"
@@ -88,7 +92,9 @@ class Handover:
             RefusedError: one of them has ended.
         """
         self.app, self.systemd = app, systemd
-        self.old, self.new = (int(unit["MainPID"]) for unit in systemd.units(app.service, app.candidate))
+        service, candidate = systemd.units(app.service, app.candidate)
+        self.old, self.new = int(service["MainPID"]), int(candidate["MainPID"])
+        self.group = candidate["ControlGroup"]  # the candidate's unit keeps it until it stops
         if not self.old or not self.new:
             raise RefusedError("a process has ended")
         self.lease = 0  # the PID of the `cat`
@@ -107,7 +113,7 @@ class Handover:
             # systemd must notice the end of the process, so it has to be a child of PID 1: its parent ends at once.
             script = "exec 3<&0; cat <&3 >/dev/null & echo $!"
             self.lease = int(subprocess.check_output(["/bin/sh", "-c", script], stdin=reader))
-            self.move([self.lease], app.candidate)
+            self.move([self.lease])
             # The candidate pings from a unit that takes messages of the `cat` alone from now on.
             self.systemd.notify(self.new, f"MAINPID={self.lease}", "WATCHDOG_USEC=0", "STATUS=handing over")
             self.wait("systemd does not take the lease", lambda: self.main_processes()[1] == self.lease)
@@ -154,7 +160,7 @@ class Handover:
         in the group of a service whose main process has ended.
         """
         self.check()
-        self.move(family(self.app, self.old), self.app.candidate)
+        self.move(family(self.app, self.old))
         self.check()
         with self.lost():
             self.systemd.notify(self.old, f"MAINPID={self.new}", "STATUS=serving")
@@ -196,12 +202,12 @@ class Handover:
         service, candidate = self.systemd.units(self.app.service, self.app.candidate)
         return int(service["MainPID"]), int(candidate["MainPID"]) if candidate["ActiveState"] == "active" else 0
 
-    def move(self, pids: list[int], unit: str) -> None:
-        """Move processes to a unit's control group; raise HostError if the unit has none."""
-        group = self.systemd.unit(unit)["ControlGroup"]
-        if not group:
-            raise HostError(f"{unit} has no control group")
-        self.systemd.move(pids, group)
+    def move(self, pids: list[int]) -> None:
+        """Move processes to the control group of the candidate's unit; raise HostError if it has none any more."""
+        try:
+            self.systemd.move(pids, self.group)
+        except FileNotFoundError:
+            raise HostError(f"{self.app.candidate} was stopped") from None
 
     def wait(self, problem: str, done: Callable[[], bool]) -> None:
         """Wait until something is done; raise HostError if systemd takes too long for it."""

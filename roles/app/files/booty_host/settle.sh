@@ -5,7 +5,7 @@
 # decides which one is the service (MainPID of NAME.service); release.env decides which release may be.
 #
 # Arguments: the app's name, and how long to wait for the end of the other process, in seconds.
-app=$1 bound=$(($2 * 20)) handover=/run/$1/handover
+app=$1 bound=$2 handover=/run/$1/handover
 test -e "$handover" || exit 0 # no handover: this is an ordinary stop of a candidate
 read -r old new <"$handover"
 test "$old" -gt 1 && test "$new" -gt 1 || exit 1
@@ -83,7 +83,7 @@ done
 # When this script ends, systemd kills all processes in the candidate's group.
 for pid in "$old" "$new"; do
     while test "$pid" != "$main" && alive "$pid" && test "$bound" -gt 0; do
-        sleep 0.05
+        timeout 1 tail --pid="$pid" --sleep-interval=0.01 --follow /dev/null # it ends with the process
         bound=$((bound - 1))
     done
 done

@@ -48,7 +48,7 @@ class Systemd:
         """Return the states of units by systemd's own property names, in the order of the arguments."""
         properties = (
             "ActiveState,SubState,Result,MainPID,NeedDaemonReload,UnitFileState,NRestarts,InvocationID,StatusText,"
-            "ControlGroup"
+            "ControlGroup,DropInPaths"
         )
         return [parse_assignments(block) for block in self.show(*names, f"--property={properties}").split("\n\n")]
 
@@ -90,11 +90,6 @@ class Systemd:
         if done.returncode and check:
             reason = next(iter(done.stderr.strip().splitlines()), "no reason given")
             raise HostError(f"systemctl {verb} {' '.join(names)}: {reason}\n{self.journal(names[0]) if names else ''}")
-
-    def drop_ins(self, name: str) -> list[str]:
-        """Return the texts of the files that persons or programs have added to a unit."""
-        paths = parse_assignments(self.show(name, "--property=DropInPaths"))
-        return [read(Path(path)) for path in paths.get("DropInPaths", "").split()]
 
     def notify(self, pid: int, *lines: str) -> None:
         """Tell systemd something in the name of a process, as its own `sd_notify` would; root may."""

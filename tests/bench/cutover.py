@@ -161,6 +161,7 @@ def measure(on: list[hosts.Host], directory: Path) -> None:
     """Print the tables."""
     bench = Bench(directory)
     bench.play("bootstrap.yml")
+    bench.release()
     bench.play("deploy.yml")
     clients(bench, *on)
     starts(bench, on[0])

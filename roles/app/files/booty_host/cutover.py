@@ -255,7 +255,7 @@ class Cutover:
                 "places": state.places,
             }
             state.save()
-            self.verify(release)
+            self.verify(release, socket)
             restarts = next(obstacles(app, self.systemd, release), "")
             if due := restart or bool(unsettled(app, self.systemd, release)):
                 notices += self.try_out(release, socket, candidate, goes_back)
@@ -360,8 +360,8 @@ class Cutover:
         texts = (read(app.release_env), state.pointer, state.previous.get("pointer", ""))
         return Release(app, next((text for text in texts if parse_pointer(text) == named), texts[0]), units)
 
-    def verify(self, release: Release) -> None:
-        """Find faults before anything starts."""
+    def verify(self, release: Release, socket: dict[str, str]) -> None:
+        """Find faults before anything starts; `socket` is the state of the socket unit."""
         # The units name each other, so they are verified as one set. Installed units were verified before.
         changed = any(read(self.app.unit_files / name) != text for name, text in release.units.items())
         if changed and (faults := self.systemd.verify(release.units)):
@@ -375,7 +375,7 @@ class Cutover:
                 " proxy with its internal app. Deploy a commit that is built anew, or remove app_domains."
             )
         address, port = release.address
-        if takers := sockets.takers(self.app, address, port):
+        if takers := sockets.in_the_way(self.app, socket, release.units[self.app.socket]):
             raise HostError(f"{address}:{port} is taken: {takers}. Stop that, or choose another app_port.")
 
     def prove(self, release: Release, socket: dict[str, str], candidate: dict[str, str]) -> None:

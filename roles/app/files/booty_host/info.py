@@ -15,7 +15,7 @@ from typing import Any
 from booty_host import lease, programs, secrets, sockets
 from booty_host.app import App
 from booty_host.files import directories, read
-from booty_host.processes import older_than
+from booty_host.processes import labels, older_than
 from booty_host.programs import Programs
 from booty_host.release import Release, labels_on_disk, layers_of, manifest, unsettled
 from booty_host.state import State
@@ -88,6 +88,8 @@ def info(
         lease.wait_until_free(app, wait)
     # This is read first: the cutover refuses a host that another run changed after this line.
     seen = lease.seen(app)
+    socket, service = systemd.units(app.socket, app.service)
+    main = int(service.get("MainPID") or 0)
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     staged = {path.name: manifest(path) for path in directories(app.releases)}
     layers = [path.name for path in directories(app.layers)]
@@ -104,7 +106,7 @@ def info(
         "lacks": lacking(packages or []),
         "proxy": (app.unit_files / "booty-front.socket").exists(),
         "state_owner": owner(app.var),
-        "port_taken": sockets.takers(app, *release.address) if units else "",
+        "port_taken": sockets.in_the_way(app, socket, units[app.socket]) if units else "",
         "user_id": uid,
         "ready": uid is not None and app.releases.is_dir() and app.etc.is_dir(),
         "pointer": labels_on_disk(app),
@@ -116,14 +118,14 @@ def info(
         "served": state.served,
         "commands": state.commands,
         "refused": state.refused,
-        "running": systemd.labels(app.service),
+        "running": labels(app, main),
         "places": state.places,
         "problems": programs.problems(app, release),
         "unsettled": unsettled(app, systemd, release) or Programs(app, systemd).unsettled(release, state.here)
         if units
         else "",
         "secrets": secrets.judge(app),
-        "new_secrets": older_than(app, int(systemd.unit(app.service).get("MainPID") or 0), app.secrets_env),
+        "new_secrets": older_than(app, main, app.secrets_env),
     }
     if run_follows and not answer["unsettled"]:
         lease.note(app, f"{by}, and found it in order")

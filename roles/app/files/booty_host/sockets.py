@@ -124,6 +124,22 @@ def opened(app: App, socket_state: dict[str, str]) -> str:
     return text if invocation == socket_state["InvocationID"] else read(app.unit_files / app.socket)
 
 
+def in_the_way(app: App, socket_state: dict[str, str], unit_text: str) -> str:
+    """Name the listeners that keep an app's socket unit from listening as a text of it says; "" for none.
+
+    Nothing is in the way of a unit that listens so already. Then the kernel's table of connections, which takes 12 ms,
+    is not read.
+
+    Args:
+        app: the app.
+        socket_state: the state of its socket unit.
+        unit_text: the text.
+    """
+    if socket_state["ActiveState"] == "active" and options(opened(app, socket_state)) == options(unit_text):
+        return ""
+    return takers(app, *parse_stream(unit_text))
+
+
 def keep_opened(app: App, systemd: Systemd) -> None:
     """Keep the text of the socket unit before it is replaced, if its sockets are open."""
     socket_state = systemd.unit(app.socket)

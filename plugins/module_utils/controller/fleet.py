@@ -9,6 +9,7 @@ from jinja2 import pass_context
 from jinja2.runtime import Context
 
 from .playbook import NO_HOST, playbook
+from .variables import hosts_of
 
 
 class Fleet(TypedDict):
@@ -27,7 +28,6 @@ class Fleet(TypedDict):
         commands: the records of the commands that ran, as hosts know them and as this run made them, the newest last.
         first: the host that runs the commands of the release: the first one that answered; "" without one.
         due: whether a host has a cutover to do.
-        steps: what a host does beside the cutover.
         unreachable: the hosts that preflight could not reach.
         switched_before: the hosts that this run switched and has not taken back.
         failed: the hosts whose cutover failed.
@@ -48,7 +48,6 @@ class Fleet(TypedDict):
     commands: list[dict[str, Any]]
     first: str
     due: bool
-    steps: list[str]
     unreachable: list[str]
     switched_before: list[str]
     failed: list[str]
@@ -90,7 +89,6 @@ def fleet(context: Context, hosts: Iterable[str]) -> Fleet:
         "commands": records([answer.get("host", {}).get("commands", []) for answer in answers.values()], commands),
         "first": next((host for host, answer in answers.items() if "host" in answer), ""),
         "due": any(answer.get("due") for answer in answers.values()),
-        "steps": sorted({step for answer in answers.values() for step in answer.get("steps", [])}),
         "unreachable": sorted(host for host, answer in answers.items() if "unreachable" in answer),
         "switched_before": sorted(host for host, result in cutovers.items() if "state" in result and host not in backs),
         "failed": sorted(host for host, result in cutovers.items() if result.get("failed")),
@@ -106,10 +104,7 @@ def hosts_with(context: Context, step: str) -> str:
 
     A skipped play costs less than a task that each host skips, and a host that was left behind is in no such play.
     """
-    if "hostvars" not in context:  # --syntax-check starts no play
-        return NO_HOST
-    group = context.get("groups", {}).get("booty", [])
-    answers = {host: context["hostvars"].raw_get(host).get("__app_info", {}) for host in group}
+    answers = {host: context["hostvars"].raw_get(host).get("__app_info", {}) for host in hosts_of(context)}
     return ":".join(host for host, answer in answers.items() if step in answer.get("steps", [])) or NO_HOST
 
 

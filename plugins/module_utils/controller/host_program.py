@@ -144,14 +144,14 @@ def templates() -> Environment:
         loader=FileSystemLoader(ROLE / "templates"),
         trim_blocks=True,
         keep_trailing_newline=True,
+        auto_reload=False,
         undefined=StrictUndefined,
     )
     # Jinja's filters and tests override Ansible's, which expect Ansible's own class of undefined values.
     environment.filters = FilterModule().filters() | environment.filters
     environment.tests = TestModule().tests() | environment.tests
     environment.filters["escaped"] = programs.escaped
-    others = ("release.env.j2", "app-http.socket.j2", "app-process.service.j2", "app.timer.j2")
-    for name in (*others, *templates_of_units("booty").values()):
+    for name in environment.list_templates(filter_func=lambda name: not name.endswith(".html.j2")):
         environment.get_template(name)
     return environment
 

@@ -56,7 +56,7 @@ def serving(*hosts: Host) -> list[str | None]:
     return [demo.health(host)["release"] for host in hosts]
 
 
-@pytest.mark.parametrize("canary", [pytest.param("0", marks=pytest.mark.long), "1"])
+@pytest.mark.parametrize("canary", ["0", "1"])
 def test_a_wave_that_is_judged_bad_goes_back_and_the_next_does_not_start(
     pair: Site, tmp_path: Path, canary: str
 ) -> None:

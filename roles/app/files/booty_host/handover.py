@@ -95,7 +95,7 @@ class Handover:
         service, candidate = systemd.units(app.service, app.candidate)
         self.old, self.new = int(service["MainPID"]), int(candidate["MainPID"])
         self.group = candidate["ControlGroup"]  # the candidate's unit keeps it until it stops
-        if not self.old or not self.new:
+        if not self.old or not self.new or not self.group:
             raise RefusedError("a process has ended")
         self.lease = 0  # the PID of the `cat`
         self.pipe = -1  # its other end

@@ -105,7 +105,8 @@ def hosts_with(context: Context, step: str) -> str:
     A skipped play costs less than a task that each host skips, and a host that was left behind is in no such play.
     """
     answers = {host: context["hostvars"].raw_get(host).get("__app_info", {}) for host in hosts_of(context)}
-    return ":".join(host for host, answer in answers.items() if step in answer.get("steps", [])) or NO_HOST
+    # A comma, because the name of a host may be an IPv6 address.
+    return ",".join(host for host, answer in answers.items() if step in answer.get("steps", [])) or NO_HOST
 
 
 @pass_context
